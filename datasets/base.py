@@ -1,0 +1,179 @@
+"""What every data set offers: five splits of images and tags, and masks where the protocol shows them.
+
+Labels are 0 for background, 1..C for the foreground classes in the order of `Dataset.classes`, and 255
+(`IGNORE_INDEX`) for pixels that no metric and no loss counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmark.errors import ConfigError, DataError, MaskForbiddenError
+from datasets.files import decode_image, decode_mask, image_size
+
+IGNORE_INDEX = 255
+
+
+class Split(StrEnum):
+    """The five splits of the protocol (docs/protocol.md)."""
+
+    WEAK = "weak"
+    """Training images and their tags; asking for a mask raises."""
+    TUNE = "tune"
+    """The fifth of `train` whose ids hash lowest: the only masks that a choice may see."""
+    TRAIN = "train"
+    """Where the quality of seeds and pseudo-masks is reported."""
+    VAL = "val"
+    """Where the segmentation network is reported, once a published row."""
+    TEST = "test"
+    """Images without masks; predictions are exported for a server."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set. Only problems of severity `error` make a check fail."""
+
+    severity: Literal["error", "warning"]
+    file: Path
+    message: str
+
+
+class Dataset(ABC):
+    """A data set on disk. Opening one reads lists and tags, never pixels."""
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    """Foreground class names; the label of `classes[i]` is i + 1."""
+    tag_source: str
+    """Where the tags come from, in words for the log (`Annotations/*.xml`, a file name, `masks`)."""
+    mask_source: str
+    """Which masks are used, in words for the log."""
+
+    @abstractmethod
+    def ids(self, split: Split) -> tuple[str, ...]:
+        """Return the ids of a split in a fixed order; empty where the data set does not have the split."""
+
+    @abstractmethod
+    def image_path(self, image_id: str) -> Path:
+        """Return the path of an image (which may not exist)."""
+
+    @abstractmethod
+    def mask_path(self, image_id: str) -> Path:
+        """Return the path of an image's true mask (which may not exist)."""
+
+    @abstractmethod
+    def tags(self, image_id: str) -> tuple[int, ...]:
+        """Return the labels (1..C, ascending) of the classes that the image is tagged with."""
+
+    @abstractmethod
+    def saliency_path(self, image_id: str) -> Path | None:
+        """Return the path of the image's saliency map, None where the data set has no such folder."""
+
+    @abstractmethod
+    def label_files(self) -> tuple[Path, ...]:
+        """Return the files besides images and masks that define the data set (lists, tags, JSON)."""
+
+    @abstractmethod
+    def layout_problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with the lists and tag files of this layout (see `datasets.check`)."""
+
+    def split(self, split: Split | str, supervision: Literal["weak", "full"] = "weak") -> SplitView:
+        """Return one split. `supervision="full"` shows the masks of `weak` (the fully supervised bound).
+
+        Raises ConfigError for an unknown split, DataError for an empty one.
+        """
+        try:
+            split = Split(split)
+        except ValueError:
+            raise ConfigError(f"unknown split {split!r}. Valid: {', '.join(Split)}") from None
+        ids = self.ids(split)
+        if not ids:
+            raise DataError(f"{self.root}: the split {split.value!r} of {self.name} is empty or has no list")
+        return SplitView(self, split, ids, supervision == "full")
+
+    @cached_property
+    def long_side(self) -> int:
+        """Median of the longer image side in pixels, over up to 64 images spread over `weak`."""
+        ids = self.split(Split.WEAK).ids
+        step = max(1, len(ids) // 64)
+        return int(np.median([max(image_size(self.image_path(i))) for i in ids[::step][:64]]))
+
+
+@dataclass(frozen=True)
+class SplitView:
+    """The images of one split, and no more than the protocol shows of them."""
+
+    dataset: Dataset
+    split: Split
+    ids: tuple[str, ...]
+    full_supervision: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.dataset.classes
+
+    @property
+    def has_masks(self) -> bool:
+        return self.split in (Split.TUNE, Split.TRAIN, Split.VAL) or (
+            self.split is Split.WEAK and self.full_supervision
+        )
+
+    def size(self, image_id: str) -> tuple[int, int]:
+        """Return (height, width) in pixels, read from the file's header."""
+        return image_size(self.dataset.image_path(image_id))
+
+    def image(self, image_id: str) -> NDArray[np.uint8]:
+        """Return the image, uint8 (H, W, 3) RGB. Raises DataError where it is missing or broken."""
+        return decode_image(self.dataset.image_path(image_id))
+
+    def tags(self, image_id: str) -> tuple[int, ...]:
+        """Return the labels (1..C, ascending) of the image's tags."""
+        return self.dataset.tags(image_id)
+
+    def mask(self, image_id: str) -> NDArray[np.uint8]:
+        """Return the true mask, uint8 (H, W) of labels and 255.
+
+        Raises MaskForbiddenError on `weak` and `test`; DataError where the file is missing or broken, of
+        another size than the image, or has a label that the data set does not know.
+        """
+        if not self.has_masks:
+            raise MaskForbiddenError(f"the split {self.split.value!r} shows no masks (asked for {image_id!r})")
+        path = self.dataset.mask_path(image_id)
+        mask = decode_mask(path)
+        height, width = self.size(image_id)
+        if mask.shape != (height, width):
+            raise DataError(
+                f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height} pixels"
+            )
+        unknown = sorted({int(v) for v in np.unique(mask)} - {*range(len(self.classes) + 1), IGNORE_INDEX})
+        if unknown:
+            raise DataError(f"{path}: labels {unknown} are outside 0..{len(self.classes)} and 255")
+        return mask
+
+    def saliency(self, image_id: str) -> NDArray[np.float32]:
+        """Return the saliency map, float32 (H, W) in [0, 1]. Raises DataError where there is none."""
+        path = self.dataset.saliency_path(image_id)
+        if path is None:
+            raise DataError(f"{self.dataset.root}: {self.dataset.name} was opened without saliency maps")
+        return decode_mask(path, palette=False).astype(np.float32) / 255
+
+
+def tune_ids(train: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the fifth of `train` whose ids have the lowest sha256, in the order of `train`."""
+    ranked = sorted(train, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+    chosen = set(ranked[: max(1, len(train) // 5)]) if train else set()
+    return tuple(i for i in train if i in chosen)

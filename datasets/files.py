@@ -1,0 +1,71 @@
+"""Reading image and mask files, with errors that name the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from benchmark.errors import DataError
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the list that names it, or fetch it again") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path}: not a readable picture ({error}); fetch it again") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (height, width) from the header. Raises DataError where the file is missing or no picture."""
+    with _open(path) as picture:
+        return picture.height, picture.width
+
+
+def decode_image(path: Path) -> NDArray[np.uint8]:
+    """Return uint8 (H, W, 3) RGB. Raises DataError where the file is missing, truncated or no picture."""
+    with _open(path) as picture:
+        try:
+            return np.asarray(picture.convert("RGB"))
+        except OSError as error:
+            raise DataError(f"{path}: broken or truncated picture ({error}); fetch it again") from None
+
+
+def decode_mask(path: Path, palette: bool = True) -> NDArray[np.uint8]:
+    """Return uint8 (H, W): palette indices or grey values.
+
+    Raises DataError where the file is missing or broken, is a colour picture, or (`palette=False`) is no
+    8-bit grey picture.
+    """
+    with _open(path) as picture:
+        if picture.mode not in (("P", "L") if palette else ("L",)):
+            wanted = "a palette or 8-bit grey" if palette else "an 8-bit grey"
+            raise DataError(f"{path}: a picture of mode {picture.mode}, expected {wanted} one")
+        try:
+            return np.asarray(picture)
+        except OSError as error:
+            raise DataError(f"{path}: broken or truncated picture ({error}); fetch it again") from None
+
+
+def palette() -> bytes:
+    """Return the 768 bytes of PASCAL VOC's colour map (bit-reversed label values, VOCdevkit `VOClabelcolormap`)."""
+    table = np.zeros((256, 3), np.uint8)
+    for label in range(256):
+        value = label
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                table[label, channel] |= ((value >> channel) & 1) << shift
+            value >>= 3
+    return table.tobytes()
+
+
+def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
+    """Write uint8 (H, W) labels as a palette PNG in VOC's colours."""
+    picture = Image.fromarray(mask, mode="L").convert("L")
+    indexed = picture.copy()
+    indexed.putpalette(palette())
+    indexed.save(path, format="PNG")

@@ -1,0 +1,78 @@
+"""What a result was computed with: code version, packages, machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "seedbed",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "pydensecrf2",
+    "scikit-learn",
+    "scikit-image",
+)
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Return code version, package versions and hardware as plain JSON values."""
+    return {
+        "code": code_version(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": _gpu(),
+    }
+
+
+@functools.cache
+def code_version() -> str:
+    """Return the commit of the git checkout (`+dirty` where files differ), else the package's version."""
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        if not (folder / ".git").exists():
+            return f"seedbed {_version('seedbed')}"
+        commit = _git(folder, "rev-parse", "HEAD").strip()
+        dirty = _git(folder, "status", "--porcelain", "--untracked-files=no").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return f"seedbed {_version('seedbed')}"
+    return commit + ("+dirty" if dirty else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _gpu() -> str | None:
+    # Only a process that already works with torch is asked: importing it here would cost seconds.
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None

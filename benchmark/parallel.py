@@ -1,0 +1,37 @@
+"""Work over images in several processes, with the results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """Yield `function(item)` for each item, in the order of the items.
+
+    With `processes` of at most 1 everything runs here. At most a few items a process are under way, so
+    `items` may be a generator of large arrays. `function` must be importable by name. An error of `function`
+    is raised here; what was not begun is dropped.
+    """
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    # Not `fork`: the parent may hold torch's threads, whose locks a forked child would wait for in vain.
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(processes, mp_context=context)
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= 4 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

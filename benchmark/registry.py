@@ -1,0 +1,75 @@
+"""Finds the plug-ins: every file of a package that defines the package's constant at its top level.
+
+    methods/*.py            METHOD      a method (benchmark/stage.py: Method)
+    methods/refine/*.py     REFINER     a refiner (benchmark/stage.py: Refiner)
+    methods/backbones/*.py  BACKBONE    a backbone (methods/backbones/base.py)
+    datasets/*.py           DATASET     a data set (datasets/base.py)
+
+A plug-in's name is the name of its file. Files are parsed, not imported, until one is asked for by name, so
+listing names costs milliseconds although methods import torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import SeedbedError, unknown_name
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of plug-in."""
+
+    what: str
+    package: str
+    constant: str
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all plug-ins, sorted."""
+        return tuple(_files(self.package, self.constant))
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the plug-in file's docstring, without importing it."""
+        return _files(self.package, self.constant)[name]
+
+    def load(self, name: str) -> Any:
+        """Import and return a plug-in. Raises ConfigError for an unknown name, with the closest match."""
+        if name not in self.names():
+            raise unknown_name(self.what, name, self.names())
+        plugin = getattr(importlib.import_module(f"{self.package}.{name}"), self.constant)
+        if plugin.name != name:
+            raise SeedbedError(f"{self.package}/{name}.py: {self.constant}.name is {plugin.name!r}, not {name!r}")
+        return plugin
+
+
+METHODS = Family("method", "methods", "METHOD")
+REFINERS = Family("refiner", "methods.refine", "REFINER")
+BACKBONES = Family("backbone", "methods.backbones", "BACKBONE")
+DATASETS = Family("data set", "datasets", "DATASET")
+
+
+@functools.cache
+def _files(package: str, constant: str) -> dict[str, str]:
+    (folder,) = importlib.import_module(package).__path__
+    found = {}
+    for path in sorted(Path(folder).glob("*.py")):
+        source = path.read_text()
+        if constant not in source:
+            continue
+        try:
+            tree = ast.parse(source)
+        except SyntaxError as error:
+            raise SeedbedError(f"{path}: line {error.lineno}: {error.msg}") from None
+        if any(constant in _assigned(node) for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]

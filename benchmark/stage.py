@@ -1,0 +1,155 @@
+"""What a stage is: one arrow of the data flow, whose fields are its hyper-parameters.
+
+    images + tags → localise → SCORES → refine → MASKS → segment → CHECKPOINT → predict → MASKS → RECORDS
+
+Every stage writes one directory in the store (benchmark/store.py) and is never run twice with the same
+inputs. A method and a refiner are plain lists of stages (benchmark/pipeline.py runs them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from benchmark.hparams import validate
+from benchmark.progress import Reporter
+from datasets.base import Dataset, Split
+
+
+class Kind(Enum):
+    """What a stage's directory holds. The value is the word that users see."""
+
+    CHECKPOINT = "checkpoint"
+    """A trained network (benchmark/checkpoint.py)."""
+    TAGS = "tags"
+    """Image-level labels of `weak` that replace the data set's own (for example sub-categories)."""
+    SCORES = "scores"
+    """Localisation maps of one split (benchmark/maps.py)."""
+    THRESHOLD = "threshold"
+    """The background threshold for SCORES (methods/refine/none.py)."""
+    MASKS = "masks"
+    """A folder of palette PNGs of one split, labels 0..C and 255."""
+    RECORDS = "records"
+    """Measured numbers of one split (benchmark/records.py)."""
+
+
+TRAINED_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a method may know of the data set and of the run when it lists its stages."""
+
+    classes: int
+    """Number of foreground classes."""
+    long_side: int
+    """Longer image side in pixels at which networks work: the data set's median, or `size`."""
+    backbone: str
+    weights: str = "none"
+    """Initialisation: `none`, `imagenet`, or `sha256:…` of a state-dict file."""
+    size: int = 0
+    """The user's `--size`: images are shown to networks with this longer side; 0 is each image's own size."""
+
+    def scaled(self, pixels: int, multiple: int = 8) -> int:
+        """Return a size given for VOC's 500-pixel images, scaled down to this data set's image size.
+
+        Sizes are never scaled up, and are rounded to a multiple of `multiple` pixels (at least one).
+        """
+        factor = min(1.0, self.long_side / 500)
+        return max(multiple, round(pixels * factor / multiple) * multiple)
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a stage runs. Nothing here but `seed` and `split` may change its result."""
+
+    seed: int
+    split: Split
+    """The split whose images SCORES, MASKS and RECORDS are made of; training stages get `weak`."""
+    scratch: Path
+    """A directory that survives a kill of this stage and is removed when the stage is done."""
+    device: str = "cpu"
+    workers: int = 0
+    """Processes for loading, CRF and evaluation beside the main one."""
+    weights_files: Mapping[str, Path] | None = None
+    """Where the state-dict files of the `sha256:…` initialisations lie."""
+    reporter: Reporter = field(default_factory=Reporter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """One cached step. Subclasses are frozen keyword-only dataclasses whose fields are declared by `hp`."""
+
+    version: ClassVar[int]
+    """Raised by one whenever the stage's result changes for the same fields."""
+    consumes: ClassVar[tuple[Kind, ...]] = ()
+    produces: ClassVar[Kind]
+    seeded: ClassVar[bool] = True
+    """False where the stage draws no random number, so that all seeds share its result."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def on(self) -> Split | None:
+        """The split that the stage always works on; None where it works on the split that is asked for."""
+        return Split.WEAK if self.produces in TRAINED_ON_WEAK else None
+
+    @abstractmethod
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Compute from `inputs` (the latest artifact of each consumed kind) and leave files in `out`."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields by name, as plain JSON values."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+
+    def identity(self, seed: int, data_digest: str, split: Split, inputs: Mapping[Kind, str]) -> dict[str, Any]:
+        """Return all that decides the stage's result, as plain JSON values. Its sha256 is the cache key."""
+        return {
+            "stage": type(self).__name__,
+            "version": self.version,
+            "settings": self.settings(),
+            "seed": seed if self.seeded else None,
+            "data": data_digest,
+            "split": str(split),
+            "inputs": {kind.value: key for kind, key in sorted(inputs.items(), key=lambda i: i[0].value)},
+        }
+
+
+def cache_key(identity: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of a stage's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+class Method(Protocol):
+    """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`."""
+
+    name: str
+    paper: str
+    one_step: bool
+    """True where `localise` ends in MASKS: no refinement, no separate segmentation network."""
+    supervision: Literal["I", "I+S"]
+    """Image tags only, or tags and saliency maps."""
+    fixed_threshold: float
+    """The paper's constant background threshold for its maps, in [0, 1]."""
+
+    def localise(self, meta: Meta) -> list[Stage]:
+        """Return the stages from images and tags to SCORES (or MASKS, if `one_step`)."""
+        ...
+
+
+class Refiner(Protocol):
+    """From SCORES to pseudo-masks: the object `REFINER` of a file in `methods/refine/`."""
+
+    name: str
+    paper: str
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Return the stages from SCORES to MASKS."""
+        ...

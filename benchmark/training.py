@@ -1,0 +1,258 @@
+"""The one training loop of all methods: schedule, mixed precision, checkpoints, resume, progress."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from optuna.distributions import FloatDistribution
+from torch import Tensor, nn
+
+from benchmark.checkpoint import load_tensors, save_tensors, to_device
+from benchmark.errors import NonFiniteLossError
+from benchmark.hparams import hp
+from benchmark.seeding import derive_seed
+from benchmark.stage import Context, Stage
+
+Batch = Mapping[str, Tensor]
+Losses = Callable[[Batch, float], Mapping[str, Tensor]]
+"""Maps a batch and the time in epochs (fractional) to named scalar losses, whose sum is minimised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage(Stage):
+    """The hyper-parameters that every training stage has. Subclasses give their own defaults."""
+
+    epochs: int = hp(15, low=1, high=10_000, source="PSA code")
+    batch: int = hp(16, low=1, high=4096, source="PSA code")
+    optimiser: Literal["sgd", "adamw"] = hp("sgd", source="PSA code")
+    lr: float = hp(0.1, FloatDistribution(1e-5, 1.0, log=True), low=0, high=100, source="PSA code")
+    momentum: float = hp(0.0, low=0, high=0.9999, source="METHODS 1.3: the momentum trap (A1)")
+    weight_decay: float = hp(5e-4, FloatDistribution(1e-6, 1e-2, log=True), low=0, high=1, source="PSA code")
+    power: float = hp(0.9, low=0, high=10, source="PSA code: lr · (1 − step/steps)^power")
+    head_multiplier: float = hp(10.0, low=0, high=1000, source="PSA code: new layers learn ten times faster")
+    biases: Literal["as_weights", "psa"] = hp("as_weights", source="PSA code: 2 × lr, no weight decay")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    multiplier: float = 1.0
+    decay: bool = True
+
+
+def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage) -> list[Group]:
+    """Return the groups of a backbone and its new layers. Frozen parameters are left out.
+
+    `biases="psa"` gives biases twice the learning rate of their layer and no weight decay.
+    """
+    groups = []
+    for modules, multiplier in (([pretrained], 1.0), (list(new), settings.head_multiplier)):
+        named = [p for m in modules for p in m.named_parameters() if p[1].requires_grad]
+        if settings.biases == "as_weights":
+            groups.append(Group([p for _, p in named], multiplier))
+        else:
+            weights = [p for name, p in named if not name.endswith("bias")]
+            biases = [p for name, p in named if name.endswith("bias")]
+            groups += [Group(weights, multiplier), Group(biases, 2 * multiplier, decay=False)]
+    return [group for group in groups if group.parameters]
+
+
+def fit(
+    network: nn.Module,
+    losses: Losses,
+    examples: torch.utils.data.Dataset[Any],
+    groups: Sequence[Group],
+    settings: TrainingStage,
+    out: Path,
+    ctx: Context,
+) -> None:
+    """Train `network` in place; it ends in eval mode on `ctx.device`.
+
+    `examples` is indexed by (epoch, index) and has a length (datasets/transforms.py: Examples). The last
+    batch of an epoch is dropped where it is not full. After each epoch the state of network, optimiser and
+    random number generators is saved to `ctx.scratch`, and a call that finds such a state goes on from it to
+    the same weights, bit for bit. Writes `training.json` to `out`: the optimiser's groups and, for each epoch,
+    the mean of each loss.
+
+    Raises NonFiniteLossError, naming epoch, step and loss, where a loss is NaN or infinite.
+    """
+    make_deterministic()
+    torch.manual_seed(derive_seed(ctx.seed, type(settings).__name__, "training"))
+    to_device(network, ctx.device)
+    optimiser = _optimiser(groups, settings)
+    rates = [group["lr"] for group in optimiser.param_groups]
+    sampler = EpochSampler(len(examples), settings.batch, ctx.seed)  # type: ignore[arg-type]
+    steps = len(sampler)
+    total = steps * settings.epochs
+    checkpoint = ctx.scratch / "training.pt"
+    history, first = _resume(checkpoint, network, optimiser)
+    loader = torch.utils.data.DataLoader(
+        examples,
+        batch_sampler=sampler,
+        num_workers=ctx.workers,
+        pin_memory=ctx.device != "cpu",
+        persistent_workers=ctx.workers > 0,
+    )
+    name = type(settings).__name__
+    with ctx.reporter.bar(name, total) as bar:
+        bar.start_at(first * steps)
+        for epoch in range(first, settings.epochs):
+            network.train()
+            sampler.epoch = epoch
+            meter = _Meter(name, epoch, settings.batch, every=1 if ctx.device == "cpu" else 20)
+            for step, batch in enumerate(loader):
+                done = epoch * steps + step
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * (1 - done / total) ** settings.power
+                moved = _to_device(batch, ctx.device)
+                with torch.autocast("cuda", torch.bfloat16, enabled=ctx.device != "cpu"):
+                    named = losses(moved, epoch + step / steps)
+                loss = torch.stack([value.float() for value in named.values()]).sum()
+                meter.add(named)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                bar.show(done + 1, meter.note)
+            history.append(meter.means())
+            save_tensors(checkpoint, _state(epoch + 1, network, optimiser, history))
+    report = {"groups": _describe(optimiser, rates), "history": history}
+    (out / "training.json").write_text(json.dumps(report, indent=1))
+    network.eval()
+
+
+def make_deterministic() -> None:
+    """Ask torch for the same bytes every time, on the CPU and on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory is a debugging aid of that mode and costs time in every allocation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, length: int, batch: int, seed: int) -> None:
+        self.length, self.batch, self.seed = length, min(batch, length), seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for start in range(0, len(self) * self.batch, self.batch):
+            yield [(self.epoch, index) for index in order[start : start + self.batch]]
+
+
+class _Meter:
+    """Sums the losses of an epoch, looking at them (which waits for a GPU) only `every` so many steps."""
+
+    def __init__(self, name: str, epoch: int, batch: int, every: int) -> None:
+        self.name, self.epoch, self.batch, self.every = name, epoch, batch, every
+        self.steps, self.note = 0, ""
+        self._names: list[str] = []
+        self._sum: Tensor | None = None
+        self._start = time.monotonic()
+
+    def add(self, named: Mapping[str, Tensor]) -> None:
+        self._names = list(named)
+        values = torch.stack([value.detach().double() for value in named.values()])
+        self._sum = values if self._sum is None else self._sum + values
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self._check(values)
+
+    def means(self) -> dict[str, float]:
+        if self._sum is None:
+            return {}
+        self._check(self._sum)
+        return dict(zip(self._names, (self._sum / self.steps).tolist(), strict=True))
+
+    def _check(self, values: Tensor) -> None:
+        # A NaN stays in the running sum, so a look at the sum now and then misses none.
+        assert self._sum is not None
+        for loss, value in zip(self._names, self._sum.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"{self.name}: the loss {loss!r} is {value} in epoch {self.epoch + 1}, "
+                    f"step {self.steps}; try a lower learning rate, for example --set {self.name}.lr=…"
+                )
+        rate = self.steps * self.batch / (time.monotonic() - self._start)
+        self.note = f"epoch {self.epoch + 1}  loss {float(values.sum()):.4f}  {rate:.1f} images/s"
+
+
+def _to_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
+    if device == "cpu":
+        return dict(batch)
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    return {
+        name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+        for name, value in moved.items()
+    }
+
+
+def _optimiser(groups: Sequence[Group], settings: TrainingStage) -> torch.optim.Optimizer:
+    described = [
+        {
+            "params": list(group.parameters),
+            "lr": settings.lr * group.multiplier,
+            "weight_decay": settings.weight_decay if group.decay else 0.0,
+        }
+        for group in groups
+    ]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(described, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(described, lr=settings.lr)
+
+
+def _describe(optimiser: torch.optim.Optimizer, rates: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "optimiser": type(optimiser).__name__,
+            "lr": rate,
+            "momentum": group.get("momentum", group.get("betas", (0.0,))[0]),
+            "weight_decay": group["weight_decay"],
+            "parameters": sum(p.numel() for p in group["params"]),
+        }
+        for group, rate in zip(optimiser.param_groups, rates, strict=True)
+    ]
+
+
+def _state(
+    epoch: int, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]]
+) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "history": history,
+    }
+
+
+def _resume(
+    checkpoint: Path, network: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[list[dict[str, float]], int]:
+    if not checkpoint.exists():
+        return [], 0
+    state = load_tensors(checkpoint)
+    network.load_state_dict(state["network"])
+    optimiser.load_state_dict(state["optimiser"])
+    torch.set_rng_state(state["random"])
+    if state["random_gpu"]:
+        torch.cuda.set_rng_state_all(state["random_gpu"])
+    return state["history"], state["epoch"]

@@ -1,0 +1,277 @@
+"""One trial: a method, a refiner, a data set and a seed, from images to Records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmark.environment import environment
+from benchmark.errors import ConfigError
+from benchmark.hparams import override
+from benchmark.pipeline import Machine, Pipeline
+from benchmark.records import Record, read_records, write_records
+from benchmark.registry import BACKBONES, METHODS, REFINERS
+from benchmark.stage import Context, Kind, Meta, Method, Stage
+from benchmark.store import Entry
+from benchmark.workfolder import WorkFolder
+from datasets.base import Dataset, Split
+
+Selection = Literal["fixed", "tuned", "oracle"]
+SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
+SMALL_IMAGES = 128
+"""Data sets whose images are at most so many pixels long get the backbone `tiny` unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run. Everything here is recorded; nothing else changes the numbers."""
+
+    dataset: str
+    method: str = "cam"
+    refiner: str = "none"
+    seed: int = 0
+    supervision: Literal["weak", "full"] = "weak"
+    """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
+    backbone: str | None = None
+    """None: `tiny` for images of at most 128 pixels, else `resnet50`."""
+    weights: str | None = None
+    """`none`, `imagenet`, or the path of a state dict; None: `imagenet` where the backbone has it."""
+    size: int = 0
+    """Networks see images with this longer side in pixels; 0 is their own size. Measured at full size always."""
+    segment: bool = True
+    """Whether a segmentation network is trained on the pseudo-masks."""
+    selections: Sequence[Selection] = SELECTIONS
+    """The thresholds at which pseudo-masks are reported."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters, `{"Stage.field": value}`."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial gave."""
+
+    run: str
+    """The run's id: the same trial on the same data and code settings has the same id."""
+    folder: Path
+    """Holds `run.json`, `records.parquet` and `examples.png`."""
+    records: list[Record]
+    executed: list[Entry]
+    """The stages that were computed; those found in the store are not among them."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages of a trial, in their three parts."""
+
+    localise: list[Stage]
+    refine: list[Stage]
+    segment: list[Stage]
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [*self.localise, *self.refine, *self.segment]
+
+
+def build_chain(trial: Trial, meta: Meta) -> Chain:
+    """Return the stages of a trial with its settings applied. Raises ConfigError for an impossible one."""
+    from methods.segment import segmentation_stages
+
+    segment = segmentation_stages(meta, trial.supervision) if trial.segment else []
+    if trial.supervision == "full":
+        parts = Chain([], [], segment)
+    else:
+        method: Method = METHODS.load(trial.method)
+        localise = method.localise(meta)
+        refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
+        parts = Chain(localise, refine, segment)
+    stages = override(parts.stages, trial.settings)
+    first, second = len(parts.localise), len(parts.localise) + len(parts.refine)
+    return Chain(stages[:first], stages[first:second], stages[second:])
+
+
+def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -> Result:
+    """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
+
+    Whatever is in the store already is not computed again. Raises the errors of the stages.
+    """
+    trial, meta, machine = _resolve(trial, data, machine)
+    chain = build_chain(trial, meta)
+    digest = work.digest(data, machine.reporter)
+    runner = _Runner(trial, chain, data, digest, work, machine)
+    records = runner.measure()
+    run = runner.run_id()
+    folder = work.runs / run
+    folder.mkdir(parents=True, exist_ok=True)
+    write_records(folder / "records.parquet", records)
+    runner.pictures(folder / "examples.png")
+    description = {
+        "run": run,
+        "trial": asdict(trial),
+        "data": {
+            "digest": digest,
+            "classes": data.classes,
+            "tags": data.tag_source,
+            "masks": data.mask_source,
+            "images": {str(split): len(data.ids(split)) for split in Split},
+        },
+        "stages": [{"stage": type(s).__name__, "version": s.version, **s.settings()} for s in chain.stages],
+        "artifacts": {name: str(path) for name, path in runner.artifacts.items()},
+        "environment": environment(),
+    }
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(description, indent=1))
+    temporary.replace(folder / "run.json")
+    return Result(run, folder, records, runner.executed)
+
+
+def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
+    """Return the description of a finished run. Raises ConfigError where there is no such run."""
+    path = work.runs / run / "run.json"
+    if not path.exists():
+        known = sorted(p.parent.name for p in work.runs.glob("*/run.json"))
+        listed = ", ".join(known[-10:]) or "(none)"
+        raise ConfigError(f"{work.root}: no run {run!r}. The newest ones: {listed}")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@dataclass
+class _Runner:
+    """Runs the chain of one trial and its measurements, and remembers where the artifacts are."""
+
+    trial: Trial
+    chain: Chain
+    data: Dataset
+    digest: str
+    work: WorkFolder
+    machine: Machine
+    executed: list[Entry] = field(default_factory=list)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+
+    def measure(self) -> list[Record]:
+        """Compute all levels that the trial has and return their records."""
+        records: list[Record] = []
+        if self.trial.supervision == "weak":
+            records += self._classifier() + self._seeds() + self._pseudo_masks()
+        if self.chain.segment:
+            records += self._segmentation()
+        return records
+
+    def run_id(self) -> str:
+        """Return a readable name with a digest of the last step's identity."""
+        pipeline = self._pipeline(self.chain.stages)
+        key = pipeline.step(len(self.chain.stages) - 1, Split.VAL).key
+        head = "supervised" if self.trial.supervision == "full" else f"{self.trial.method}-{self.trial.refiner}"
+        return f"{head}-{self.data.name}-seed{self.trial.seed}-{key[:8]}"
+
+    def pictures(self, path: Path) -> None:
+        """Draw some images of `train` with all that the run made of them, unless that was done before."""
+        from benchmark.pictures import draw_examples
+        from methods.segment import PredictMasks, predict_masks
+
+        if path.exists():
+            return
+        predict = None
+        stage = self.chain.stages[-1]
+        if isinstance(stage, PredictMasks):
+            checkpoint = self._pipeline(self.chain.stages[:-1]).latest(Kind.CHECKPOINT, Split.WEAK)
+            view = self.data.split(Split.TRAIN)
+            machine = self.machine
+            context = Context(self.trial.seed, Split.TRAIN, path.parent, machine.device, machine.workers)
+
+            def predict(ids: tuple[str, ...], folder: Path) -> None:
+                predict_masks(stage, checkpoint, replace(view, ids=ids), folder, context)
+
+        temporary = path.with_name("examples.tmp.png")
+        draw_examples(temporary, self.data, self.artifacts, predict)
+        temporary.replace(path)
+
+    def _classifier(self) -> list[Record]:
+        from benchmark.measure import MeasureClassifier
+
+        first = next(i for i, stage in enumerate(self.chain.localise) if stage.produces is Kind.CHECKPOINT)
+        return self._records(
+            [*self.chain.localise[: first + 1], MeasureClassifier(long_side=self.trial.size)], Split.VAL
+        )
+
+    def _seeds(self) -> list[Record]:
+        from benchmark.measure import MeasureMaps
+        from methods.refine.none import SelectThreshold
+
+        method: Method = METHODS.load(self.trial.method)
+        if method.one_step:
+            return []
+        fixed = method.fixed_threshold
+        measuring = [SelectThreshold(selection="tuned", value=fixed), MeasureMaps(fixed=fixed)]
+        pipeline = self._pipeline(self.chain.localise)
+        self.artifacts["scores"] = pipeline.latest(Kind.SCORES, Split.TRAIN)
+        return self._records([*self.chain.localise, *measuring], Split.TRAIN)
+
+    def _pseudo_masks(self) -> list[Record]:
+        from benchmark.measure import MeasureMasks
+
+        if not self.chain.refine:
+            return []
+        chosen = next(
+            (str(s.settings()["selection"]) for s in self.chain.refine if hasattr(s, "selection")), "none"
+        )
+        records = []
+        for selection in dict.fromkeys([chosen, *(self.trial.selections if chosen != "none" else ())]):
+            refine = [
+                replace(stage, selection=selection) if hasattr(stage, "selection") else stage
+                for stage in self.chain.refine
+            ]
+            stages = [*self.chain.localise, *refine]
+            main = selection == chosen
+            for split in (Split.TRAIN, Split.TUNE) if main else (Split.TRAIN,):
+                measuring = MeasureMasks(level="pseudo_mask", selection=selection)
+                records += self._records([*stages, measuring], split, wide=main)
+            if main:
+                self.artifacts["masks"] = self._pipeline(stages).latest(Kind.MASKS, Split.TRAIN)
+        return records
+
+    def _segmentation(self) -> list[Record]:
+        from benchmark.measure import MeasureMasks
+
+        pipeline = self._pipeline(self.chain.stages)
+        self.artifacts["predictions"] = pipeline.latest(Kind.MASKS, Split.VAL)
+        return self._records([*self.chain.stages, MeasureMasks(level="segmentation")], Split.VAL)
+
+    def _records(self, stages: list[Stage], split: Split, wide: bool = True) -> list[Record]:
+        folder = self._pipeline(stages, wide).latest(Kind.RECORDS, split)
+        return read_records(folder / "records.parquet")
+
+    def _pipeline(self, stages: list[Stage], wide: bool = True) -> Pipeline:
+        # Where a segmentation network follows, all of `weak` is needed anyway: smaller splits are read from it.
+        widest = Split.WEAK if self.chain.segment and self.chain.localise else Split.TRAIN
+        scope = {Kind.SCORES: widest, Kind.MASKS: widest if wide else Split.TRAIN}
+        return Pipeline(
+            stages,
+            self.data,
+            self.digest,
+            self.trial.seed,
+            self.work.store,
+            self.machine,
+            scope=scope,
+            executed=self.executed,
+        )
+
+
+def _resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:
+    """Fill in the defaults that depend on the data set, and the digest of a weights file."""
+    backbone = trial.backbone or ("tiny" if data.long_side <= SMALL_IMAGES else "resnet50")
+    family = BACKBONES.load(backbone)
+    weights = trial.weights or ("imagenet" if family.imagenet else "none")
+    if weights not in ("none", "imagenet"):
+        path = Path(weights)
+        if not path.is_file():
+            raise ConfigError(f"--weights {weights}: no such file. Valid: none, imagenet, or a state-dict file")
+        weights = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        machine = replace(machine, weights_files={**machine.weights_files, weights: path})
+    trial = replace(trial, backbone=backbone, weights=weights)
+    long_side = min(trial.size or data.long_side, data.long_side)
+    return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

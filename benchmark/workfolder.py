@@ -1,0 +1,113 @@
+"""The work folder, and `seedbed.toml`, which maps the names of data sets to where they lie.
+
+    seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder a run
+    seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
+
+`seedbed.toml`, in the current folder, is optional:
+
+    [datasets]
+    voc2012 = "/data/VOCdevkit/VOC2012"
+
+    [datasets.chimera-coco]      # a name of your own
+    dataset = "chimera"          # which loader
+    root = "/data/chimera-coco"  # further keys are options of the loader
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.errors import ConfigError, unknown_name
+from benchmark.progress import Reporter
+from benchmark.registry import DATASETS
+from benchmark.store import Store
+from datasets.base import Dataset
+
+CONFIGURATION = Path("seedbed.toml")
+DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
+"""The Chimera that is generated where no root is given."""
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Everything that Seedbed writes is below `root`."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "store")
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def digest(self, data: Dataset, reporter: Reporter) -> str:
+        """Return the data set's content digest; digests of unchanged files are read from the work folder."""
+        folder = self.root / "digests"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
+        with reporter.bar(f"reading {data.name}", 1) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.retotal(total)
+                bar.show(done)
+
+            return data.digest(folder / f"{data.name}-{place}.json", progress)
+
+    def open(self, name: str, root: Path | None, reporter: Reporter) -> Dataset:
+        """Open the data set `name`: a loader's name, or one that `seedbed.toml` defines.
+
+        `root` wins over `seedbed.toml`; Chimera without either is generated in the work folder. Raises
+        ConfigError for an unknown name and where no root is known.
+        """
+        configured = _configured(CONFIGURATION)
+        if name not in configured and name not in DATASETS.names():
+            raise unknown_name("data set", name, {*DATASETS.names(), *configured})
+        options = dict(configured.get(name, {}))
+        loader = DATASETS.load(options.pop("dataset", name))
+        place = root or (Path(options.pop("root")) if "root" in options else None)
+        options.pop("root", None)
+        if place is None and loader.name == "chimera":
+            place = self._demo_chimera(reporter)
+        if place is None:
+            raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
+        if not place.is_dir():
+            raise ConfigError(f"{place}: no such folder (the root of {name})")
+        data: Dataset = loader.open(place, **options)
+        for notice in data.notices:
+            reporter.say(f"note: {notice}")
+        return data
+
+    def _demo_chimera(self, reporter: Reporter) -> Path:
+        from datasets.chimera import generate
+
+        folder = self.root / "data" / "chimera-voc"
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            reporter.say(f"generating {DEMO_IMAGES} Chimera images in {folder}")
+            generate(folder, layout="voc", images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
+        return folder
+
+
+def _configured(path: Path) -> Mapping[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for key in content:
+        if key != "datasets":
+            raise ConfigError(f"{path}: unknown table {key!r}. Valid: datasets")
+    entries = {}
+    for name, value in content.get("datasets", {}).items():
+        if not isinstance(value, str | dict):
+            raise ConfigError(f"{path}: datasets.{name}: expected a folder or a table")
+        entries[name] = {"root": value} if isinstance(value, str) else value
+    return entries

@@ -1,0 +1,121 @@
+"""What every backbone offers, and how its weights are initialised."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from benchmark.checkpoint import load_tensors
+from benchmark.errors import ConfigError
+from benchmark.registry import BACKBONES
+from benchmark.stage import Context
+
+
+class Backbone(nn.Module):
+    """Features of an image at one stride.
+
+    `forward` maps float32 images (B, 3, H, W), normalised with ImageNet's mean and standard deviation, to
+    (B, `channels`, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
+
+    channels: int
+    stride: int
+    early: tuple[nn.Module, ...] = ()
+    """The layers that the published recipes keep frozen when they start from ImageNet weights."""
+    new: tuple[nn.Module, ...] = ()
+    """Layers that no published weights file fills; they learn at the head's rate."""
+    frozen_norm: bool = False
+    """Keep batch norm in eval mode in training, as published for pretrained weights."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features."""
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode of all layers; batch norm stays in eval mode where `frozen_norm`."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """A backbone by name: the object `BACKBONE` of a file in this folder."""
+
+    name: str
+    paper: str
+    build: Callable[[int], Backbone]
+    """Builds it, randomly initialised, for a stride."""
+    strides: tuple[int, ...]
+    """The strides that `build` accepts; the first is the default."""
+    classifier: tuple[str, ...] = ()
+    """Prefixes of the ImageNet classifier's tensors in a weights file, which are left out."""
+    imagenet: str | None = None
+    """Name of torchvision's weights (downloaded when first used), None where there are none."""
+
+
+def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
+    """Build a backbone, randomly initialised. `pretrained` keeps its batch norm in eval mode in training.
+
+    Raises ConfigError for an unknown name or a stride that the backbone does not have.
+    """
+    family: BackboneFamily = BACKBONES.load(name)
+    if stride not in family.strides:
+        raise ConfigError(
+            f"backbone {name!r} has no stride {stride}. Valid: {', '.join(map(str, family.strides))}"
+        )
+    backbone = family.build(stride)
+    backbone.frozen_norm = pretrained
+    return backbone
+
+
+def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> None:
+    """Fill a backbone from `weights`: `none`, `imagenet` (torchvision's), or `sha256:…` of a state-dict file.
+
+    Raises ConfigError where the weights do not exist for this backbone or do not fit it, naming the tensors.
+    """
+    family: BackboneFamily = BACKBONES.load(name)
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        if family.imagenet is None:
+            raise ConfigError(f"backbone {name!r} has no ImageNet weights; use --weights none or a file")
+        import torchvision
+
+        state = torchvision.models.get_weight(family.imagenet).get_state_dict(progress=True, check_hash=True)
+        _fill(backbone, family, state, family.imagenet)
+        return
+    path = (ctx.weights_files or {}).get(weights)
+    if path is None:
+        raise ConfigError(f"the file of the weights {weights!r} is not known; give it with --weights FILE")
+    _fill(backbone, family, _read(path), str(path))
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_tensors(path)
+    except Exception as error:
+        raise ConfigError(f"{path}: not a state dict that can be read safely ({error})") from None
+
+
+def _fill(backbone: Backbone, family: BackboneFamily, state: Mapping[str, Tensor], source: str) -> None:
+    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(family.classifier)}
+    new = {id(p) for module in backbone.new for p in module.parameters()}
+    filled_later = {name for name, p in backbone.named_parameters() if id(p) in new}
+    own = backbone.state_dict()
+    missing = sorted(n for n in own if n not in wanted and n not in filled_later)
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
+    unknown = sorted(n for n in wanted if n not in own)
+    reshaped = sorted(n for n in wanted if n in own and wanted[n].shape != own[n].shape)
+    if missing or unknown or reshaped:
+        parts = (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
+        listed = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in parts if names)
+        raise ConfigError(f"{source}: does not fit the backbone {family.name!r} ({listed})")
+    backbone.load_state_dict(wanted, strict=False)

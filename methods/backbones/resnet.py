@@ -1,0 +1,49 @@
+"""ResNet-50 and -101 (He et al., 2016) at stride 8 or 16, with torchvision's tensor names and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from methods.backbones.base import Backbone, BackboneFamily
+
+
+class ResNet(Backbone):
+    """(B, 3, H, W) → (B, 2048, ⌈H/stride⌉, ⌈W/stride⌉).
+
+    Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. Stride 8 as DeepLab: layer3 and layer4 keep their size
+    and are dilated by 2 and 4. The stem, layer1 and layer2 are the early layers (IRN trains layer3 and later).
+    """
+
+    channels = 2048
+
+    def __init__(self, builder: Callable[..., nn.Module], stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        network = builder(weights=None, replace_stride_with_dilation=[False, stride == 8, stride == 8])
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            self.add_module(name, network.get_submodule(name))
+        if stride == 16:
+            block = self.get_submodule("layer4.0")
+            block.get_submodule("conv2").stride = (1, 1)  # type: ignore[assignment]
+            block.get_submodule("downsample.0").stride = (1, 1)  # type: ignore[assignment]
+        self.early = tuple(self.get_submodule(name) for name in ("conv1", "bn1", "layer1", "layer2"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images
+        for layer in self.children():
+            features = layer(features)
+        return features
+
+
+def family(name: str, builder: Callable[..., nn.Module], imagenet: str) -> BackboneFamily:
+    """Return the `BACKBONE` of one depth."""
+    return BackboneFamily(
+        name=name,
+        paper="Deep Residual Learning, CVPR 2016",
+        build=lambda stride: ResNet(builder, stride),
+        strides=(16, 8),
+        classifier=("fc.",),
+        imagenet=imagenet,
+    )

@@ -1,0 +1,9 @@
+"""ResNet-101 (He et al., 2016), torchvision's V1 weights as IRN and DeepLab-v2 use them."""
+
+from __future__ import annotations
+
+from torchvision.models import resnet101
+
+from methods.backbones.resnet import family
+
+BACKBONE = family("resnet101", resnet101, "ResNet101_Weights.IMAGENET1K_V1")

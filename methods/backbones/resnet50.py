@@ -1,0 +1,9 @@
+"""ResNet-50 (He et al., 2016), torchvision's V1 weights as IRN and DeepLab-v2 use them."""
+
+from __future__ import annotations
+
+from torchvision.models import resnet50
+
+from methods.backbones.resnet import family
+
+BACKBONE = family("resnet50", resnet50, "ResNet50_Weights.IMAGENET1K_V1")

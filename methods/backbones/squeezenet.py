@@ -1,0 +1,45 @@
+"""SqueezeNet 1.0 (Iandola et al., 2016) at stride 8 or 16, with torchvision's tensor names.
+
+Departures: the first convolution and the pools are padded, so that features are ⌈size/stride⌉ and lie where
+they lie in a ResNet; at stride 8 the last pool keeps its size and the last module's 3×3 convolution is dilated.
+"""
+
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from methods.backbones.base import Backbone, BackboneFamily
+
+
+class SqueezeNet(Backbone):
+    """(B, 3, H, W) → (B, 512, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    channels = 512
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.features: nn.Sequential = torchvision.models.squeezenet1_0(weights=None).features
+        self.features[0].padding = (3, 3)
+        pools = [i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        for i in pools:
+            self.features[i] = nn.MaxPool2d(3, stride=2, padding=1)
+        if stride == 8:
+            self.features[pools[-1]] = nn.MaxPool2d(3, stride=1, padding=1)
+            for fire in self.features[pools[-1] + 1 :]:
+                fire.expand3x3.dilation = fire.expand3x3.padding = (2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.features(images)
+        return features
+
+
+BACKBONE = BackboneFamily(
+    name="squeezenet",
+    paper="SqueezeNet, arXiv 1602.07360",
+    build=SqueezeNet,
+    strides=(8, 16),
+    classifier=("classifier.",),
+    imagenet="SqueezeNet1_0_Weights.IMAGENET1K_V1",
+)

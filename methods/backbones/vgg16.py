@@ -1,0 +1,54 @@
+"""VGG-16 in its DeepLab form at stride 8 (METHODS 1.2), with torchvision's tensor names for conv1–conv5.
+
+Pools are 3×3 with padding 1; pool4 keeps its size and conv5 is dilated by 2 (stride 16: pool4 halves, conv5 is
+not dilated). fc6 (3×3, 1024) and fc7 (1×1, 1024) follow with ReLU and dropout 0.5.
+
+Departure: DeepLab's reduced fc6/fc7 weights (`vgg16_20M`) are not in torchvision's file, so fc6 and fc7 start
+at random and learn at the head's rate.
+"""
+
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from methods.backbones.base import Backbone, BackboneFamily
+
+
+class Vgg16(Backbone):
+    """(B, 3, H, W) → (B, 1024, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    channels = 1024
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        layers: nn.Sequential = torchvision.models.vgg16(weights=None).features
+        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
+        for i in pools[:3]:
+            layers[i] = nn.MaxPool2d(3, stride=2, padding=1)
+        layers[pools[3]] = nn.MaxPool2d(3, stride=2 if stride == 16 else 1, padding=1)
+        for layer in layers[pools[3] :]:
+            if stride == 8 and isinstance(layer, nn.Conv2d):
+                layer.dilation = layer.padding = (2, 2)
+        self.features = layers[: pools[4]]
+        self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
+        self.dropout = nn.Dropout(0.5)
+        self.early = tuple(self.features[: pools[1]])
+        self.new = (self.fc6, self.fc7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.features(images)
+        features = self.dropout(self.fc6(features).relu())
+        fc7: Tensor = self.dropout(self.fc7(features).relu())
+        return fc7
+
+
+BACKBONE = BackboneFamily(
+    name="vgg16",
+    paper="Very Deep Convolutional Networks, ICLR 2015; DeepLab, arXiv 1412.7062",
+    build=Vgg16,
+    strides=(8, 16),
+    classifier=("classifier.",),
+    imagenet="VGG16_Weights.IMAGENET1K_V1",
+)

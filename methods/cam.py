@@ -1,0 +1,236 @@
+"""CAM baseline: class activation maps of a multi-label classifier, in the form of PSA and IRN.
+
+Papers: Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016; the classifier,
+training and inference are those of PSA (Ahn & Kwak, CVPR 2018) and IRN (Ahn et al., CVPR 2019).
+
+Loss: multi-label soft margin, the mean over classes of binary cross entropy on logits, mean over the batch.
+Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by its maximum + 1e-5.
+
+Published recipes (METHODS 1.3): VGG-16, ResNet-50 (also used for ResNet-101), in `RECIPES`.
+
+Departures, all of them settings:
+- `tiny` and `squeezenet` have no published recipe; theirs were found by trial and use AdamW.
+- Crop and image sizes are those of the paper, scaled down where the data set's images (or `--size`) are smaller.
+- Without pretrained weights nothing is frozen (`TrainCam.freeze_early`).
+- Maps are kept at stride 4 in float16 and upsampled where they are read; IRN also keeps full-size maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from optuna.distributions import FloatDistribution
+from torch import Tensor, nn
+
+from benchmark.checkpoint import load_network, save_network
+from benchmark.hparams import hp
+from benchmark.inference import multi_scale
+from benchmark.maps import MapWriter, ScoreMaps
+from benchmark.seeding import derive_seed
+from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.training import Batch, TrainingStage, fit, parameter_groups
+from datasets.base import Dataset, Split
+from datasets.transforms import Examples, classification
+from methods.backbones.base import build_backbone, initialise
+
+COLOUR_JITTER = (0.3, 0.3, 0.3, 0.1)
+"""Brightness, contrast, saturation and hue, as PSA."""
+
+
+class CamNetwork(nn.Module):
+    """Backbone, dropout of channels, 1×1 convolution without bias, global average pooling.
+
+    Global average pooling and the convolution commute, so the order in which the papers' codes apply them
+    (METHODS 1.3) makes no difference.
+    """
+
+    def __init__(self, backbone: str, classes: int, stride: int, dropout: float, pretrained: bool) -> None:
+        super().__init__()
+        self.arguments = {
+            "backbone": backbone,
+            "classes": classes,
+            "stride": stride,
+            "dropout": dropout,
+            "pretrained": pretrained,
+        }
+        self.backbone = build_backbone(backbone, stride, pretrained)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(self.backbone.channels, classes, 1, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class logits (B, C) of normalised images (B, 3, H, W)."""
+        logits: Tensor = self.classifier(self.dropout(self.backbone(images)))
+        return logits.mean((2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Return localisation maps (B, C, h, w), unnormalised, at least 0."""
+        logits: Tensor = self.classifier(self.backbone(images))
+        return logits.relu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCam(TrainingStage):
+    """Train the classifier on the tags of `weak`."""
+
+    version = 1
+    produces = Kind.CHECKPOINT
+
+    backbone: str = hp("vgg16", source="--backbone")
+    weights: str = hp("imagenet", source="--weights")
+    stride: int = hp(8, low=8, high=16, source="METHODS 1.2")
+    dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
+    freeze_early: bool = hp(True, source="METHODS 1.2: VGG conv1–2, ResNet up to layer2 (IRN)")
+    long_side_low: int = hp(256, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
+    long_side_high: int = hp(512, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
+    crop: int = hp(448, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
+    jitter: bool = hp(True, source="PSA code: colour jitter 0.3, 0.3, 0.3, 0.1; IRN has none")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the trained CamNetwork."""
+        torch.manual_seed(derive_seed(ctx.seed, "TrainCam", "initialisation"))
+        pretrained = self.weights != "none"
+        network = CamNetwork(self.backbone, len(data.classes), self.stride, self.dropout, pretrained)
+        initialise(network.backbone, self.backbone, self.weights, ctx)
+        if self.freeze_early:
+            for module in network.backbone.early:
+                module.requires_grad_(False)
+        groups = parameter_groups(network.backbone, [network.classifier], self)
+
+        def losses(batch: Batch, _: float) -> dict[str, Tensor]:
+            return {"classification": multi_label_soft_margin(network(batch["image"]), batch["tags"])}
+
+        fit(network, losses, self.examples(data, ctx), groups, self, out, ctx)
+        save_network(out, network)
+
+    def examples(self, data: Dataset, ctx: Context) -> Examples:
+        """Return the augmented training images with their tags."""
+        transform = classification(
+            long_side=(self.long_side_low, self.long_side_high),
+            crop=self.crop,
+            jitter=COLOUR_JITTER if self.jitter else None,
+        )
+        return Examples(data.split(Split.WEAK), transform, seed=ctx.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferCam(Stage):
+    """Localisation maps of any network that has `maps` (METHODS 1.3), for the tags of each image."""
+
+    version = 1
+    consumes = (Kind.CHECKPOINT,)
+    produces = Kind.SCORES
+    seeded = False
+
+    long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
+    scales: tuple[float, ...] = hp((1.0, 0.5, 1.5, 2.0), low=0.1, high=4, source="PSA and IRN code")
+    flip: bool = hp(True, source="PSA and IRN code")
+    square_root: bool = hp(False, source="PSA code, VGG-16 only: the square root of the map at each scale")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the maps of the context's split."""
+        network = cast(Any, load_network(inputs[Kind.CHECKPOINT], ctx.device))
+        view = data.split(ctx.split)
+
+        def forward(images: Tensor) -> Tensor:
+            maps: Tensor = network.maps(images)
+            return maps.sqrt() if self.square_root else maps
+
+        def grid(_: str, height: int, width: int) -> tuple[int, int]:
+            return -(-height // 4), -(-width // 4)
+
+        with MapWriter(out) as writer:
+            for image_id, maps in multi_scale(
+                forward,
+                view,
+                scales=self.scales,
+                flip=self.flip,
+                long_side=self.long_side,
+                grid=grid,
+                ctx=ctx,
+                label="InferCam",
+            ):
+                writer.write(image_id, normalised_maps(maps, view.tags(image_id), view.size(image_id)))
+
+
+def normalised_maps(maps: Tensor, tags: tuple[int, ...], size: tuple[int, int]) -> ScoreMaps:
+    """Return the maps of the tagged classes, each divided by its maximum + 1e-5 (METHODS 1.3).
+
+    `maps` is (C, h, w), at least 0; `tags` are labels 1..C; `size` is the image's (height, width).
+    """
+    present = maps[[tag - 1 for tag in tags]].cpu()
+    scores = present / (present.amax((1, 2), keepdim=True) + 1e-5)
+    return ScoreMaps(np.array(tags, np.int16), scores.numpy(), size)
+
+
+def multi_label_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
+    """Return binary cross entropy on logits (B, C) and tags in [0, 1], mean over classes and batch."""
+    return F.multilabel_soft_margin_loss(logits.float(), tags)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {"epochs": 15, "lr": 0.1, "biases": "psa", "stride": 8},
+    "resnet50": {
+        "epochs": 5,
+        "lr": 0.1,
+        "weight_decay": 1e-4,
+        "stride": 16,
+        "dropout": 0.0,
+        "jitter": False,
+        "long_side_low": 320,
+        "long_side_high": 640,
+        "crop": 512,
+    },
+    "squeezenet": {"optimiser": "adamw", "lr": 1e-4, "head_multiplier": 20.0, "weight_decay": 1e-4, "stride": 16},
+    "tiny": {
+        "optimiser": "adamw",
+        "lr": 2e-3,
+        "head_multiplier": 1.0,
+        "weight_decay": 1e-4,
+        "epochs": 20,
+        "dropout": 0.0,
+        "jitter": False,
+        "long_side_low": 400,
+        "long_side_high": 600,
+        "crop": 448,
+    },
+}
+RECIPES["resnet101"] = RECIPES["resnet50"]
+SIZES = ("long_side_low", "long_side_high", "crop")
+
+
+def classifier_settings(meta: Meta) -> dict[str, Any]:
+    """Return the settings of a CAM classifier's training for a backbone and a data set's image size."""
+    settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **RECIPES.get(meta.backbone, {})}
+    settings.update({name: meta.scaled(settings[name]) for name in SIZES})
+    if meta.weights == "none":
+        settings["freeze_early"] = False
+    return {"backbone": meta.backbone, "weights": meta.weights, **settings}
+
+
+def inference_settings(meta: Meta) -> dict[str, Any]:
+    """Return the settings of multi-scale inference for a backbone and the user's `--size`."""
+    return {"long_side": meta.size, "square_root": meta.backbone == "vgg16"}
+
+
+@dataclass(frozen=True)
+class Cam:
+    """The baseline that every paper starts from."""
+
+    name: str = "cam"
+    paper: str = "Zhou et al., CVPR 2016; Ahn & Kwak (PSA), CVPR 2018; Ahn et al. (IRN), CVPR 2019"
+    one_step: bool = False
+    supervision: Literal["I", "I+S"] = "I"
+    fixed_threshold: float = 0.15
+
+    def localise(self, meta: Meta) -> list[Stage]:
+        """Train the classifier, then infer its maps."""
+        return [TrainCam(**classifier_settings(meta)), InferCam(**inference_settings(meta))]
+
+
+METHOD = Cam()

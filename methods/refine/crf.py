@@ -1,0 +1,210 @@
+"""Dense CRF (Krähenbühl & Koltun, NIPS 2011) on seeds, with the presets of the papers' codes.
+
+`PRESETS` holds the numbers (METHODS 1.4): standard deviations in pixels of the image's own size and in 0–255
+colour units, Potts compatibilities, ten mean-field iterations on the raw RGB image. Only the labels present in
+an image take part, but for `icd`, which lets all compete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+
+from benchmark.hparams import hp
+from benchmark.maps import MapReader, ScoreMaps
+from benchmark.parallel import map_in_order
+from benchmark.stage import Context, Kind, Meta, Stage
+from datasets.base import Dataset, SplitView
+from datasets.files import write_mask
+from methods.refine.none import SelectThreshold, read_threshold, threshold_mask
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The pairwise terms of one preset."""
+
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+
+
+PRESETS: dict[str, Kernels] = {
+    "psa": Kernels(3, 3, 80, 13, 10),
+    "irn": Kernels(3, 3, 50, 5, 10),
+    "icd": Kernels(3, 3, 80, 13, 10),
+    "rrm_test": Kernels(3, 3, 83, 5, 4),
+    "deeplab": Kernels(1, 3, 67, 3, 4),
+}
+
+
+def dense_crf(
+    image: NDArray[np.uint8], unary: NDArray[np.float32], kernels: Kernels, iterations: int = 10
+) -> NDArray[np.float32]:
+    """Return the marginals float32 (L, H, W), summing to 1, of a dense CRF.
+
+    `image` is uint8 (H, W, 3) RGB, `unary` float32 (L, H, W): negative log scores, of any normalisation.
+    """
+    from pydensecrf.densecrf import DenseCRF2D
+
+    labels, height, width = unary.shape
+    if labels == 1:
+        return np.ones_like(unary)
+    crf = DenseCRF2D(width, height, labels)
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), np.float32))
+    crf.addPairwiseGaussian(sxy=kernels.gaussian_sxy, compat=kernels.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=kernels.bilateral_sxy,
+        srgb=kernels.bilateral_srgb,
+        rgbim=np.ascontiguousarray(image),
+        compat=kernels.bilateral_compat,
+    )
+    marginals: NDArray[np.float32] = np.array(crf.inference(iterations), np.float32)
+    return marginals.reshape(labels, height, width)
+
+
+def score_unary(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return −log of scores or probabilities (L, H, W), clipped at 1e-5, not normalised (PSA, DeepLab)."""
+    return -np.log(np.maximum(scores, 1e-5, dtype=np.float32))
+
+
+def label_unary(labels: NDArray[np.uint8], count: int, confidence: float = 0.7) -> NDArray[np.float32]:
+    """Return the unary of hard labels 0..count−1 (H, W): `confidence`, the rest shared by the others (IRN)."""
+    other = (1 - confidence) / max(1, count - 1)
+    chosen = labels[None] == np.arange(count)[:, None, None]
+    return -np.log(np.where(chosen, confidence, other)).astype(np.float32)
+
+
+def icd_unary(labels: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+    """Return ICD's unary over all `count` labels: 0.5 against 0.5/count, renormalised; 255 is uniform."""
+    chosen = labels[None] == np.arange(count)[:, None, None]
+    scores = np.where(chosen, 0.5, 0.0) + 0.5 / count
+    scores[:, labels == 255] = 1.0
+    return -np.log(scores / scores.sum(0)).astype(np.float32)
+
+
+def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
+    """Return the background score (1 − max over classes)^exponent, (H, W), of maps (K, H, W) in [0, 1]."""
+    return (1 - scores.max(0)) ** np.float32(exponent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrfMasks(Stage):
+    """Pseudo-masks by dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`)."""
+
+    version = 1
+    consumes = (Kind.SCORES, Kind.THRESHOLD)
+    produces = Kind.MASKS
+    seeded = False
+
+    preset: Literal["irn", "psa", "icd"] = hp("irn", source="METHODS 1.4")
+    background_exponent: float = hp(
+        16.0, FloatDistribution(1.0, 32.0, log=True), source="PSA code: (1 − max)^16; used by the preset psa only"
+    )
+    bilateral_sxy: float | None = hp(
+        None, FloatDistribution(20, 120), low=1, high=500, source="none: the preset's"
+    )
+    bilateral_srgb: float | None = hp(
+        None, FloatDistribution(2, 20), low=0.1, high=255, source="none: the preset's"
+    )
+    bilateral_compat: float | None = hp(
+        None, FloatDistribution(1, 20), low=0, high=100, source="none: the preset's"
+    )
+    iterations: int = hp(10, low=1, high=100, source="PSA, IRN and ICD code")
+
+    def kernels(self) -> Kernels:
+        """Return the preset's kernels with this stage's changes."""
+        changes = {
+            "bilateral_sxy": self.bilateral_sxy,
+            "bilateral_srgb": self.bilateral_srgb,
+            "bilateral_compat": self.bilateral_compat,
+        }
+        return replace(PRESETS[self.preset], **{name: v for name, v in changes.items() if v is not None})
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write one palette PNG an image of the context's split."""
+        view = data.split(ctx.split)
+        task = _RefineImage(self, view, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
+        with ctx.reporter.bar("CrfMasks", len(view)) as bar:
+            for _ in map_in_order(task, view.ids, ctx.workers):
+                bar.advance()
+
+
+def crf_mask(
+    stage: CrfMasks, image: NDArray[np.uint8], maps: ScoreMaps, threshold: float, classes: int
+) -> NDArray[np.uint8]:
+    """Return labels uint8 (H, W) of the maps of one image (H, W, 3) after the stage's CRF.
+
+    `classes` is the number of foreground classes of the data set; only `icd` lets the absent ones compete.
+    """
+    present = np.array([0, *(label for label in maps.labels if label != 0)], np.uint8)
+    if len(present) == 1:
+        return np.zeros(maps.size, np.uint8)
+    if stage.preset == "psa":
+        scores = maps.at_full_size()
+        if maps.labels[0] != 0:
+            scores = np.concatenate([background_by_exponent(scores, stage.background_exponent)[None], scores])
+        unary = score_unary(scores)
+    elif stage.preset == "icd":
+        present = np.arange(classes + 1, dtype=np.uint8)
+        unary = icd_unary(threshold_mask(maps, threshold), classes + 1)
+    else:
+        positions = np.searchsorted(present, threshold_mask(maps, threshold)).astype(np.uint8)
+        unary = label_unary(positions, len(present))
+    marginals = dense_crf(image, unary, stage.kernels(), stage.iterations)
+    return present[marginals.argmax(0)]
+
+
+@dataclass(frozen=True)
+class _RefineImage:
+    """Makes and writes the mask of one image; sent to worker processes."""
+
+    stage: CrfMasks
+    view: SplitView
+    scores: Path
+    threshold: float
+    out: Path
+
+    def __call__(self, image_id: str) -> None:
+        image, maps = self.view.image(image_id), MapReader(self.scores).read(image_id)
+        mask = crf_mask(self.stage, image, maps, self.threshold, len(self.view.classes))
+        write_mask(self.out / f"{image_id}.png", mask)
+
+
+@dataclass(frozen=True)
+class WritePrediction:
+    """Writes the mask of one image from a network's probabilities, after a CRF; sent to worker processes."""
+
+    view: SplitView
+    preset: Literal["none", "deeplab", "rrm_test"]
+    out: Path
+
+    def __call__(self, prediction: tuple[str, NDArray[np.float32]]) -> None:
+        """Take the image id and softmax probabilities float32 (C + 1, H, W) at the image's own size."""
+        image_id, probabilities = prediction
+        if self.preset != "none":
+            unary = score_unary(probabilities)
+            probabilities = dense_crf(self.view.image(image_id), unary, PRESETS[self.preset])
+        write_mask(self.out / f"{image_id}.png", probabilities.argmax(0).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Crf:
+    """Threshold, then dense CRF on the seed."""
+
+    name: str = "crf"
+    paper: str = "Krähenbühl & Koltun, NIPS 2011; settings of IRN, PSA and ICD"
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Choose a threshold, and refine what it gives."""
+        return [SelectThreshold(value=fixed_threshold), CrfMasks()]
+
+
+REFINER = Crf()

@@ -1,0 +1,122 @@
+"""No refinement: the maps are thresholded as they are.
+
+Prediction at threshold t: argmax over the constant t for background and the class maps (PSA t = 0.2, IRN and
+SC-CAM t = 0.15). The threshold is `fixed` (the paper's constant), `tuned` (best mIoU on the masks of `tune`)
+or `oracle` (best on `train` itself; for reports only, marked as such).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+
+from benchmark.evaluate import score_maps
+from benchmark.hparams import hp
+from benchmark.maps import MapReader, ScoreMaps
+from benchmark.parallel import map_in_order
+from benchmark.stage import Context, Kind, Meta, Stage
+from datasets.base import Dataset, Split
+from datasets.files import write_mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectThreshold(Stage):
+    """Choose the background threshold for SCORES; writes `threshold.json`."""
+
+    version = 1
+    consumes = (Kind.SCORES,)
+    produces = Kind.THRESHOLD
+    seeded = False
+
+    selection: Literal["fixed", "tuned", "oracle"] = hp("tuned", source="docs/protocol.md")
+    value: float = hp(
+        0.15, FloatDistribution(0.0, 0.6), low=0, high=1, source="IRN and SC-CAM code; used if fixed"
+    )
+
+    @property
+    def on(self) -> Split:
+        """The only masks that a choice may see are those of `tune`; the oracle looks at `train`."""
+        return Split.TRAIN if self.selection == "oracle" else Split.TUNE
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the threshold, and how it was chosen."""
+        chosen = {"selection": self.selection, "threshold": self.value}
+        if self.selection != "fixed":
+            view = data.split(ctx.split)
+            scores = score_maps(MapReader(inputs[Kind.SCORES]), view, processes=ctx.workers)
+            threshold, miou = scores.curve.best()
+            chosen |= {"threshold": threshold, "miou": miou, "split": str(ctx.split), "images": len(view)}
+        (out / "threshold.json").write_text(json.dumps(chosen))
+
+
+def read_threshold(folder: Path) -> float:
+    """Return the threshold that SelectThreshold wrote."""
+    return float(json.loads((folder / "threshold.json").read_text())["threshold"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdMasks(Stage):
+    """Pseudo-masks by threshold alone."""
+
+    version = 1
+    consumes = (Kind.SCORES, Kind.THRESHOLD)
+    produces = Kind.MASKS
+    seeded = False
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write one palette PNG an image of the context's split."""
+        ids = data.split(ctx.split).ids
+        task = _Threshold(inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
+        with ctx.reporter.bar("ThresholdMasks", len(ids)) as bar:
+            for _ in map_in_order(task, ids, ctx.workers):
+                bar.advance()
+
+
+def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
+    """Return labels uint8 (H, W): the best class where its score exceeds `threshold`, else background.
+
+    Maps with a background channel (label 0) need no threshold: the best channel wins.
+    """
+    height, width = maps.size
+    if len(maps.labels) == 0:
+        return np.zeros((height, width), np.uint8)
+    scores = maps.at_full_size()
+    best = maps.labels[scores.argmax(0)].astype(np.uint8)
+    if maps.labels[0] != 0:
+        best[scores.max(0) <= np.float32(threshold)] = 0
+    return best
+
+
+@dataclass(frozen=True)
+class _Threshold:
+    """Makes and writes the mask of one image; sent to worker processes."""
+
+    scores: Path
+    threshold: float
+    out: Path
+
+    def __call__(self, image_id: str) -> None:
+        maps = MapReader(self.scores).read(image_id)
+        write_mask(self.out / f"{image_id}.png", threshold_mask(maps, self.threshold))
+
+
+@dataclass(frozen=True)
+class NoRefinement:
+    """Threshold only."""
+
+    name: str = "none"
+    paper: str = "none"
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Choose a threshold and apply it."""
+        return [SelectThreshold(value=fixed_threshold), ThresholdMasks()]
+
+
+REFINER = NoRefinement()

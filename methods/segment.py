@@ -1,0 +1,259 @@
+"""The segmentation network that is trained on pseudo-masks: DeepLab with ASPP, the same for all methods.
+
+Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers as `kazuto1011/deeplab-pytorch` (METHODS 10). With the
+backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101.
+
+Departures, all of them settings:
+- Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision.
+- Length is given in epochs: 19 epochs of 10,582 images in batches of 10 are the published 20,000 iterations.
+- `tiny` and `squeezenet` have no published recipe; theirs (`RECIPES`) were found by trial and use AdamW.
+- Crop and image sizes, and the dilation of the ASPP, shrink with the data set's images (or `--size`).
+- The learning rate falls at every step, not at every tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+from torch import Tensor, nn
+
+from benchmark.checkpoint import load_network, save_network
+from benchmark.hparams import hp
+from benchmark.inference import multi_scale
+from benchmark.parallel import map_in_order
+from benchmark.seeding import derive_seed
+from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.training import Batch, Losses, TrainingStage, fit, parameter_groups
+from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
+from datasets.files import decode_mask
+from datasets.transforms import Examples, segmentation
+from methods.backbones.base import build_backbone, initialise
+from methods.refine.crf import WritePrediction
+
+
+class DeepLab(nn.Module):
+    """Backbone and atrous spatial pyramid pooling: the sum of dilated 3×3 convolutions (DeepLab-v2)."""
+
+    def __init__(self, backbone: str, classes: int, stride: int, rates: tuple[int, ...], pretrained: bool) -> None:
+        super().__init__()
+        self.arguments = {
+            "backbone": backbone,
+            "classes": classes,
+            "stride": stride,
+            "rates": list(rates),
+            "pretrained": pretrained,
+        }
+        self.backbone = build_backbone(backbone, stride, pretrained)
+        self.aspp = nn.ModuleList(
+            nn.Conv2d(self.backbone.channels, classes + 1, 3, padding=rate, dilation=rate) for rate in rates
+        )
+        for branch in self.aspp:
+            nn.init.normal_(cast(nn.Conv2d, branch).weight, std=0.01)
+            nn.init.zeros_(cast(Tensor, cast(nn.Conv2d, branch).bias))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C + 1, h, w) of normalised images (B, 3, H, W); channel 0 is background."""
+        features = self.backbone(images)
+        return torch.stack([branch(features) for branch in self.aspp]).sum(0)
+
+
+def pyramid_logits(network: nn.Module, images: Tensor, pyramid: tuple[float, ...]) -> list[Tensor]:
+    """Return the logits at each scale of `pyramid` and, where there are several, their pixelwise maximum."""
+    logits = []
+    for scale in pyramid:
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        logits.append(network(scaled))
+    if len(logits) > 1:
+        size = logits[0].shape[-2:]
+        resized = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in logits]
+        logits.append(torch.stack(resized).amax(0))
+    return logits
+
+
+def mask_cross_entropy(logits: Tensor, masks: Tensor, class_balanced: bool) -> Tensor:
+    """Return cross entropy of logits (B, L, h, w) against masks int64 (B, H, W), resized by nearest.
+
+    The mean over labelled pixels (0 where there are none); 255 does not count. `class_balanced` takes the mean
+    for each label that occurs, then over those labels.
+    """
+    target = F.interpolate(masks[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
+    loss = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_INDEX, reduction="none")
+    labelled = target != IGNORE_INDEX
+    if not class_balanced:
+        return loss.sum() / labelled.sum().clamp(min=1)
+    which = F.one_hot(target.where(labelled, 0), logits.shape[1]).flatten(0, 2)
+    which = which * labelled.flatten()[:, None]
+    pixels = which.sum(0)
+    means = (loss.flatten()[:, None] * which).sum(0) / pixels.clamp(min=1)
+    return means.sum() / (pixels > 0).sum().clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSegmentation(TrainingStage):
+    """Train DeepLab on the pseudo-masks of `weak`."""
+
+    version = 1
+    consumes = (Kind.MASKS,)
+    produces = Kind.CHECKPOINT
+
+    epochs: int = hp(19, low=1, high=10_000, source="deeplab-pytorch: 20,000 iterations")
+    batch: int = hp(10, low=1, high=4096, source="deeplab-pytorch: 5 × 2 accumulations")
+    lr: float = hp(2.5e-4, FloatDistribution(1e-5, 1e-2, log=True), low=0, high=100, source="deeplab-pytorch")
+    momentum: float = hp(0.9, low=0, high=0.9999, source="deeplab-pytorch")
+    biases: Literal["as_weights", "psa"] = hp("psa", source="deeplab-pytorch: the head's bias at 20 ×, no decay")
+    backbone: str = hp("resnet101", source="--backbone")
+    weights: str = hp("imagenet", source="--weights")
+    stride: int = hp(8, low=8, high=16, source="deeplab-pytorch")
+    rates: tuple[int, ...] = hp((6, 12, 18, 24), low=1, high=64, source="DeepLab-v2: ASPP-L")
+    pyramid: tuple[float, ...] = hp((1.0, 0.75, 0.5), low=0.1, high=2, source="DeepLab-v2: inputs with max fusion")
+    class_balanced: bool = hp(False, source="AdvCAM uses it (METHODS 10)")
+    long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
+    scale_low: float = hp(0.5, low=0.1, high=4, source="deeplab-pytorch")
+    scale_high: float = hp(1.5, low=0.1, high=4, source="deeplab-pytorch")
+    crop: int = hp(321, low=8, high=4096, source="deeplab-pytorch")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the trained DeepLab."""
+        torch.manual_seed(derive_seed(ctx.seed, type(self).__name__, "initialisation"))
+        pretrained = self.weights != "none"
+        network = DeepLab(self.backbone, len(data.classes), self.stride, self.rates, pretrained)
+        initialise(network.backbone, self.backbone, self.weights, ctx)
+        groups = parameter_groups(network.backbone, [network.aspp], self)
+        fit(network, self.losses(network), self.examples(data, inputs, ctx), groups, self, out, ctx)
+        save_network(out, network)
+
+    def losses(self, network: nn.Module) -> Losses:
+        """Return the sum of the cross entropies of all scales and of their maximum."""
+
+        def cross_entropies(batch: Batch, _: float) -> dict[str, Tensor]:
+            logits = pyramid_logits(network, batch["image"], self.pyramid)
+            losses = [mask_cross_entropy(x, batch["mask"], self.class_balanced) for x in logits]
+            return {"cross_entropy": torch.stack(losses).sum()}
+
+        return cross_entropies
+
+    def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:
+        """Return the augmented images of `weak` with their pseudo-masks."""
+        masks = PseudoMasks(inputs[Kind.MASKS])
+        return Examples(data.split(Split.WEAK), self.transform(), seed=ctx.seed, masks=masks)
+
+    def transform(self) -> Any:
+        """Return the augmentation of image and mask."""
+        return segmentation(scale=(self.scale_low, self.scale_high), base=self.long_side, crop=self.crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSupervised(TrainSegmentation):
+    """Train the same network on the true masks of `weak`: the fully supervised upper bound."""
+
+    version = 1
+    consumes = ()
+
+    def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:
+        """Return the augmented images of `weak` with their true masks."""
+        view = data.split(Split.WEAK, supervision="full")
+        return Examples(view, self.transform(), seed=ctx.seed, masks=view.mask)
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """The masks of a MASKS folder by image id."""
+
+    folder: Path
+
+    def __call__(self, image_id: str) -> NDArray[np.uint8]:
+        return decode_mask(self.folder / f"{image_id}.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictMasks(Stage):
+    """Predict masks with a trained segmentation network: mean softmax over scales and flips, then a CRF."""
+
+    version = 1
+    consumes = (Kind.CHECKPOINT,)
+    produces = Kind.MASKS
+    seeded = False
+
+    long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
+    scales: tuple[float, ...] = hp(
+        (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="DeepLab-v2 multi-scale test"
+    )
+    flip: bool = hp(True, source="DeepLab-v2")
+    crf: Literal["none", "deeplab", "rrm_test"] = hp("none", source="METHODS 1.4: deeplab for DeepLab-v2")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write one palette PNG an image of the context's split, at the image's own size."""
+        predict_masks(self, inputs[Kind.CHECKPOINT], data.split(ctx.split), out, ctx)
+
+
+def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: Path, ctx: Context) -> None:
+    """Write the masks that the network in `checkpoint` predicts for the images of `view`."""
+    network = load_network(checkpoint, ctx.device)
+
+    def forward(images: Tensor) -> Tensor:
+        logits: Tensor = network(images)
+        return logits.float().softmax(1)
+
+    predictions = multi_scale(
+        forward,
+        view,
+        scales=stage.scales,
+        flip=stage.flip,
+        long_side=stage.long_side,
+        grid=lambda image_id, *_: view.size(image_id),
+        ctx=ctx,
+        label=f"PredictMasks on {view.split}",
+    )
+    task = WritePrediction(view, stage.crf, out)
+    processes = ctx.workers if stage.crf != "none" else 0
+    for _ in map_in_order(task, ((i, p.cpu().numpy()) for i, p in predictions), processes):
+        pass
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "optimiser": "adamw",
+        "lr": 2e-3,
+        "weight_decay": 1e-4,
+        "head_multiplier": 1.0,
+        "biases": "as_weights",
+        "epochs": 20,
+        "batch": 16,
+        "pyramid": (1.0,),
+        "rates": (1, 2, 4, 6),
+        "scale_low": 0.8,
+        "scale_high": 1.2,
+    },
+    "squeezenet": {
+        "optimiser": "adamw",
+        "lr": 2e-4,
+        "weight_decay": 1e-4,
+        "biases": "as_weights",
+        "pyramid": (1.0,),
+    },
+}
+
+
+def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak") -> list[Stage]:
+    """Return training and prediction for a backbone and a data set's image size."""
+    long_side = meta.size or meta.long_side
+    settings: dict[str, Any] = {
+        "backbone": meta.backbone,
+        "weights": meta.weights,
+        "long_side": long_side,
+        "crop": meta.scaled(321),
+        "rates": tuple(max(1, round(rate * meta.scaled(321) / 321)) for rate in (6, 12, 18, 24)),
+        **RECIPES.get(meta.backbone, {}),
+    }
+    train = TrainSupervised if supervision == "full" else TrainSegmentation
+    return [train(**settings), PredictMasks(long_side=meta.size)]

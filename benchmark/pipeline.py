@@ -95,7 +95,7 @@ class Pipeline:
 
     def compute(self, step: Step) -> Entry:
         """Compute a step and all that it needs, or find them in the store."""
-        if (entry := self.store.get(step.key)) is not None:
+        if (entry := self.store.use(step.key)) is not None:
             return entry
         inputs = {kind: self.compute(needed).path for kind, needed in step.inputs.items()}
         name = f"{type(step.stage).__name__} on {self.data.name}/{step.split}"

@@ -68,6 +68,12 @@ class Store:
                 f"{path / ENTRY_FILE}: unreadable ({error}); remove it: seedbed cache rm {key[:12]}"
             ) from None
 
+    def use(self, key: str) -> Entry | None:
+        """Return a finished entry as `get`, and remember that it was used now (see `collect_garbage`)."""
+        if (entry := self.get(key)) is not None:
+            os.utime(entry.path)
+        return entry
+
     def get_or_run(
         self,
         identity: Mapping[str, Any],
@@ -81,8 +87,7 @@ class Store:
         StoreError where the disk is full or not writable; errors of `produce` pass through.
         """
         key = cache_key(identity)
-        if (entry := self.get(key)) is not None:
-            os.utime(entry.path)
+        if (entry := self.use(key)) is not None:
             return entry, False
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,177 @@
+"""The store: atomic, locked, safe against a kill at any moment, honest about a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmark.errors import StoreError
+from benchmark.stage import cache_key
+from benchmark.store import Store
+
+IDENTITY = {"stage": "Count", "version": 1, "settings": {"n": 3}, "seed": 0, "split": "weak", "inputs": {}}
+
+
+def test_an_entry_is_computed_once_and_tells_what_made_it(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def produce(out: Path, scratch: Path) -> None:
+        calls.append(out)
+        (out / "number.txt").write_text("7")
+
+    first, computed = store.get_or_run(IDENTITY, produce)
+    second, again = store.get_or_run(IDENTITY, produce)
+    assert (computed, again, len(calls)) == (True, False, 1)
+    assert first.path == second.path
+    assert (first.path / "number.txt").read_text() == "7"
+    record = json.loads((first.path / "entry.json").read_text())
+    assert record["identity"] == IDENTITY
+    assert record["bytes"] == 1
+    assert record["environment"]["packages"]["torch"]
+    assert cache_key(IDENTITY) == first.key
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_a_failed_stage_leaves_no_entry_and_keeps_its_scratch(tmp_path):
+    store = Store(tmp_path)
+
+    def broken(out: Path, scratch: Path) -> None:
+        (out / "half.txt").write_text("half")
+        (scratch / "checkpoint").write_text("epoch 3")
+        raise ValueError("lightning")
+
+    with pytest.raises(ValueError, match="lightning"):
+        store.get_or_run(IDENTITY, broken)
+    assert store.get(cache_key(IDENTITY)) is None
+
+    def resumed(out: Path, scratch: Path) -> None:
+        assert not (out / "half.txt").exists()
+        (out / "whole.txt").write_text((scratch / "checkpoint").read_text())
+
+    entry, _ = store.get_or_run(IDENTITY, resumed)
+    assert (entry.path / "whole.txt").read_text() == "epoch 3"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_is_one_clear_error(tmp_path, number):
+    def full(out: Path, scratch: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(StoreError, match=f"{tmp_path}: cannot write .*seedbed cache gc"):
+        Store(tmp_path).get_or_run(IDENTITY, full)
+
+
+def test_other_os_errors_are_not_taken_for_a_full_disk(tmp_path):
+    def missing(out: Path, scratch: Path) -> None:
+        (out / "nothing").read_text()
+
+    with pytest.raises(FileNotFoundError):
+        Store(tmp_path).get_or_run(IDENTITY, missing)
+
+
+def _compute_slowly(root: Path, log: Path, waited: Path) -> None:
+    def produce(out: Path, scratch: Path) -> None:
+        with log.open("a") as file:
+            file.write("computed\n")
+        time.sleep(0.5)
+        (out / "done").write_text("done")
+
+    entry, _ = Store(root).get_or_run(IDENTITY, produce, on_wait=lambda: waited.write_text("waited"))
+    assert (entry.path / "done").read_text() == "done"
+
+
+def test_of_two_processes_one_computes_and_the_other_waits(tmp_path):
+    log, waited = tmp_path / "log", tmp_path / "waited"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_compute_slowly, args=(tmp_path, log, waited)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert log.read_text() == "computed\n"
+    assert waited.exists()
+
+
+VICTIM = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from benchmark.store import Store
+
+    def produce(out, scratch):
+        counter = scratch / "counter"
+        start = int(counter.read_text()) if counter.exists() else 0
+        for step in range(start, 40):
+            time.sleep(0.005)
+            temporary = scratch / "counter.tmp"
+            temporary.write_text(str(step + 1))
+            temporary.replace(counter)
+        for part in range(20):
+            (out / f"part{part}").write_text(str(part) * 1000)
+
+    identity = {"stage": "Count", "version": 1, "settings": {}, "seed": 0, "split": "weak", "inputs": {}}
+    Store(Path(sys.argv[1])).get_or_run(identity, produce)
+    """
+)
+
+
+def test_kill_minus_nine_in_a_loop_and_then_the_right_result(tmp_path):
+    identity = {"stage": "Count", "version": 1, "settings": {}, "seed": 0, "split": "weak", "inputs": {}}
+    key, moments = cache_key(identity), random.Random(0)
+    kills = 0
+    while Store(tmp_path).get(key) is None:
+        process = subprocess.Popen([sys.executable, "-c", VICTIM, str(tmp_path)])
+        try:
+            process.wait(timeout=0.3 + 0.4 * moments.random() if kills < 8 else 60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    entry = Store(tmp_path).get(key)
+    assert entry is not None
+    names = sorted(p.name for p in entry.path.iterdir() if p.name != "entry.json")
+    assert names == sorted(f"part{i}" for i in range(20))
+    assert all((entry.path / f"part{i}").read_text() == str(i) * 1000 for i in range(20))
+
+
+def test_garbage_collection_keeps_what_was_used_lately(tmp_path):
+    store = Store(tmp_path)
+    old, _ = store.get_or_run({**IDENTITY, "seed": 1}, lambda out, scratch: None)
+    new, _ = store.get_or_run({**IDENTITY, "seed": 2}, lambda out, scratch: None)
+    long_ago = time.time() - 10 * 86_400
+    os.utime(old.path, (long_ago, long_ago))
+    leftover = tmp_path / "partial" / "abc"
+    leftover.mkdir()
+    os.utime(leftover, (long_ago, long_ago))
+    assert store.collect_garbage(older_than_days=5) == (1, 1)
+    assert [entry.key for entry in store.entries()] == [new.key]
+    assert not leftover.exists()
+
+
+def test_a_hit_counts_as_use(tmp_path):
+    store = Store(tmp_path)
+    entry, _ = store.get_or_run(IDENTITY, lambda out, scratch: None)
+    long_ago = time.time() - 10 * 86_400
+    os.utime(entry.path, (long_ago, long_ago))
+    store.get_or_run(IDENTITY, lambda out, scratch: None)
+    assert store.collect_garbage(older_than_days=5) == (0, 0)
+
+
+def test_a_damaged_entry_is_named_with_the_way_out(tmp_path):
+    store = Store(tmp_path)
+    entry, _ = store.get_or_run(IDENTITY, lambda out, scratch: None)
+    (entry.path / "entry.json").write_text("{")
+    with pytest.raises(StoreError, match=r"entry.json: unreadable .*seedbed cache rm"):
+        store.get(entry.key)

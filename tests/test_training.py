@@ -1,0 +1,155 @@
+"""The training loop: schedule, groups, resume to the same bits, and a clear stop where a loss is not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmark.errors import NonFiniteLossError
+from benchmark.stage import Context, Kind
+from benchmark.training import EpochSampler, Group, TrainingStage, fit, parameter_groups
+from datasets.base import Split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainToy(TrainingStage):
+    version = 1
+    produces = Kind.CHECKPOINT
+
+    def run(self, data, inputs, out, ctx):
+        raise AssertionError("never run")
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, images):
+        return self.head(self.body(images)).mean((2, 3))
+
+
+class Examples(torch.utils.data.Dataset):
+    """Twelve fixed images, with noise that depends on epoch and index."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, place):
+        epoch, index = place
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        return {"image": torch.randn(3, 8, 8, generator=generator), "tags": torch.eye(2)[index % 2]}
+
+
+def context(tmp_path: Path, seed: int = 0) -> Context:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    return Context(seed=seed, split=Split.WEAK, scratch=scratch)
+
+
+def train(tmp_path: Path, stage: TrainToy, *, stop_in_epoch: int | None = None, seed: int = 0) -> dict:
+    torch.manual_seed(5)
+    network = Toy()
+
+    def losses(batch, epoch):
+        if stop_in_epoch is not None and epoch >= stop_in_epoch + 0.5:
+            raise KeyboardInterrupt
+        logits = network(batch["image"])
+        return {"bce": nn.functional.binary_cross_entropy_with_logits(logits, batch["tags"])}
+
+    groups = parameter_groups(network.body, [network.head], stage)
+    fit(network, losses, Examples(), groups, stage, tmp_path, context(tmp_path, seed))
+    assert not network.training
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, optimiser):
+    stage = TrainToy(epochs=4, batch=4, optimiser=optimiser, momentum=0.9, lr=0.05)
+    whole = train(tmp_path / "whole", stage)
+    torch.manual_seed(999)  # the interrupted run must not lean on the state of this process
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", stage, stop_in_epoch=2)
+    assert torch.load(tmp_path / "killed/scratch/training.pt", weights_only=True)["epoch"] == 2
+    resumed = train(tmp_path / "killed", stage)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "whole/training.json").read_text() == (tmp_path / "killed/training.json").read_text()
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    stage = TrainToy(epochs=1, batch=4, lr=0.05)
+    first, second = train(tmp_path / "a", stage, seed=0), train(tmp_path / "b", stage, seed=1)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_name(tmp_path):
+    network = nn.Linear(1, 1)
+
+    def losses(batch, epoch):
+        value = network.weight.sum()
+        return {"fine": value, "broken": value * (float("nan") if epoch > 1 else 1.0)}
+
+    stage = TrainToy(epochs=3, batch=4, lr=0.01)
+    with pytest.raises(NonFiniteLossError, match=r"TrainToy: the loss 'broken' is nan in epoch 2, step 2"):
+        fit(network, losses, Examples(), [Group(list(network.parameters()))], stage, tmp_path, context(tmp_path))
+
+
+def test_the_learning_rate_falls_as_a_polynomial_and_groups_have_their_multiplier(tmp_path):
+    network = Toy()
+    stage = TrainToy(epochs=2, batch=4, lr=0.4, power=0.9, head_multiplier=10, biases="psa", weight_decay=0.01)
+    groups = parameter_groups(network.body, [network.head], stage)
+    seen = []
+    original = torch.optim.SGD.step
+
+    def spy(self, *args, **kwargs):
+        seen.append([group["lr"] for group in self.param_groups])
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spy)
+        fit(
+            network,
+            lambda batch, _: {"loss": network(batch["image"]).square().mean()},
+            Examples(),
+            groups,
+            stage,
+            tmp_path,
+            context(tmp_path),
+        )
+    factors = [(1 - step / 6) ** 0.9 for step in range(6)]
+    for rates, factor in zip(seen, factors, strict=True):
+        assert rates == pytest.approx([0.4 * factor, 0.8 * factor, 4.0 * factor, 8.0 * factor])
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert [group["momentum"] for group in report["groups"]] == [0.0] * 4
+    assert [group["weight_decay"] for group in report["groups"]] == [0.01, 0.0, 0.01, 0.0]
+    assert len(report["history"]) == 2
+
+
+def test_the_psa_family_trains_without_momentum():
+    """METHODS 1.3, the momentum trap (A1): the default must stay 0."""
+    assert TrainToy().momentum == 0.0
+
+
+def test_frozen_parameters_are_in_no_group():
+    network = Toy()
+    network.body.requires_grad_(False)
+    groups = parameter_groups(network.body, [network.head], TrainToy())
+    assert [len(group.parameters) for group in groups] == [2]
+
+
+def test_the_sampler_gives_each_image_once_an_epoch_in_an_order_of_the_seed():
+    sampler = EpochSampler(10, 3, seed=4)
+    first = list(sampler)
+    assert [len(batch) for batch in first] == [3, 3, 3]
+    assert len({index for batch in first for _, index in batch}) == 9
+    assert first == list(EpochSampler(10, 3, seed=4))
+    assert first != list(EpochSampler(10, 3, seed=5))
+    sampler.epoch = 1
+    assert [index for batch in sampler for _, index in batch] != [index for batch in first for _, index in batch]
+    assert len(EpochSampler(2, 16, seed=0)) == 1

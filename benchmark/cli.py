@@ -259,8 +259,9 @@ def prepare_data(
     quiet: Quiet = False,
 ) -> None:
     """Make the masks that a data set's download does not have."""
-    from datasets.coco2014 import rasterise
     from datasets.sbd import merge_sbd
+
+    from datasets.coco2014 import rasterise
 
     kind = _one_of("data set", name, ("voc", "coco"))
     with Reporter(quiet).bar("masks", 1) as bar:

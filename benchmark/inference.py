@@ -107,7 +107,7 @@ class _Images(torch.utils.data.Dataset[Tensor]):
 
     def __getitem__(self, image_id: str) -> Tensor:
         image = normalise(torch.from_numpy(self.view.image(image_id).copy()).permute(2, 0, 1))
-        size = resized(*image.shape[-2:], self.long_side)
+        size = resized(image.shape[-2], image.shape[-1], self.long_side)
         if size != tuple(image.shape[-2:]):
             image = F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
         return image

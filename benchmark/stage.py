@@ -59,9 +59,11 @@ class Meta:
     def scaled(self, pixels: int, multiple: int = 8) -> int:
         """Return a size given for VOC's 500-pixel images, scaled down to this data set's image size.
 
-        Sizes are never scaled up, and are rounded to a multiple of `multiple` pixels (at least one).
+        Sizes are never scaled up; those that are scaled are rounded to a multiple of `multiple` pixels.
         """
-        factor = min(1.0, self.long_side / 500)
+        factor = self.long_side / 500
+        if factor >= 1:
+            return pixels
         return max(multiple, round(pixels * factor / multiple) * multiple)
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
@@ -222,13 +222,13 @@ class _Runner:
         records = []
         for selection in dict.fromkeys([chosen, *(self.trial.selections if chosen != "none" else ())]):
             refine = [
-                replace(stage, selection=selection) if hasattr(stage, "selection") else stage
+                replace(cast(Any, stage), selection=selection) if hasattr(stage, "selection") else stage
                 for stage in self.chain.refine
             ]
             stages = [*self.chain.localise, *refine]
             main = selection == chosen
             for split in (Split.TRAIN, Split.TUNE) if main else (Split.TRAIN,):
-                measuring = MeasureMasks(level="pseudo_mask", selection=selection)
+                measuring = MeasureMasks(level="pseudo_mask", selection=cast(Any, selection))
                 records += self._records([*stages, measuring], split, wide=main)
             if main:
                 self.artifacts["masks"] = self._pipeline(stages).latest(Kind.MASKS, Split.TRAIN)

@@ -7,21 +7,28 @@ Labels are 0 for background, 1..C for the foreground classes in the order of `Da
 from __future__ import annotations
 
 import hashlib
+import inspect
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import ConfigError, DataError, MaskForbiddenError
+from benchmark.errors import ConfigError, DataError, MaskForbiddenError, unknown_name
+from datasets.digest import file_digests
 from datasets.files import decode_image, decode_mask, image_size
 
 IGNORE_INDEX = 255
+TAGS_FROM_MASKS = "masks"
+"""The `Dataset.tag_source` of a data set whose tags are the labels in its masks."""
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 class Split(StrEnum):
@@ -59,6 +66,8 @@ class Dataset(ABC):
     """Where the tags come from, in words for the log (`Annotations/*.xml`, a file name, `masks`)."""
     mask_source: str
     """Which masks are used, in words for the log."""
+    notices: tuple[str, ...] = ()
+    """What a user should know of this copy of the data set, for example that it is a subset."""
 
     @abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -88,6 +97,35 @@ class Dataset(ABC):
     def layout_problems(self) -> Iterator[Problem]:
         """Yield what is wrong with the lists and tag files of this layout (see `datasets.check`)."""
 
+    def list_file(self, split: Split) -> Path:
+        """Return the file that a split's ids come from, for messages."""
+        return self.root
+
+    def digest(self, cache: Path | None = None, progress: Progress | None = None) -> str:
+        """Return the sha256 (hex) of everything that defines the data set, wherever it lies on disk.
+
+        That is: name, classes, the ids of each split, tags, and the content of all image, mask, saliency and
+        label files; a file that is absent counts as absent. Where the tags come from the masks, the masks'
+        content stands for them. `cache` is a JSON file that keeps the digests of the files by size and time of
+        change, so that a second call reads no file again.
+        """
+        ids = {str(split): self.ids(split) for split in Split}
+        labelled = list(dict.fromkeys((*ids["weak"], *ids["train"], *ids["val"])))
+        files = {f"image/{i}": self.image_path(i) for i in dict.fromkeys((*labelled, *ids["test"]))}
+        files |= {f"mask/{i}": self.mask_path(i) for i in labelled}
+        files |= {f"saliency/{i}": path for i in labelled if (path := self.saliency_path(i)) is not None}
+        # The position keeps apart files of the same name in different folders.
+        files |= {f"label/{n}/{path.name}": path for n, path in enumerate(self.label_files())}
+        tags = {} if self.tag_source == TAGS_FROM_MASKS else {i: self.tags(i) for i in labelled}
+        content = {
+            "name": self.name,
+            "classes": self.classes,
+            "ids": ids,
+            "tags": tags,
+            "files": file_digests(files, self.root, cache, progress),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def split(self, split: Split | str, supervision: Literal["weak", "full"] = "weak") -> SplitView:
         """Return one split. `supervision="full"` shows the masks of `weak` (the fully supervised bound).
 
@@ -108,6 +146,41 @@ class Dataset(ABC):
         ids = self.split(Split.WEAK).ids
         step = max(1, len(ids) // 64)
         return int(np.median([max(image_size(self.image_path(i))) for i in ids[::step][:64]]))
+
+
+class DatasetPlugin(Protocol):
+    """How a data set is opened: the object `DATASET` of a file in `datasets/`."""
+
+    @property
+    def name(self) -> str:
+        """The file's name without `.py`."""
+        ...
+
+    @property
+    def official_counts(self) -> Mapping[Split, int] | None:
+        """Images of the official splits; None where there is no official release."""
+        ...
+
+    def open(self, root: Path, **options: Any) -> Dataset:
+        """Open the data set at `root`. Raises ConfigError for unknown options, DataError without a data set."""
+        ...
+
+
+def refuse_options(unknown: Mapping[str, object], dataset: str, opener: Callable[..., Dataset]) -> None:
+    """Raise ConfigError for the first of the `unknown` options, naming those that `opener` takes."""
+    kinds = inspect.signature(opener).parameters.values()
+    valid = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
+    for option in unknown:
+        raise unknown_name(f"option of {dataset}", option, valid)
+
+
+def existing_folder(folder: Path | str | None, what: str) -> Path | None:
+    """Return the folder as a Path, or None. Raises DataError where it does not exist."""
+    if folder is None:
+        return None
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder}: no such folder ({what})")
+    return Path(folder)
 
 
 @dataclass(frozen=True)
@@ -169,7 +242,7 @@ class SplitView:
         path = self.dataset.saliency_path(image_id)
         if path is None:
             raise DataError(f"{self.dataset.root}: {self.dataset.name} was opened without saliency maps")
-        return decode_mask(path, palette=False).astype(np.float32) / 255
+        return decode_mask(path, palette=False).astype(np.float32) / np.float32(255)
 
 
 def tune_ids(train: tuple[str, ...]) -> tuple[str, ...]:

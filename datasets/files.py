@@ -1,7 +1,11 @@
-"""Reading image and mask files, with errors that name the file."""
+"""Reading and writing image and mask files, with errors that name the file."""
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +14,16 @@ from PIL import Image, UnidentifiedImageError
 
 from benchmark.errors import DataError
 
+BROKEN = (OSError, SyntaxError, ValueError, EOFError)
+"""What Pillow raises where a file's header is whole and its content is not."""
+
 
 def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the list that names it, or fetch it again") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, *BROKEN) as error:
         raise DataError(f"{path}: not a readable picture ({error}); fetch it again") from None
 
 
@@ -31,7 +38,7 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
     with _open(path) as picture:
         try:
             return np.asarray(picture.convert("RGB"))
-        except OSError as error:
+        except BROKEN as error:
             raise DataError(f"{path}: broken or truncated picture ({error}); fetch it again") from None
 
 
@@ -47,12 +54,13 @@ def decode_mask(path: Path, palette: bool = True) -> NDArray[np.uint8]:
             raise DataError(f"{path}: a picture of mode {picture.mode}, expected {wanted} one")
         try:
             return np.asarray(picture)
-        except OSError as error:
+        except BROKEN as error:
             raise DataError(f"{path}: broken or truncated picture ({error}); fetch it again") from None
 
 
+@functools.cache
 def palette() -> bytes:
-    """Return the 768 bytes of PASCAL VOC's colour map (bit-reversed label values, VOCdevkit `VOClabelcolormap`)."""
+    """Return the 768 bytes of PASCAL VOC's colour map (bit-reversed labels, VOCdevkit `VOClabelcolormap`)."""
     table = np.zeros((256, 3), np.uint8)
     for label in range(256):
         value = label
@@ -65,7 +73,18 @@ def palette() -> bytes:
 
 def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
     """Write uint8 (H, W) labels as a palette PNG in VOC's colours."""
-    picture = Image.fromarray(mask, mode="L").convert("L")
-    indexed = picture.copy()
-    indexed.putpalette(palette())
-    indexed.save(path, format="PNG")
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette())
+    picture.save(path, format="PNG")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write to; it becomes `path` at once when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

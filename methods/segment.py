@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class TrainSegmentation(TrainingStage):
     """Train DeepLab on the pseudo-masks of `weak`."""
 
     version = 1
-    consumes = (Kind.MASKS,)
+    consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
     produces = Kind.CHECKPOINT
 
     epochs: int = hp(19, low=1, high=10_000, source="deeplab-pytorch: 20,000 iterations")

@@ -23,7 +23,7 @@ class Vgg16(Backbone):
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        layers: nn.Sequential = torchvision.models.vgg16(weights=None).features
+        layers = list(torchvision.models.vgg16(weights=None).features)
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         for i in pools[:3]:
             layers[i] = nn.MaxPool2d(3, stride=2, padding=1)
@@ -31,7 +31,7 @@ class Vgg16(Backbone):
         for layer in layers[pools[3] :]:
             if stride == 8 and isinstance(layer, nn.Conv2d):
                 layer.dilation = layer.padding = (2, 2)
-        self.features = layers[: pools[4]]
+        self.features = nn.Sequential(*layers[: pools[4]])
         self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
         self.dropout = nn.Dropout(0.5)
         self.early = tuple(self.features[: pools[1]])

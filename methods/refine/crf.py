@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from benchmark.hparams import hp
-from benchmark.maps import MapReader, ScoreMaps
+from benchmark.maps import ScoreMaps, opened
 from benchmark.parallel import map_in_order
 from benchmark.stage import Context, Kind, Meta, Stage
 from datasets.base import Dataset, SplitView
@@ -173,7 +173,7 @@ class _RefineImage:
     out: Path
 
     def __call__(self, image_id: str) -> None:
-        image, maps = self.view.image(image_id), MapReader(self.scores).read(image_id)
+        image, maps = self.view.image(image_id), opened(self.scores).read(image_id)
         mask = crf_mask(self.stage, image, maps, self.threshold, len(self.view.classes))
         write_mask(self.out / f"{image_id}.png", mask)
 

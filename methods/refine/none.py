@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from optuna.distributions import FloatDistribution
 
 from benchmark.evaluate import score_maps
 from benchmark.hparams import hp
-from benchmark.maps import MapReader, ScoreMaps
+from benchmark.maps import MapReader, ScoreMaps, opened
 from benchmark.parallel import map_in_order
 from benchmark.stage import Context, Kind, Meta, Stage
 from datasets.base import Dataset, Split
@@ -47,7 +47,7 @@ class SelectThreshold(Stage):
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the threshold, and how it was chosen."""
-        chosen = {"selection": self.selection, "threshold": self.value}
+        chosen: dict[str, Any] = {"selection": self.selection, "threshold": self.value}
         if self.selection != "fixed":
             view = data.split(ctx.split)
             scores = score_maps(MapReader(inputs[Kind.SCORES]), view, processes=ctx.workers)
@@ -103,7 +103,7 @@ class _Threshold:
     out: Path
 
     def __call__(self, image_id: str) -> None:
-        maps = MapReader(self.scores).read(image_id)
+        maps = opened(self.scores).read(image_id)
         write_mask(self.out / f"{image_id}.png", threshold_mask(maps, self.threshold))
 
 

@@ -1,0 +1,223 @@
+"""PASCAL VOC 2012 segmentation, with the 10,582 `train_aug` images and masks of SBD.
+
+Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; Hariharan et al., "Semantic Contours
+from Inverse Detectors", ICCV 2011 (SBD). Layout (`seedbed data prepare voc` makes the parts in brackets from SBD):
+
+    JPEGImages/ID.jpg                    Annotations/ID.xml
+    SegmentationClass/ID.png            (SegmentationClassAug/ID.png)
+    ImageSets/Segmentation/{train,val,test,(train_aug)}.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+
+from benchmark.errors import DataError
+from datasets.base import TAGS_FROM_MASKS, Dataset, Problem, Split, existing_folder, refuse_options, tune_ids
+from datasets.files import decode_mask
+from datasets.tags import labels, mask_labels, tag_table, xml_names
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+TRAIN_AUG_NAMES = ("train_aug", "trainaug")
+TAG_FILE_NAMES = ("image_labels.csv", "cls_labels.npy")
+LISTS = Path("ImageSets/Segmentation")
+
+
+class VocDataset(Dataset):
+    """A data set in the layout of PASCAL VOC.
+
+    `weak` is `train_aug.txt`; without that list all ids with a mask in SegmentationClassAug/ less `val`; without
+    that folder `train`. Masks are SegmentationClass/ where the file is there, else SegmentationClassAug/.
+
+    Tags come from one source: the file `tags` where it is given, else Annotations/, else a tag file in the root,
+    else the masks.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        classes: tuple[str, ...],
+        saliency: Path | None = None,
+        tags: Path | None = None,
+        official_counts: Mapping[Split, int] | None = None,
+    ) -> None:
+        self.root, self.name, self.classes = find_root(root), name, classes
+        self._saliency = saliency
+        self._train, self._val = (self._read_list(split) or () for split in ("train", "val"))
+        test = self._read_list("test") or ()
+        self._test = test if any(self.image_path(i).exists() for i in test) else ()
+        self._weak, self._weak_source = self._find_weak()
+        self.tag_source, self._tag_file, self._read_tags = self._find_tags(tags)
+        self._tags: dict[str, tuple[int, ...]] = {}
+        self.mask_source = self._describe_masks()
+        self.notices = tuple(count_notices(self, official_counts))
+
+    def ids(self, split: Split) -> tuple[str, ...]:
+        return {
+            Split.WEAK: self._weak,
+            Split.TUNE: self._tune,
+            Split.TRAIN: self._train,
+            Split.VAL: self._val,
+            Split.TEST: self._test,
+        }[split]
+
+    def image_path(self, image_id: str) -> Path:
+        return self.root / "JPEGImages" / f"{image_id}.jpg"
+
+    def mask_path(self, image_id: str) -> Path:
+        official = self.root / "SegmentationClass" / f"{image_id}.png"
+        return official if official.exists() else self._augmented / f"{image_id}.png"
+
+    def tags(self, image_id: str) -> tuple[int, ...]:
+        if image_id not in self._tags:
+            self._tags[image_id] = self._read_tags(image_id)
+        return self._tags[image_id]
+
+    def saliency_path(self, image_id: str) -> Path | None:
+        return None if self._saliency is None else self._saliency / f"{image_id}.png"
+
+    def label_files(self) -> tuple[Path, ...]:
+        lists = [self.root / LISTS / f"{name}.txt" for name in ("train", "val", "test", *TRAIN_AUG_NAMES)]
+        files = [path for path in lists if path.exists()]
+        if self._tag_file is not None:
+            files.append(self._tag_file)
+        return tuple(files)
+
+    def layout_problems(self) -> Iterator[Problem]:
+        for name in ("train", "val"):
+            path = self.root / LISTS / f"{name}.txt"
+            if not path.exists():
+                yield Problem("error", path, "no such list; fetch it with the official VOCdevkit")
+        if self._weak_source == self.list_file(Split.TRAIN):
+            missing = self.root / LISTS / f"{TRAIN_AUG_NAMES[0]}.txt"
+            yield Problem(
+                "warning",
+                missing,
+                "no such list and no SegmentationClassAug/; `weak` is `train` (seedbed data prepare)",
+            )
+
+    def list_file(self, split: Split) -> Path:
+        if split is Split.WEAK:
+            return self._weak_source
+        return self.root / LISTS / f"{'train' if split is Split.TUNE else split.value}.txt"
+
+    @cached_property
+    def _tune(self) -> tuple[str, ...]:
+        return tune_ids(self._train)
+
+    @property
+    def _augmented(self) -> Path:
+        return self.root / "SegmentationClassAug"
+
+    def _read_list(self, name: str) -> tuple[str, ...] | None:
+        path = self.root / LISTS / f"{name}.txt"
+        if not path.exists():
+            return None
+        try:
+            return read_list(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not a readable list ({error})") from None
+
+    def _find_weak(self) -> tuple[tuple[str, ...], Path]:
+        for name in TRAIN_AUG_NAMES:
+            listed = self._read_list(name)
+            if listed is not None:
+                return listed, self.root / LISTS / f"{name}.txt"
+        if self._augmented.is_dir():
+            held_out = {*self._val, *self._test}
+            masked = sorted(path.stem for path in self._augmented.glob("*.png"))
+            return tuple(i for i in masked if i not in held_out), self._augmented
+        return self._train, self.list_file(Split.TRAIN)
+
+    def _find_tags(self, given: Path | None) -> tuple[str, Path | None, Callable[[str], tuple[int, ...]]]:
+        annotations = self.root / "Annotations"
+        if given is None and annotations.is_dir() and next(annotations.glob("*.xml"), None) is not None:
+            return "Annotations/*.xml", None, self._xml_tags
+        found = (path for name in TAG_FILE_NAMES if (path := self.root / name).exists())
+        file = given if given is not None else next(found, None)
+        if file is None:
+            return TAGS_FROM_MASKS, None, self._mask_tags
+        table = tag_table(file, self.classes)
+
+        def tabled(image_id: str) -> tuple[int, ...]:
+            if image_id not in table:
+                raise DataError(f"{file}: has no row for the image {image_id}")
+            return labels(table[image_id], self.classes, file)
+
+        return file.name, file, tabled
+
+    def _xml_tags(self, image_id: str) -> tuple[int, ...]:
+        path = self.root / "Annotations" / f"{image_id}.xml"
+        return labels(xml_names(path), self.classes, path)
+
+    def _mask_tags(self, image_id: str) -> tuple[int, ...]:
+        return mask_labels(decode_mask(self.mask_path(image_id)), len(self.classes))
+
+    def _describe_masks(self) -> str:
+        official, augmented = (self.root / "SegmentationClass").is_dir(), self._augmented.is_dir()
+        if official and augmented:
+            return "SegmentationClass/ where it has the image, else SegmentationClassAug/"
+        return "SegmentationClass/" if official else "SegmentationClassAug/"
+
+
+def find_root(root: Path) -> Path:
+    """Return the VOC2012 folder at, or one or two levels below, `root`. Raises DataError where there is none."""
+    for place in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        if (place / LISTS).is_dir():
+            return place
+    raise DataError(f"{root}: no VOC data set here (no folder {LISTS}); give the folder VOCdevkit/VOC2012")
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """Return the ids of a list: the first word of each line; of a path (DeepLab's lists) the file's stem."""
+    words = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return tuple(Path(word).stem if "/" in word else word for word in words)
+
+
+def count_notices(data: Dataset, official: Mapping[Split, int] | None) -> Iterator[str]:
+    """Yield one notice where the splits have other counts than the official release."""
+    found = {split: len(data.ids(split)) for split in official or ()}
+    # The images of `test` are a separate download, so their absence is nothing to tell.
+    other = [
+        f"{split} has {found[split]} instead of {count}"
+        for split, count in (official or {}).items()
+        if found[split] != count and not (split is Split.TEST and found[split] == 0)
+    ]
+    if other:
+        yield f"{data.name} at {data.root} is not the official release ({', '.join(other)} images)"
+
+
+class _Voc2012:
+    name = "voc2012"
+    official_counts: Mapping[Split, int] | None = {
+        Split.TRAIN: 1464,
+        Split.WEAK: 10582,
+        Split.VAL: 1449,
+        Split.TEST: 1456,
+    }
+
+    def open(
+        self, root: Path, *, saliency: Path | str | None = None, tags: Path | str | None = None, **unknown: object
+    ) -> Dataset:
+        """Open the official layout at `root` (VOC2012, VOCdevkit, or the folder that holds it).
+
+        `saliency` is a folder of grey maps ID.png, `tags` a tag file (datasets/tags.py: tag_table).
+        """
+        refuse_options(unknown, self.name, self.open)
+        return VocDataset(
+            root,
+            self.name,
+            CLASSES,
+            existing_folder(saliency, "the saliency maps"),
+            None if tags is None else Path(tags),
+            self.official_counts,
+        )
+
+
+DATASET = _Voc2012()

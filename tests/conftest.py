@@ -1,0 +1,61 @@
+"""Data shared by the tests: a tiny Chimera in both layouts, and the real VOC images where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from datasets.base import Dataset
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+REAL_VOC = CHECKOUT.parent / "shared/voc12_animals/VOCdevkit/VOC2012"
+REAL_WEIGHTS = CHECKOUT.parent / "shared/weights/squeezenet1_0_imagenet.pth"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Two test processes share two cores: one thread each, so that results do not depend on the load."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", params=["voc", "coco"])
+def chimera_layout(request: pytest.FixtureRequest) -> str:
+    """Return each layout in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def chimera_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Chimera of 48 images of 64 pixels in the VOC layout."""
+    from datasets.chimera import generate
+
+    root = tmp_path_factory.mktemp("chimera") / "voc"
+    generate(root, layout="voc", images=48, size=64, seed=3)
+    return root
+
+
+@pytest.fixture(scope="session")
+def chimera(chimera_root: Path) -> Dataset:
+    """Return the tiny Chimera, opened."""
+    from datasets.chimera import DATASET
+
+    return DATASET.open(chimera_root)
+
+
+@pytest.fixture(scope="session")
+def real_voc() -> Path:
+    """Return the root of the real VOC images; skip where they are absent."""
+    root = Path(os.environ.get("SEEDBED_REAL_VOC", REAL_VOC))
+    if not root.is_dir():
+        pytest.skip("the real VOC images are not here; SEEDBED_REAL_VOC says where they are")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """Return the ImageNet weights of SqueezeNet 1.0; skip where they are absent."""
+    path = Path(os.environ.get("SEEDBED_REAL_WEIGHTS", REAL_WEIGHTS))
+    if not path.is_file():
+        pytest.skip("no ImageNet weights of SqueezeNet here; SEEDBED_REAL_WEIGHTS says where they are")
+    return path

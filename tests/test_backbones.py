@@ -1,0 +1,147 @@
+"""Every backbone, by discovery: size and channels of its features, weights files, what learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmark.errors import ConfigError
+from benchmark.registry import BACKBONES
+from benchmark.stage import Context
+from datasets.base import Split
+from methods.backbones.base import build_backbone, initialise
+
+NAMES = BACKBONES.names()
+
+
+def context(files: dict[str, Path] | None = None) -> Context:
+    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_have_the_declared_channels_and_stride(name):
+    for stride in BACKBONES.load(name).strides:
+        backbone = build_backbone(name, stride, pretrained=False).eval()
+        with torch.inference_mode():
+            features = backbone(torch.randn(2, 3, 65, 96))
+        assert features.shape == (2, backbone.channels, -(-65 // stride), -(-96 // stride))
+        assert features.isfinite().all()
+        assert backbone.stride == stride
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_impossible_stride_is_refused(name):
+    with pytest.raises(ConfigError, match=f"backbone '{name}' has no stride 7. Valid: "):
+        build_backbone(name, 7, pretrained=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_lie_where_the_image_has_them(name):
+    """A bright spot moves the features around its own place most, not elsewhere."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, BACKBONES.load(name).strides[0], pretrained=False).eval()
+    images = torch.zeros(1, 3, 160, 160)
+    images[:, :, 96:112, 40:56] = 3.0
+    with torch.inference_mode():
+        change = (backbone(images) - backbone(torch.zeros_like(images))).abs().sum(1)[0]
+    row, column = divmod(int(change.argmax()), change.shape[1])
+    centre = ((row + 0.5) * backbone.stride, (column + 0.5) * backbone.stride)
+    assert abs(centre[0] - 104) <= 24
+    assert abs(centre[1] - 48) <= 24
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_weights_file_fills_the_backbone_and_the_classifier_in_it_is_left_out(name, tmp_path):
+    family = BACKBONES.load(name)
+    donor = build_backbone(name, family.strides[0], pretrained=False)
+    state = donor.state_dict()
+    for prefix in family.classifier:
+        state[f"{prefix}weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "weights.pth")
+    backbone = build_backbone(name, family.strides[-1], pretrained=True)
+    initialise(backbone, name, "sha256:x", context({"sha256:x": tmp_path / "weights.pth"}))
+    assert all(torch.equal(a, b) for a, b in zip(backbone.parameters(), donor.parameters(), strict=True))
+
+
+def test_a_weights_file_of_another_network_is_refused_with_the_tensors_named(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(1), "other.bias": torch.zeros(1)}, tmp_path / "w.pth")
+    backbone = build_backbone("squeezenet", 16, pretrained=True)
+    with pytest.raises(ConfigError, match=r"w.pth: does not fit .*'squeezenet' \(missing: .*unknown: other.bias"):
+        initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": tmp_path / "w.pth"}))
+
+
+def test_a_weights_file_with_code_in_it_is_not_run(tmp_path):
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (marker,))
+
+    torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ConfigError, match=r"evil.pth: not a state dict that can be read safely"):
+        initialise(
+            build_backbone("squeezenet", 16, pretrained=True),
+            "squeezenet",
+            "sha256:x",
+            context({"sha256:x": tmp_path / "evil.pth"}),
+        )
+    assert not marker.exists()
+
+
+def test_imagenet_is_refused_where_there_are_no_such_weights():
+    with pytest.raises(ConfigError, match="'tiny' has no ImageNet weights"):
+        initialise(build_backbone("tiny", 8, pretrained=True), "tiny", "imagenet", context())
+
+
+def test_imagenet_asks_torchvision_for_the_named_weights(monkeypatch):
+    import torchvision
+
+    asked = []
+    donor = torchvision.models.squeezenet1_0(weights=None)
+
+    class Weights:
+        def get_state_dict(self, **_):
+            return donor.state_dict()
+
+    monkeypatch.setattr(torchvision.models, "get_weight", lambda name: asked.append(name) or Weights())
+    backbone = build_backbone("squeezenet", 16, pretrained=True)
+    initialise(backbone, "squeezenet", "imagenet", context())
+    assert asked == ["SqueezeNet1_0_Weights.IMAGENET1K_V1"]
+    assert torch.equal(backbone.features[0].weight, donor.features[0].weight)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if BACKBONES.load(n).imagenet])
+def test_the_named_imagenet_weights_exist_in_torchvision(name):
+    import torchvision
+
+    assert torchvision.models.get_weight(BACKBONES.load(name).imagenet).url.endswith(".pth")
+
+
+def test_batch_norm_of_pretrained_weights_stays_as_it_was():
+    backbone = build_backbone("resnet50", 16, pretrained=True).train()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert any(m.training for m in build_backbone("resnet50", 16, pretrained=False).train().modules())
+
+
+def test_the_published_early_layers_are_named():
+    vgg = build_backbone("vgg16", 8, pretrained=True)
+    assert sum(p.numel() for m in vgg.early for p in m.parameters()) == 3 * 64 * 9 + 64 + 64 * 64 * 9 + 64 + (
+        64 * 128 * 9 + 128 + 128 * 128 * 9 + 128
+    )
+    resnet = build_backbone("resnet50", 16, pretrained=True)
+    early = {id(p) for m in resnet.early for p in m.parameters()}
+    names = [n for n, p in resnet.named_parameters() if id(p) not in early]
+    assert names
+    assert all(n.startswith(("layer3", "layer4")) for n in names)
+
+
+@pytest.mark.real_data
+def test_the_real_squeezenet_weights_fit(real_weights):
+    backbone = build_backbone("squeezenet", 8, pretrained=True)
+    initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": real_weights}))
+    assert backbone.features[0].weight.abs().mean() > 0.01

@@ -1,0 +1,83 @@
+"""CAM: the published recipes, the loss and the maps by hand, what learns and what does not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmark.stage import Meta
+from methods.cam import METHOD, CamNetwork, InferCam, TrainCam, multi_label_soft_margin, normalised_maps
+
+VOC = {"classes": 20, "long_side": 500}
+
+
+def stages(backbone: str, weights: str = "imagenet") -> tuple[TrainCam, InferCam]:
+    train, infer = METHOD.localise(Meta(**VOC, backbone=backbone, weights=weights))
+    assert isinstance(train, TrainCam)
+    assert isinstance(infer, InferCam)
+    return train, infer
+
+
+def test_the_published_recipes():
+    """METHODS 1.3, the table."""
+    vgg, _ = stages("vgg16")
+    assert (vgg.batch, vgg.epochs, vgg.lr, vgg.head_multiplier, vgg.weight_decay) == (16, 15, 0.1, 10.0, 5e-4)
+    assert (vgg.long_side_low, vgg.long_side_high, vgg.crop, vgg.jitter) == (256, 512, 448, True)
+    assert (vgg.dropout, vgg.momentum, vgg.biases, vgg.optimiser, vgg.stride) == (0.5, 0.0, "psa", "sgd", 8)
+    resnet, _ = stages("resnet50")
+    assert (resnet.batch, resnet.epochs, resnet.lr, resnet.weight_decay) == (16, 5, 0.1, 1e-4)
+    assert (resnet.long_side_low, resnet.long_side_high, resnet.crop) == (320, 640, 512)
+    assert (resnet.jitter, resnet.dropout, resnet.momentum, resnet.stride) == (False, 0.0, 0.0, 16)
+
+
+def test_only_vgg_takes_the_square_root_of_its_maps():
+    assert [stages(name)[1].square_root for name in ("vgg16", "resnet50", "squeezenet")] == [True, False, False]
+
+
+def test_sizes_shrink_with_the_images_of_the_data_set():
+    train, _ = METHOD.localise(Meta(classes=6, long_side=100, backbone="resnet50", weights="none"))
+    assert isinstance(train, TrainCam)
+    assert (train.long_side_low, train.long_side_high, train.crop) == (64, 128, 104)
+    assert not train.freeze_early
+
+
+def test_loss_by_hand():
+    """Mean over classes of −log σ(x) for a tag and −log σ(−x) without: x = (0, log 3)."""
+    logits, tags = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[1.0, 0.0]])
+    assert float(multi_label_soft_margin(logits, tags)) == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+
+def test_maps_of_absent_classes_are_left_out_and_the_others_reach_one():
+    maps = torch.zeros(3, 2, 2)
+    maps[0] = 4.0
+    maps[2, 0, 1] = 0.5
+    result = normalised_maps(maps, (3,), (8, 8))
+    assert result.labels.tolist() == [3]
+    np.testing.assert_allclose(result.scores, [[[0, 0.5 / (0.5 + 1e-5)], [0, 0]]], rtol=1e-6)
+    assert normalised_maps(maps, (), (8, 8)).scores.shape == (0, 2, 2)
+
+
+def test_pooling_and_the_classifier_commute():
+    torch.manual_seed(0)
+    network = CamNetwork("tiny", 4, stride=8, dropout=0.0, pretrained=False).eval()
+    images = torch.randn(2, 3, 48, 48)
+    pooled = network.backbone(images).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(network(images), network.classifier(pooled)[:, :, 0, 0])
+    assert network.maps(images).shape == (2, 4, 6, 6)
+    assert network.maps(images).min() >= 0
+
+
+def test_the_loss_reaches_layer3_layer4_and_the_head_alone():
+    """METHODS 12, the row of CAM ResNet-50."""
+    network = CamNetwork("resnet50", 3, stride=16, dropout=0.0, pretrained=True).train()
+    before = {n: b.clone() for n, b in network.named_buffers()}
+    for module in network.backbone.early:
+        module.requires_grad_(False)
+    multi_label_soft_margin(network(torch.randn(2, 3, 64, 64)), torch.eye(3)[:2]).backward()
+    reached = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    prefixes = {name.removeprefix("backbone.").partition(".")[0] for name in reached}
+    assert prefixes == {"layer3", "layer4", "classifier"}
+    assert all(torch.equal(before[n], b) for n, b in network.named_buffers())

@@ -1,0 +1,107 @@
+"""Multi-scale inference equals the one-by-one loop of METHODS 1.3, whatever the batches and workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmark import inference
+from benchmark.inference import multi_scale, resized
+from benchmark.stage import Context
+from datasets.base import Split
+from methods.cam import CamNetwork
+from tests.fakes import FolderDataset, random_scene
+
+SCALES = (1.0, 0.5, 1.5, 2.0)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> FolderDataset:
+    """Return seven images of three sizes."""
+    sizes = [(40, 56), (56, 40), (40, 56), (33, 47), (40, 56), (56, 40), (40, 56)]
+    scenes = {f"image{i}": random_scene(i, *size, (1, 2)) for i, size in enumerate(sizes)}
+    return FolderDataset(tmp_path, {i: s[0] for i, s in scenes.items()}, {i: s[1] for i, s in scenes.items()})
+
+
+@pytest.fixture
+def network() -> CamNetwork:
+    torch.manual_seed(0)
+    return CamNetwork("tiny", 2, stride=8, dropout=0.0, pretrained=False).eval()
+
+
+def one_by_one(network: CamNetwork, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
+    """METHODS 1.3 for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (torch.from_numpy(image.copy()).float() / 255 - mean) / std
+    original = pixels.permute(2, 0, 1)[None]
+    total = torch.zeros(2, *grid)
+    with torch.inference_mode():
+        for scale in SCALES:
+            size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+            scaled = original if scale == 1 else F.interpolate(original, size, mode="bicubic", antialias=True)
+            for flipped in (False, True):
+                given = scaled.flip(-1) if flipped else scaled
+                maps = F.interpolate(network.maps(given), grid, mode="bilinear", align_corners=False)[0]
+                total += maps.flip(-1) if flipped else maps
+    return total / (2 * len(SCALES))
+
+
+def run(network: CamNetwork, data: FolderDataset, workers: int = 0, **changes) -> dict[str, torch.Tensor]:
+    options = {"scales": SCALES, "flip": True, "long_side": 0, **changes}
+    context = Context(seed=0, split=Split.TRAIN, scratch=Path(), workers=workers)
+    return dict(
+        multi_scale(
+            network.maps,
+            data.split(Split.TRAIN),
+            grid=lambda _, h, w: (-(-h // 4), -(-w // 4)),
+            ctx=context,
+            label="test",
+            **options,
+        )
+    )
+
+
+def test_batches_give_what_the_one_by_one_loop_gives(data, network):
+    maps = run(network, data)
+    assert set(maps) == set(data.ids(Split.TRAIN))
+    for image_id, batched in maps.items():
+        image = data.split(Split.TRAIN).image(image_id)
+        grid = (-(-image.shape[0] // 4), -(-image.shape[1] // 4))
+        torch.testing.assert_close(batched, one_by_one(network, image, grid), atol=1e-5, rtol=0)
+
+
+def test_the_size_of_batches_and_the_number_of_workers_do_not_matter(data, network, monkeypatch):
+    expected = run(network, data)
+    for image_id, maps in run(network, data, workers=2).items():
+        assert torch.equal(maps, expected[image_id])
+    monkeypatch.setattr(inference, "PIXELS_A_BATCH", {"cpu": 1})
+    for image_id, maps in run(network, data).items():
+        torch.testing.assert_close(maps, expected[image_id], atol=1e-5, rtol=0)
+
+
+def test_flips_are_turned_back(data):
+    """A network that marks the left half: averaged with its flip, the map is symmetric."""
+
+    def left_half(images: torch.Tensor) -> torch.Tensor:
+        maps = torch.zeros(len(images), 1, 4, 4)
+        maps[..., :2] = 1
+        return maps
+
+    context = Context(seed=0, split=Split.TRAIN, scratch=Path())
+    options = {"scales": (1.0,), "long_side": 0, "grid": lambda *_: (4, 4), "ctx": context, "label": "test"}
+    for _, maps in multi_scale(left_half, data.split(Split.TRAIN), flip=True, **options):
+        assert (maps == 0.5).all()
+    for _, maps in multi_scale(left_half, data.split(Split.TRAIN), flip=False, **options):
+        assert (maps[..., :2] == 1).all()
+        assert (maps[..., 2:] == 0).all()
+
+
+def test_a_long_side_resizes_the_image_first(data, network):
+    assert resized(375, 500, 100) == (75, 100)
+    assert resized(500, 375, 0) == (500, 375)
+    maps = run(network, data, long_side=28)
+    assert {m.shape[-2:] for m in maps.values()} == {(5, 7), (7, 5)}

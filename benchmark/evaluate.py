@@ -28,6 +28,7 @@ from benchmark.metrics import (
     SignedSeeds,
     SoftScores,
     ThresholdCurve,
+    threshold_index,
 )
 from benchmark.parallel import map_in_order
 from datasets.base import IGNORE_INDEX, SplitView
@@ -81,21 +82,24 @@ def score_maps(
     view: SplitView,
     *,
     processes: int = 1,
+    thresholds: NDArray[np.float32] = THRESHOLDS,
     per_image: Path | None = None,
     progress: Progress | None = None,
 ) -> MapScores:
     """Score localisation maps against the true masks of a split.
 
+    `thresholds` are those of the curve (`benchmark.metrics.thresholds_with` adds others to the usual ones).
     `per_image` is a Parquet file to write, one row a cell of each image's ImageCurve (id, truth, label, passed,
     pixels), from which the confusion of any image at any threshold follows exactly (`confusions_at`); the
     soft scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called now
     and then. Raises DataError naming every file that is missing, broken, of another size than its image, or
     has classes that the data set does not know; MaskForbiddenError for a split without masks.
     """
-    total = MapScores.empty(len(view.classes))
-    curves, softs = _Rows(per_image, CURVE_SCHEMA), _Rows(_beside(per_image, "_soft"), SOFT_SCHEMA)
+    total = MapScores.empty(len(view.classes), thresholds)
+    curve_schema = CURVE_SCHEMA.with_metadata({"thresholds": thresholds.astype("<f4").tobytes()})
+    curves, softs = _Rows(per_image, curve_schema), _Rows(_beside(per_image, "_soft"), SOFT_SCHEMA)
     with curves, softs:
-        for state, own in _chunks(_ScoreMapChunk(source, view), view, processes, progress):
+        for state, own in _chunks(_ScoreMapChunk(source, view, thresholds), view, processes, progress):
             total.merge(state)
             for image_id, curve, soft in own:
                 curves.add(image_id, vars(curve))
@@ -136,10 +140,12 @@ def score_masks(
 
 
 def confusions_at(per_image: Path, threshold: float, classes: int) -> dict[str, Confusion]:
-    """Return the confusion matrix of each image at a threshold, from the file that `score_maps` wrote."""
+    """Return the confusion matrix of each image at a threshold, from the file that `score_maps` wrote.
+
+    Raises ConfigError for a threshold that is not one of the file's.
+    """
     table = pq.read_table(per_image)
-    thresholds = np.frombuffer(table.schema.metadata[b"thresholds"], "<f4")
-    index = int(np.flatnonzero(np.isclose(thresholds, threshold, atol=1e-6))[0])
+    index = threshold_index(np.frombuffer(table.schema.metadata[b"thresholds"], "<f4"), threshold)
     result: dict[str, Confusion] = {}
     columns = [table[name].to_pylist() for name in ("id", "truth", "label", "passed", "pixels")]
     for image_id, truth, label, passed, pixels in zip(*columns, strict=True):
@@ -170,9 +176,10 @@ def predict(maps: ScoreMaps) -> tuple[NDArray[np.uint8], NDArray[np.float32], ND
 class _ScoreMapChunk:
     source: MapSource
     view: SplitView
+    thresholds: NDArray[np.float32]
 
     def __call__(self, ids: Sequence[str]) -> tuple[MapScores, list[tuple[str, ImageCurve, ImageSoft]], list[str]]:
-        state, own, problems = MapScores.empty(len(self.view.classes)), [], []
+        state, own, problems = MapScores.empty(len(self.view.classes), self.thresholds), [], []
         for image_id in ids:
             try:
                 truth, maps = self.view.mask(image_id), self.source.read(image_id)
@@ -252,8 +259,7 @@ CURVE_SCHEMA = pa.schema(
         ("label", pa.uint8()),
         ("passed", pa.uint8()),
         ("pixels", pa.int64()),
-    ],
-    metadata={"thresholds": THRESHOLDS.astype("<f4").tobytes()},
+    ]
 )
 SOFT_SCHEMA = pa.schema(
     [
@@ -274,20 +280,30 @@ def _beside(path: Path | None, suffix: str) -> Path | None:
 
 
 class _Rows:
-    """Writes rows of per-image statistics as they come; writes nothing where `path` is None."""
+    """Writes rows of per-image statistics as they come; writes nothing where `path` is None.
+
+    The file appears when it is complete, and not at all after an error.
+    """
 
     def __init__(self, path: Path | None, schema: pa.Schema) -> None:
-        self._writer = None if path is None else pq.ParquetWriter(path, schema)
+        self._path, self._partial = path, _beside(path, "-partial")
+        self._writer = None if self._partial is None else pq.ParquetWriter(self._partial, schema)
         self._schema = schema
         self._tables: list[pa.Table] = []
 
     def __enter__(self) -> _Rows:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None or self._partial is None or self._path is None:
+            return
+        if kind is None:
             self._flush()
-            self._writer.close()
+        self._writer.close()
+        if kind is None:
+            self._partial.replace(self._path)
+        else:
+            self._partial.unlink()
 
     def add(self, image_id: str, columns: dict[str, NDArray]) -> None:
         """Add the rows of one image, given as equally long columns."""

@@ -111,6 +111,8 @@ def _maps(path: Path, keys: NDArray[np.int64], scores: NDArray[np.float32]) -> S
         raise DataError(f"{path}: {len(keys)} classes, but maps of shape {scores.shape}")
     if not np.isfinite(scores).all():
         raise DataError(f"{path}: its maps are not finite")
+    if len(set(keys.tolist())) < len(keys) or (keys < 0).any():
+        raise DataError(f"{path}: classes {keys.tolist()}; they must differ, and are counted from 0")
     order = np.argsort(keys)
     height, width = scores.shape[1:]
     return ScoreMaps((keys[order] + 1).astype(np.int16), scores[order], (height, width))

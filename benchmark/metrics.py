@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmark.errors import ConfigError
 from benchmark.maps import ScoreMaps
 
 IGNORE = 255
@@ -23,6 +24,22 @@ ORACLE_LIMIT = 0.59
 """The best threshold is looked for in 0.00 … 0.59 (METHODS 1.1)."""
 Labels = NDArray[np.uint8]
 Values = NDArray[np.float64]
+
+
+def thresholds_with(*more: float) -> NDArray[np.float32]:
+    """Return the usual thresholds and `more`, float32, ascending, without repetition."""
+    return np.unique(np.append(THRESHOLDS, np.array(more, np.float32)))
+
+
+def threshold_index(thresholds: NDArray[np.float32], threshold: float) -> int:
+    """Return the place of `threshold` among `thresholds`. Raises ConfigError where it is none of them."""
+    places = np.flatnonzero(np.abs(thresholds - np.float32(threshold)) <= 1e-6)
+    if len(places) == 0:
+        raise ConfigError(
+            f"the threshold {threshold} was not measured; the curve has {len(thresholds)} "
+            f"from {thresholds[0]:g} to {thresholds[-1]:g}"
+        )
+    return int(places[0])
 
 
 def _ratio(numerator: NDArray, denominator: NDArray) -> Values:
@@ -139,8 +156,9 @@ class ThresholdCurve:
         cells = np.flatnonzero(pixels)
         pair, own_passed = np.divmod(cells, bins)
         own_truth, label = np.divmod(pair, size)
-        narrow = (a.astype(np.uint8) for a in (own_truth, label, own_passed))
-        return ImageCurve(*narrow, pixels[cells])
+        return ImageCurve(
+            own_truth.astype(np.uint8), label.astype(np.uint8), own_passed.astype(np.uint8), pixels[cells]
+        )
 
     def merge(self, other: ThresholdCurve) -> None:
         """Add the counts of another part of the split."""
@@ -153,20 +171,17 @@ class ThresholdCurve:
         return Confusion(matrix)
 
     def at(self, threshold: float) -> Confusion:
-        """Return the confusion matrix at a threshold of the grid. Raises ValueError for another one."""
-        index = int(np.abs(self.thresholds - threshold).argmin())
-        if abs(float(self.thresholds[index]) - threshold) > 1e-6:
-            raise ValueError(f"{threshold} is not one of the thresholds {self.thresholds.tolist()}")
-        return self.confusion(index)
+        """Return the confusion matrix at a threshold of the curve. Raises ConfigError for another one."""
+        return self.confusion(threshold_index(self.thresholds, threshold))
 
     def miou(self) -> Values:
         """Return the mIoU at each threshold (n,)."""
         return np.array([self.confusion(i).miou() for i in range(len(self.thresholds))])
 
     def best(self) -> tuple[float, float]:
-        """Return (threshold, mIoU) of the highest mIoU up to 0.59; of equal ones the lowest threshold."""
-        allowed = self.thresholds <= np.float32(ORACLE_LIMIT + 1e-6)
-        values = np.nan_to_num(self.miou()[allowed], nan=-1.0)
+        """Return (threshold, mIoU) of the highest mIoU in 0.00, 0.01 … 0.59; of equal ones the lowest."""
+        allowed = np.isin(self.thresholds, THRESHOLDS) & (self.thresholds <= np.float32(ORACLE_LIMIT))
+        values = np.where(allowed, np.nan_to_num(self.miou(), nan=-1.0), -2.0)
         index = int(values.argmax())
         return round(float(self.thresholds[index]), 6), float(values[index])
 

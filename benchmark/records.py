@@ -71,7 +71,7 @@ def records_of_map_scores(
 ) -> list[Record]:
     """Return the records of scored maps: mIoU and IoU at each selection, soft metrics, pixel AP.
 
-    `fixed` and `tuned` are thresholds of the curve's grid; `tuned` is left out where it is None. Maps with a
+    `fixed` and `tuned` are thresholds of the curve (ConfigError otherwise); `tuned` may be None. Maps with a
     background channel need no threshold: theirs is one prediction, `fixed`.
     """
     thresholds: dict[Selection, float] = {"fixed": fixed}
@@ -132,8 +132,9 @@ def _known(value: float) -> float | None:
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Write records as Parquet, by one rename."""
-    table = pa.Table.from_pylist([vars(record) for record in records], schema=SCHEMA)
+    """Write records as Parquet, by one rename; a value that is NaN becomes null."""
+    rows = [vars(r) | {"value": None if r.value is None else _known(r.value)} for r in records]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)

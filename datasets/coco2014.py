@@ -1,20 +1,23 @@
-"""MS COCO 2014: `annotations/instances_{train,val}2014.json`, `train2014/`, `val2014/`.
+"""MS COCO 2014 with its 80 things classes; masks are rasterised once from the annotations.
 
-`weak` and `train` are train2014, `val` is val2014, there is no `test`. Classes are the JSON's categories in the
-order of their ids, as labels 1..80. Tags are the categories of all annotations of an image, crowds included;
-images without annotations stay, as background.
+Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014. Layout (`seedbed data prepare coco` makes the
+part in brackets):
 
-Masks are rasterised once from the JSON (`seedbed data prepare coco`): smaller objects lie on top of larger ones,
-and crowd regions that no object covers are 255, or background where `crowd="background"`.
+    train2014/STEM.jpg  val2014/STEM.jpg    annotations/instances_{train,val}2014.json
+    (SegmentationMasks/{train,val}2014/STEM.png, manifest.json, labels.json)
+
+Rules of rasterising: labels 1..C go by ascending category id; an object is drawn over all larger ones (by the area
+of its mask in pixels; of two equal ones the higher annotation id is on top); pixels of a crowd that no single
+object covers become 255, or stay background with `crowd="background"`. Objects without a polygon of three points
+are not drawn. Tags are the categories of all annotations of an image, crowds included.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,281 +26,328 @@ from numpy.typing import NDArray
 
 from benchmark.errors import ConfigError, DataError
 from benchmark.parallel import map_in_order
-from datasets.base import IGNORE_INDEX, Dataset, Problem, Split, tune_ids
-from datasets.files import write_mask
+from datasets.base import (
+    IGNORE_INDEX,
+    Dataset,
+    Problem,
+    Progress,
+    Split,
+    existing_folder,
+    refuse_options,
+    tune_ids,
+)
+from datasets.digest import file_digest
+from datasets.files import atomic, write_mask
+from datasets.voc2012 import count_notices
 
-PARTS = ("train2014", "val2014")
-OFFICIAL_COUNTS = {Split.WEAK: 82_783, Split.TRAIN: 82_783, Split.VAL: 40_504}
+FOLDERS = ("train2014", "val2014")
 MASKS = "SegmentationMasks"
-MANIFEST = "manifest.json"
-RULES_VERSION = 1
-"""Raised whenever the same JSON gives other masks."""
+VERSION = 1
+"""Raised whenever the same annotations give other masks."""
 Crowd = Literal["ignore", "background"]
 
 
-class CocoLayout(Dataset):
-    """A data set in the COCO 2014 layout. Raises DataError where the JSON or the rasterised masks are missing."""
+class CocoDataset(Dataset):
+    """A data set in the layout of COCO 2014: `weak` and `train` are train2014, `val` is val2014, no `test`.
+
+    Classes, ids and tags are read from the `labels.json` of `rasterise`; COCO's own JSON takes many seconds.
+    Raises DataError where the masks were not made, or of other annotations or by other rules.
+    """
+
+    tag_source = "annotations/instances_*.json, crowds included"
 
     def __init__(
         self,
         root: Path,
         name: str,
-        official_counts: Mapping[Split, int] | None = None,
+        saliency: Path | None = None,
         masks: Path | None = None,
         crowd: Crowd = "ignore",
-        saliency: Path | None = None,
+        official_counts: Mapping[Split, int] | None = None,
     ) -> None:
-        self.root, self.name, self._saliency = root, name, saliency
-        self.masks = masks or root / MASKS
-        self._contents = {part: read_json(_json_path(root, part)) for part in PARTS}
-        self._categories = _categories(self._contents["train2014"])
-        self.classes = tuple(name for _, name in sorted(self._categories.values()))
-        self._sizes: dict[str, tuple[int, int]] = {}
-        self._tags: dict[str, tuple[int, ...]] = {}
-        parts = {}
-        for part, content in self._contents.items():
-            labels: dict[int, set[int]] = defaultdict(set)
-            for annotation in content["annotations"]:
-                labels[annotation["image_id"]].add(self._label(annotation["category_id"], part))
-            for image in content["images"]:
-                stem = Path(image["file_name"]).stem
-                self._tags[stem] = tuple(sorted(labels[image["id"]]))
-            parts[part] = tuple(Path(image["file_name"]).stem for image in content["images"])
-        self._parts = {stem: part for part, stems in parts.items() for stem in stems}
-        self._splits = {
-            Split.WEAK: parts["train2014"],
-            Split.TUNE: tune_ids(parts["train2014"]),
-            Split.TRAIN: parts["train2014"],
-            Split.VAL: parts["val2014"],
-            Split.TEST: (),
-        }
-        self.tag_source = "annotations of the JSON, crowds included"
-        self.mask_source = f"{self.masks}, rasterised from the JSON, crowds {crowd}"
-        self._crowd: Crowd = crowd
-        self.notices = tuple(
-            f"{root}: not the official {name}: {split} has {len(self.ids(split)):,} of {count:,} images"
-            for split, count in (official_counts or {}).items()
-            if len(self.ids(split)) != count
-        )
-        check_manifest(root, self.masks, crowd)
-
-    def _label(self, category: int, part: str) -> int:
-        if category not in self._categories:
-            raise DataError(f"{_json_path(self.root, part)}: annotations of the unknown category {category}")
-        return self._categories[category][0]
+        self.root, self.name = root, name
+        self._masks, self._saliency = masks or root / MASKS, saliency
+        _require_current(root, self._masks, crowd)
+        content = _read_json(self._masks / "labels.json")
+        self.classes = tuple(content["classes"])
+        self._images: dict[str, dict[str, list[int]]] = content["images"]
+        self.mask_source = f"{self._masks.name}/ rasterised from the annotations, crowds: {crowd}"
+        self.notices = tuple(count_notices(self, official_counts))
 
     def ids(self, split: Split) -> tuple[str, ...]:
-        return self._splits[split]
+        if split is Split.TUNE:
+            return self._tune
+        if split is Split.TEST:
+            return ()
+        return tuple(self._images[FOLDERS[split is Split.VAL]])
 
     def image_path(self, image_id: str) -> Path:
-        return self.root / self._parts[image_id] / f"{image_id}.jpg"
+        return self.root / self._folder(image_id) / f"{image_id}.jpg"
 
     def mask_path(self, image_id: str) -> Path:
-        return self.masks / self._parts[image_id] / f"{image_id}.png"
-
-    def saliency_path(self, image_id: str) -> Path | None:
-        return None if self._saliency is None else self._saliency / self._parts[image_id] / f"{image_id}.png"
+        return self._masks / self._folder(image_id) / f"{image_id}.png"
 
     def tags(self, image_id: str) -> tuple[int, ...]:
-        return self._tags[image_id]
+        return tuple(self._images[self._folder(image_id)][image_id])
+
+    def saliency_path(self, image_id: str) -> Path | None:
+        return None if self._saliency is None else self._saliency / f"{image_id}.png"
 
     def label_files(self) -> tuple[Path, ...]:
-        return tuple(_json_path(self.root, part) for part in PARTS)
+        return (*(annotations_path(self.root, folder) for folder in FOLDERS), self._masks / "labels.json")
 
     def layout_problems(self) -> Iterator[Problem]:
-        for part, content in self._contents.items():
-            path, seen = _json_path(self.root, part), set()
-            known = {image["id"] for image in content["images"]}
-            for image in content["images"]:
-                if image["file_name"] in seen:
-                    yield Problem("error", path, f"the image {image['file_name']} stands there twice")
-                seen.add(image["file_name"])
-            for annotation in content["annotations"]:
-                if annotation["image_id"] not in known:
-                    message = f"annotation {annotation['id']} is of the unknown image {annotation['image_id']}"
-                    yield Problem("error", path, message)
+        yield from ()  # annotations were checked when the masks were made
+
+    def list_file(self, split: Split) -> Path:
+        return annotations_path(self.root, FOLDERS[split is Split.VAL])
+
+    @cached_property
+    def _tune(self) -> tuple[str, ...]:
+        return tune_ids(self.ids(Split.TRAIN))
+
+    def _folder(self, image_id: str) -> str:
+        for folder in FOLDERS:
+            if image_id in self._images[folder]:
+                return folder
+        raise DataError(f"{self.root}: {self.name} has no image {image_id!r}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of an instances file. Raises DataError where it is missing or broken."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; --root must be the folder that holds annotations/") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
-    missing = {"images", "annotations", "categories"} - content.keys()
-    if missing:
-        raise DataError(f"{path}: has no {', '.join(sorted(missing))}")
-    return content
-
-
-def _json_path(root: Path, part: str) -> Path:
-    return root / "annotations" / f"instances_{part}.json"
-
-
-def _categories(content: Mapping[str, Any]) -> dict[int, tuple[int, str]]:
-    """Return label and name by category id; labels count from 1 in the order of the ids."""
-    ordered = sorted((category["id"], category["name"]) for category in content["categories"])
-    return {number: (label, name) for label, (number, name) in enumerate(ordered, start=1)}
+def annotations_path(root: Path, folder: str) -> Path:
+    """Return the annotations of `train2014` or `val2014`."""
+    return root / "annotations" / f"instances_{folder}.json"
 
 
 def rasterise(
     root: Path,
     masks: Path | None = None,
+    *,
     crowd: Crowd = "ignore",
     processes: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
-    """Draw the masks of both parts as palette PNGs below `masks` (default `ROOT/SegmentationMasks`).
+    """Write the masks of all images as palette PNGs below `masks` (default ROOT/SegmentationMasks).
 
-    Masks that an interrupted call has drawn by the same rules from the same JSON are kept. Returns the number
-    of masks. Raises DataError naming the JSON and the annotation where a segmentation cannot be read.
+    Returns the number of masks. A call that finds masks of the same annotations and rules draws only the missing
+    ones; masks of others are replaced. Raises DataError where an annotation is broken, and where `masks` holds
+    files that were not made here.
     """
+    if crowd not in ("ignore", "background"):
+        raise ConfigError(f"unknown rule for crowds {crowd!r}. Valid: background, ignore")
     masks = masks or root / MASKS
-    rules = _rules(root, crowd)
-    begun = masks / "begun.json"
-    if not begun.is_file() or json.loads(begun.read_text()) != rules:
-        (masks / MANIFEST).unlink(missing_ok=True)
-        for part in PARTS:
-            for old in (masks / part).glob("*.png"):
-                old.unlink()
-        masks.mkdir(parents=True, exist_ok=True)
-        begun.write_text(json.dumps(rules))
-    tasks = []
-    for part in PARTS:
-        (masks / part).mkdir(exist_ok=True)
-        path = _json_path(root, part)
-        content = read_json(path)
-        labels = {number: label for number, (label, _) in _categories(content).items()}
-        by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-        for image in content["images"]:
-            out = masks / part / f"{Path(image['file_name']).stem}.png"
-            size = (image["height"], image["width"])
-            tasks.append(_Raster(path, out, size, by_image[image["id"]], labels, crowd))
-    missing = [task for task in tasks if not task.out.is_file()]
-    for done, _ in enumerate(map_in_order(draw_file, missing, processes), start=1):
+    manifest = {"rules": _rules(crowd), "annotations": {f: _stamp(annotations_path(root, f)) for f in FOLDERS}}
+    if not _same(_read_manifest(masks), manifest):
+        _clear(masks)
+    _write_json(masks / "manifest.json", {**manifest, "complete": False})
+    annotations = [_read_annotations(annotations_path(root, folder), folder) for folder in FOLDERS]
+    classes = annotations[0].classes
+    if annotations[1].classes != classes:
+        raise DataError(f"{annotations[1].path}: its categories are not those of {annotations[0].path.name}")
+    jobs = [job for part in annotations for job in part.jobs(masks, crowd)]
+    open_jobs = [job for job in jobs if not job.target.exists()]
+    for folder in FOLDERS:
+        (masks / folder).mkdir(parents=True, exist_ok=True)
+    done = len(jobs) - len(open_jobs)
+    for _ in map_in_order(_write, open_jobs, processes):
+        done += 1
         if progress is not None:
-            progress(done, len(missing))
-    (masks / MANIFEST).write_text(json.dumps({**rules, "count": len(tasks)}, indent=1))
-    return len(tasks)
-
-
-def check_manifest(root: Path, masks: Path, crowd: Crowd) -> None:
-    """Raise DataError, with the command to run, where the masks are missing or were made by other rules."""
-    command = f"run: seedbed data prepare coco --root {root}"
-    if masks != root / MASKS:
-        command += f" --masks {masks}"
-    if crowd != "ignore":
-        command += f" --crowd {crowd}"
-    path = masks / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{path}: the masks have not been rasterised; {command}")
-    manifest = json.loads(path.read_text())
-    if {key: manifest.get(key) for key in _rules(root, crowd)} != _rules(root, crowd):
-        raise DataError(f"{path}: the masks were made from another JSON or by other rules; {command}")
-
-
-def _rules(root: Path, crowd: str) -> dict[str, Any]:
-    digests = {}
-    for part in PARTS:
-        path = _json_path(root, part)
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; --root must be the folder that holds annotations/")
-        with path.open("rb") as file:
-            digests[part] = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"version": RULES_VERSION, "json": digests, "crowd": crowd, "overlap": "smaller objects on top"}
+            progress(done, len(jobs))
+    tags = {folder: part.tags for folder, part in zip(FOLDERS, annotations, strict=True)}
+    _write_json(masks / "labels.json", {"classes": classes, "images": tags})
+    _write_json(masks / "manifest.json", {**manifest, "complete": True, "masks": len(jobs)})
+    return len(jobs)
 
 
 @dataclass(frozen=True)
-class _Raster:
-    source: Path
-    out: Path
-    size: tuple[int, int]
-    annotations: list[dict[str, Any]] = field(repr=False)
-    labels: Mapping[int, int] = field(repr=False)
-    crowd: Crowd = "ignore"
+class Instance:
+    """One annotation of an image."""
+
+    annotation: int
+    label: int
+    crowd: bool
+    segmentation: Any
+    """Polygons [[x, y, …], …], or RLE {"size": [H, W], "counts": list or str}."""
 
 
-def draw_file(task: _Raster) -> None:
-    """Draw one mask and write it, by one rename."""
-    try:
-        mask = draw_mask(task.annotations, task.size, task.labels, task.crowd)
-    except DataError as error:
-        raise DataError(f"{task.source}: {error}") from None
-    temporary = task.out.with_suffix(".tmp")
-    write_mask(temporary, mask)
-    temporary.replace(task.out)
-
-
-def draw_mask(
-    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], labels: Mapping[int, int], crowd: Crowd
-) -> NDArray[np.uint8]:
-    """Return labels uint8 (H, W): larger objects first, so that smaller ones lie on top (ties by annotation id).
-
-    `labels` gives the label of a category id. Raises DataError where an annotation's segmentation is broken or
-    its category unknown.
-    """
-    mask = np.zeros(size, np.uint8)
+def draw_mask(height: int, width: int, instances: list[Instance], crowd: Crowd, source: Path) -> NDArray[np.uint8]:
+    """Return labels uint8 (H, W) of an image's instances by the rules above. DataError names `source`."""
+    shapes = [(instance, _decode(instance, height, width, source)) for instance in instances]
+    mask = np.zeros((height, width), np.uint8)
+    single = [(i, shape) for i, shape in shapes if not i.crowd]
+    for instance, shape in sorted(single, key=lambda s: (-int(s[1].sum()), s[0].annotation)):
+        mask[shape] = instance.label
     if crowd == "ignore":
-        for annotation in annotations:
-            if annotation.get("iscrowd"):
-                mask[decode_segmentation(annotation, size)] = IGNORE_INDEX
-    objects = [(decode_segmentation(a, size), a) for a in annotations if not a.get("iscrowd")]
-    for pixels, annotation in sorted(objects, key=lambda o: (-int(o[0].sum()), o[1]["id"])):
-        if annotation["category_id"] not in labels:
-            raise DataError(f"annotation {annotation['id']}: unknown category {annotation['category_id']}")
-        mask[pixels] = labels[annotation["category_id"]]
+        for instance, shape in shapes:
+            if instance.crowd:
+                mask[shape & (mask == 0)] = IGNORE_INDEX
     return mask
 
 
-def decode_segmentation(annotation: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the pixels (H, W) of an annotation: polygons, uncompressed or compressed RLE."""
-    from pycocotools import mask as coco_mask
+@dataclass(frozen=True)
+class _Job:
+    target: Path
+    height: int
+    width: int
+    instances: list[Instance]
+    crowd: Crowd
+    source: Path
 
-    segmentation = annotation["segmentation"]
+
+def _write(job: _Job) -> None:
+    mask = draw_mask(job.height, job.width, job.instances, job.crowd, job.source)
+    with atomic(job.target) as temporary:
+        write_mask(temporary, mask)
+
+
+def _decode(instance: Instance, height: int, width: int, source: Path) -> NDArray[np.bool_]:
+    from pycocotools import mask as coco
+
+    coded = instance.segmentation
     try:
-        if isinstance(segmentation, list):
-            encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-        elif isinstance(segmentation["counts"], list):
-            encoded = coco_mask.frPyObjects(segmentation, *size)
-        else:
-            encoded = {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
-        pixels = coco_mask.decode(encoded).astype(bool)
-    except Exception as error:  # pycocotools raises whatever its parser meets
-        raise DataError(f"annotation {annotation['id']}: unreadable segmentation ({error})") from None
-    if pixels.shape != size:
-        raise DataError(f"annotation {annotation['id']}: drawn for {pixels.shape}, its image is {size}")
-    return pixels
+        if isinstance(coded, list):
+            # pycocotools would take four numbers for a box.
+            polygons = [polygon for polygon in coded if len(polygon) >= 6]
+            if not polygons:
+                return np.zeros((height, width), bool)
+            coded = coco.merge(coco.frPyObjects(polygons, height, width))
+        elif list(coded["size"]) != [height, width]:
+            raise ValueError(f"its RLE is of size {coded['size']}, the image {[height, width]}")
+        elif isinstance(coded["counts"], list):
+            if sum(coded["counts"]) != height * width or min(coded["counts"]) < 0:
+                raise ValueError("its RLE does not fill the image")
+            coded = coco.frPyObjects(coded, height, width)
+        return np.asarray(coco.decode(coded), bool)
+    except Exception as error:  # pycocotools raises plain Exceptions
+        raise DataError(f"{source}: annotation {instance.annotation} cannot be drawn ({error})") from None
 
 
 @dataclass(frozen=True)
-class Coco2014:
-    """Opens COCO 2014."""
+class _Annotations:
+    path: Path
+    folder: str
+    classes: list[str]
+    images: dict[int, dict[str, Any]]
+    instances: dict[int, list[Instance]]
 
-    name: str = "coco2014"
-    official_counts: Mapping[Split, int] = field(default_factory=lambda: OFFICIAL_COUNTS)
+    @property
+    def tags(self) -> dict[str, list[int]]:
+        """Labels by file stem, in the order of the file names."""
+        return {stem: sorted({i.label for i in self.instances[n]}) for stem, n in self._stems()}
+
+    def jobs(self, masks: Path, crowd: Crowd) -> Iterator[_Job]:
+        for stem, number in self._stems():
+            image = self.images[number]
+            target = masks / self.folder / f"{stem}.png"
+            yield _Job(target, image["height"], image["width"], self.instances[number], crowd, self.path)
+
+    def _stems(self) -> list[tuple[str, int]]:
+        return sorted((Path(image["file_name"]).stem, number) for number, image in self.images.items())
+
+
+def _read_annotations(path: Path, folder: str) -> _Annotations:
+    content = _read_json(path)
+    try:
+        categories = sorted(content["categories"], key=lambda c: int(c["id"]))
+        labels = {category["id"]: label for label, category in enumerate(categories, start=1)}
+        images = {image["id"]: image for image in content["images"]}
+        instances: dict[int, list[Instance]] = {number: [] for number in images}
+        for a in content["annotations"]:
+            for what, key, known in (("image", "image_id", images), ("category", "category_id", labels)):
+                if a[key] not in known:
+                    raise DataError(f"{path}: annotation {a['id']} is of an unknown {what} {a[key]}")
+            instance = Instance(a["id"], labels[a["category_id"]], bool(a["iscrowd"]), a["segmentation"])
+            instances[a["image_id"]].append(instance)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: not COCO annotations (at {error}); fetch it again") from None
+    return _Annotations(path, folder, [c["name"] for c in categories], images, instances)
+
+
+def _rules(crowd: Crowd) -> dict[str, Any]:
+    return {"version": VERSION, "crowd": crowd, "overlap": "the smaller object is on top"}
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; fetch COCO's annotations_trainval2014.zip")
+    return {"sha256": file_digest(path), "bytes": path.stat().st_size}
+
+
+def _same(held: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> bool:
+    return held is not None and all(held.get(key) == wanted[key] for key in ("rules", "annotations"))
+
+
+def _require_current(root: Path, masks: Path, crowd: Crowd) -> None:
+    if crowd not in ("ignore", "background"):
+        raise ConfigError(f"unknown rule for crowds {crowd!r}. Valid: background, ignore")
+    command = f"seedbed data prepare coco --root {root}"
+    command += "" if masks == root / MASKS else f" --masks {masks}"
+    command += "" if crowd == "ignore" else f" --crowd {crowd}"
+    held = _read_manifest(masks)
+    if held is None or not held.get("complete"):
+        raise DataError(f"{masks}: the masks are not made yet; run: {command}")
+    annotations = {folder: _stamp(annotations_path(root, folder)) for folder in FOLDERS}
+    if not _same(held, {"rules": _rules(crowd), "annotations": annotations}):
+        raise DataError(f"{masks}: the masks are of other annotations or rules; run: {command}")
+
+
+def _clear(masks: Path) -> None:
+    """Remove the masks of an earlier manifest. Raises DataError where there are files and no manifest."""
+    files = [path for folder in FOLDERS for path in (masks / folder).glob("*.png")]
+    if files and not (masks / "manifest.json").exists():
+        raise DataError(f"{masks}: holds masks that were not made here; give another folder with --masks")
+    for path in files:
+        path.unlink()
+
+
+def _read_manifest(masks: Path) -> Mapping[str, Any] | None:
+    path = masks / "manifest.json"
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); fetch or make it again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object; fetch or make it again")
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content))
+
+
+class _Coco2014:
+    name = "coco2014"
+    official_counts: Mapping[Split, int] | None = {Split.TRAIN: 82783, Split.WEAK: 82783, Split.VAL: 40504}
 
     def open(
         self,
         root: Path,
+        *,
+        saliency: Path | str | None = None,
         masks: Path | str | None = None,
         crowd: Crowd = "ignore",
-        saliency: Path | str | None = None,
+        **unknown: object,
     ) -> Dataset:
-        """Open the data set in `root`; `masks` is where `seedbed data prepare coco` wrote, if not the default."""
-        if crowd not in ("ignore", "background"):
-            raise ConfigError(f"crowd = {crowd!r}. Valid: ignore, background")
-        return CocoLayout(
+        """Open the official layout at `root`, with masks made by `rasterise`.
+
+        `saliency` is a folder of grey maps STEM.png, `masks` the folder of the masks, `crowd` the rule by which
+        they were made.
+        """
+        refuse_options(unknown, self.name, self.open)
+        return CocoDataset(
             root,
             self.name,
+            existing_folder(saliency, "the saliency maps"),
+            None if masks is None else Path(masks),
+            crowd,
             self.official_counts,
-            masks=None if masks is None else Path(masks),
-            crowd=crowd,
-            saliency=None if saliency is None else Path(saliency),
         )
 
 
-DATASET = Coco2014()
+DATASET = _Coco2014()

@@ -18,8 +18,6 @@ from datasets.base import IGNORE_INDEX, SplitView
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's mean and standard deviation of RGB in [0, 1]."""
-GREY = [round(255 * value) for value in MEAN]
-"""What an image is padded with: 0 after normalisation, to the nearest of 256 values."""
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -28,7 +26,7 @@ def normalise(image: Tensor) -> Tensor:
     return scaled
 
 
-class RandomScale(v2.Transform):
+class RandomLongSide(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Resize image and mask so that the longer side is uniform in [low, high] pixels."""
 
     def __init__(self, low: float, high: float) -> None:
@@ -38,16 +36,20 @@ class RandomScale(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the size."""
         height, width = flat_inputs[0].shape[-2:]
-        factor = float(torch.empty(1).uniform_(self.low, self.high)) / max(height, width)
+        factor = float(torch.empty(()).uniform_(self.low, self.high)) / max(height, width)
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize: images bilinearly with antialias, masks by nearest."""
-        return self._call_kernel(TF.resize, inpt, size=params["size"], antialias=True)
+        """Resize: images bilinearly with antialias, masks by the pixel whose centre is nearest."""
+        if not isinstance(inpt, tv_tensors.Mask):
+            return TF.resize(inpt, params["size"], antialias=True)
+        # v2's own nearest takes the pixel before the centre, which shifts masks against images by up to a pixel.
+        plain = inpt.as_subclass(Tensor)[None]
+        return tv_tensors.Mask(TF.resize(plain, params["size"], v2.InterpolationMode.NEAREST_EXACT)[0])
 
 
-class RandomCropOrPad(v2.Transform):
-    """Cut a random square, or place the image at random in one: padding is mean grey, 255 in masks."""
+class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
+    """Cut a random square, or place the image at random in one: padding is 0 in images, 255 in masks."""
 
     def __init__(self, crop: int) -> None:
         super().__init__()
@@ -66,39 +68,53 @@ class RandomCropOrPad(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Cut, then pad."""
         (top, height, above, below), (left, width, before, after) = params["rows"], params["columns"]
-        cut = self._call_kernel(TF.crop, inpt, top=top, left=left, height=height, width=width)
-        fill: Any = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else GREY
-        return self._call_kernel(TF.pad, cut, padding=[before, above, after, below], fill=fill)
-
-
-class Normalise(v2.Transform):
-    """Apply `normalise` to the image and leave the mask."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Return the image as float32."""
-        return inpt if isinstance(inpt, tv_tensors.Mask) else normalise(inpt.as_subclass(torch.Tensor))
+        cut = TF.crop(inpt, top, left, height, width)
+        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        return TF.pad(cut, [before, above, after, below], fill=fill)
 
 
 def classification(
     long_side: tuple[int, int], crop: int, jitter: tuple[float, float, float, float] | None
 ) -> v2.Compose:
-    """Return PSA's augmentation: longer side U[low, high], flip, colour jitter, random crop or pad (METHODS 1.3)."""
-    colour = [] if jitter is None else [v2.ColorJitter(*jitter)]
-    flip = v2.RandomHorizontalFlip()
-    return v2.Compose([RandomScale(*long_side), flip, *colour, RandomCropOrPad(crop), Normalise()])
+    """Return PSA's augmentation (METHODS 1.3): longer side U[low, high], flip, colour jitter, crop or pad.
+
+    It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised; what is padded is 0, the mean colour.
+    `jitter` is brightness, contrast, saturation and hue.
+    """
+    return _augmentation(RandomLongSide(*long_side), crop, jitter)
 
 
 def segmentation(scale: tuple[float, float], base: int, crop: int) -> v2.Compose:
-    """Return DeepLab's augmentation: longer side `base`·U[low, high], flip, random crop or pad (METHODS 10)."""
-    sides = RandomScale(base * scale[0], base * scale[1])
-    return v2.Compose([sides, v2.RandomHorizontalFlip(), RandomCropOrPad(crop), Normalise()])
+    """Return DeepLab's augmentation (METHODS 10): longer side `base` · U[low, high], flip, crop or pad.
+
+    It maps an image uint8 (3, H, W) and a mask uint8 (H, W) to float32 (3, crop, crop), normalised, and
+    uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask.
+    """
+    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), crop, None)
+
+
+def _augmentation(
+    resize: RandomLongSide, crop: int, jitter: tuple[float, float, float, float] | None
+) -> v2.Compose:
+    to_float = {tv_tensors.Image: torch.float32, "others": None}
+    return v2.Compose(
+        [
+            resize,
+            v2.RandomHorizontalFlip(),
+            *([] if jitter is None else [v2.ColorJitter(*jitter)]),
+            v2.ToDtype(to_float, scale=True),
+            v2.Normalize(list(MEAN), list(STD)),
+            RandomCropOrPad(crop),
+        ]
+    )
 
 
 class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Augmented training examples, indexed by (epoch, index).
 
     An example is a dictionary of `image` float32 (3, crop, crop), normalised; `tags` float32 (C,) of 0 and 1;
-    `index` int64 (); and, where `masks` is given, `mask` int64 (crop, crop) of labels and 255.
+    `index` int64 (); and, where `masks` is given, `mask` int64 (crop, crop) of labels and 255. It depends on the
+    seed, epoch and index alone, so the number of loading processes and their order make no difference.
     """
 
     def __init__(
@@ -120,13 +136,14 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
         tags = torch.zeros(len(self.view.classes))
         tags[[tag - 1 for tag in self.view.tags(image_id)]] = 1
         example = {"tags": tags, "index": torch.tensor(index)}
-        # Torch's own generator is used by the transforms, and given back as it was.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "augmentation", epoch, index))
+            # Not torch.manual_seed, which would seed the GPU too: dropout there must not know of the loader.
+            torch.default_generator.manual_seed(derive_seed(self.seed, "augmentation", epoch, index))
             if self.masks is None:
-                example["image"] = self.transform(image)
+                augmented = self.transform(image)
             else:
                 mask = tv_tensors.Mask(torch.from_numpy(self.masks(image_id).copy()))
-                example["image"], augmented = self.transform(image, mask)
-                example["mask"] = augmented.as_subclass(torch.Tensor).long()
+                augmented, augmented_mask = self.transform(image, mask)
+                example["mask"] = augmented_mask.as_subclass(Tensor).long()
+        example["image"] = augmented.as_subclass(Tensor)
         return example

@@ -74,7 +74,7 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_scores_that_are_not_finite_in_float16_are_refused(tmp_path, value):
     maps = ScoreMaps(np.array([1], np.int16), np.full((1, 2, 2), value), (2, 2))
-    with MapWriter(tmp_path) as writer, pytest.raises(ValueError, match="bird_3.*not finite"):
+    with MapWriter(tmp_path) as writer, pytest.raises(ValueError, match=r"bird_3.*not finite"):
         writer.write("bird_3", maps)
 
 
@@ -86,18 +86,29 @@ def test_an_id_cannot_be_written_twice(tmp_path):
 
 
 def test_an_error_leaves_no_file(tmp_path):
-    with pytest.raises(RuntimeError), MapWriter(tmp_path) as writer:
-        writer.write("one", maps_of(1))
-        raise RuntimeError
+    def interrupted() -> None:
+        with MapWriter(tmp_path) as writer:
+            writer.write("one", maps_of(1))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert not (tmp_path / FILE).exists()
 
 
 @pytest.mark.parametrize(
     ("labels", "shape"),
-    [([2, 1], (2, 3, 3)), ([1, 1], (2, 3, 3)), ([-1], (1, 3, 3)), ([1], (2, 3, 3)), ([1], (3, 3)), ([1], (1, 0, 3))],
+    [
+        ([2, 1], (2, 3, 3)),
+        ([1, 1], (2, 3, 3)),
+        ([-1], (1, 3, 3)),
+        ([1], (2, 3, 3)),
+        ([1], (3, 3)),
+        ([1], (1, 0, 3)),
+    ],
 )
 def test_maps_whose_fields_do_not_fit_are_refused(labels, shape):
-    with pytest.raises(ValueError, match="label|maps"):
+    with pytest.raises(ValueError, match=r"label|maps"):
         ScoreMaps(np.array(labels, np.int16), np.zeros(shape, np.float32), (3, 3))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
+from benchmark.errors import ConfigError
 from benchmark.evaluate import predict
 from benchmark.maps import ScoreMaps
 from benchmark.metrics import (
@@ -15,6 +17,7 @@ from benchmark.metrics import (
     SoftScores,
     ThresholdCurve,
     soft_overlap,
+    thresholds_with,
 )
 
 SEEDS = range(12)
@@ -24,9 +27,9 @@ def mask(*rows: list[int]) -> np.ndarray:
     return np.array(rows, np.uint8)
 
 
-def full_size(labels: list[int], scores: np.ndarray) -> ScoreMaps:
-    scores = np.asarray(scores, np.float32)
-    return ScoreMaps(np.array(labels, np.int16), scores, (scores.shape[1], scores.shape[2]))
+def full_size(labels: list[int], scores: ArrayLike) -> ScoreMaps:
+    full = np.asarray(scores, np.float32)
+    return ScoreMaps(np.array(labels, np.int16), full, (full.shape[1], full.shape[2]))
 
 
 def random_case(seed: int, classes: int = 5, low: float = 0.0) -> tuple[np.ndarray, ScoreMaps]:
@@ -68,7 +71,8 @@ def test_a_class_that_is_only_predicted_or_only_true_counts_as_zero():
     confusion = Confusion.empty(3)
     confusion.update(mask([0, 1]), mask([0, 2]))
     np.testing.assert_allclose(confusion.iou(), [1, 0, 0, np.nan])
-    assert (confusion.miou(), confusion.classes_counted()) == (pytest.approx(1 / 3), 3)
+    assert confusion.miou() == pytest.approx(1 / 3)
+    assert confusion.classes_counted() == 3
     np.testing.assert_allclose(confusion.precision(), [1, np.nan, 0, np.nan])
     np.testing.assert_allclose(confusion.recall(), [1, 0, np.nan, np.nan])
     np.testing.assert_allclose(confusion.f_score(), [1, 0, 0, np.nan])
@@ -167,9 +171,15 @@ def test_the_best_threshold_is_the_lowest_of_the_best_and_at_most_059():
     assert high.best() == (0.0, 0.25)
 
 
-def test_a_threshold_off_the_grid_is_refused():
-    with pytest.raises(ValueError, match=r"0\.155"):
+def test_other_thresholds_can_be_added_and_are_no_candidates_for_the_best():
+    with pytest.raises(ConfigError, match=r"0\.155"):
         ThresholdCurve.empty(1).at(0.155)
+    curve = ThresholdCurve.empty(1, thresholds_with(0.155, 0.15))
+    assert len(curve.thresholds) == 101
+    # Only 0.155 tells the object from background.
+    curve.update(mask([0, 1]), *predict(full_size([1], [[[0.153, 0.157]]]))[:2])
+    assert curve.at(0.155).miou() == 1
+    assert curve.best() == (0.0, 0.25)
 
 
 # --- soft metrics ------------------------------------------------------------------------------------------

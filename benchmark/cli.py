@@ -125,6 +125,7 @@ def evaluate(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, palette or grey.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
+    signed: Annotated[bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the records and per-image statistics here.")] = None,
     workers: Workers = None,
     work: Work = WORK,
@@ -133,6 +134,7 @@ def evaluate(
     """Score saved maps or masks, ours or somebody else's, against the true masks."""
     from benchmark.evaluate import score_maps, score_masks
     from benchmark.foreign import PngMasks, open_maps
+    from benchmark.metrics import thresholds_with
     from benchmark.records import records_of_map_scores, records_of_mask_scores, write_records
     from benchmark.trial import read_run
 
@@ -161,7 +163,7 @@ def evaluate(
             "progress": lambda done, _: bar.show(done),
         }
         if maps is not None:
-            scores = score_maps(open_maps(maps), view, **options)
+            scores = score_maps(open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options)
             records = records_of_map_scores(scores, data.classes, "seed", split, threshold, None)
         else:
             assert masks is not None

@@ -83,12 +83,14 @@ def score_maps(
     *,
     processes: int = 1,
     thresholds: NDArray[np.float32] = THRESHOLDS,
+    signed: bool = False,
     per_image: Path | None = None,
     progress: Progress | None = None,
 ) -> MapScores:
     """Score localisation maps against the true masks of a split.
 
     `thresholds` are those of the curve (`benchmark.metrics.thresholds_with` adds others to the usual ones).
+    `signed` also measures ICD's Table 2 (`SignedSeeds`), for maps that score background below 0.
     `per_image` is a Parquet file to write, one row a cell of each image's ImageCurve (id, truth, label, passed,
     pixels), from which the confusion of any image at any threshold follows exactly (`confusions_at`); the
     soft scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called now
@@ -99,7 +101,7 @@ def score_maps(
     curve_schema = CURVE_SCHEMA.with_metadata({"thresholds": thresholds.astype("<f4").tobytes()})
     curves, softs = _Rows(per_image, curve_schema), _Rows(_beside(per_image, "_soft"), SOFT_SCHEMA)
     with curves, softs:
-        for state, own in _chunks(_ScoreMapChunk(source, view, thresholds), view, processes, progress):
+        for state, own in _chunks(_ScoreMapChunk(source, view, thresholds, signed), view, processes, progress):
             total.merge(state)
             for image_id, curve, soft in own:
                 curves.add(image_id, vars(curve))
@@ -177,6 +179,7 @@ class _ScoreMapChunk:
     source: MapSource
     view: SplitView
     thresholds: NDArray[np.float32]
+    signed: bool
 
     def __call__(self, ids: Sequence[str]) -> tuple[MapScores, list[tuple[str, ImageCurve, ImageSoft]], list[str]]:
         state, own, problems = MapScores.empty(len(self.view.classes), self.thresholds), [], []
@@ -192,7 +195,7 @@ class _ScoreMapChunk:
             curve = state.curve.update(truth, best, score)
             soft = state.soft.update(truth, foreground, full)
             state.pixel_ap.update(truth, foreground, full)
-            if not (maps.labels == 0).any():
+            if self.signed:
                 state.signed.update(truth, foreground, full)
             state.images += 1
             own.append((image_id, curve, soft))

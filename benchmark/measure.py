@@ -18,6 +18,7 @@ from benchmark.evaluate import score_maps, score_masks
 from benchmark.foreign import PngMasks
 from benchmark.hparams import hp
 from benchmark.maps import MapReader
+from benchmark.metrics import thresholds_with
 from benchmark.records import Record, records_of_map_scores, records_of_mask_scores, write_records
 from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset
@@ -47,6 +48,7 @@ class MeasureMaps(Stage):
                 MapReader(inputs[Kind.SCORES]),
                 view,
                 processes=ctx.workers,
+                thresholds=thresholds_with(self.fixed),
                 per_image=out / "per_image.parquet",
                 progress=lambda done, _: bar.show(done),
             )

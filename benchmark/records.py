@@ -85,6 +85,12 @@ def records_of_map_scores(
     soft = scores.soft.by_class()
     for metric, values in zip(("soft_overlap", "soft_precision", "soft_recall"), soft, strict=True):
         records += _by_class(metric, values[1:], classes, level, split, scores.soft.images[1:].tolist())
+    if scores.signed.truths.any():
+        for row in scores.signed.results():
+            label = f"T={row['threshold']:g}"
+            for metric in ("mIoU", "recall", "coverage"):
+                value = _known(row[metric])
+                records.append(Record(level, str(split), f"signed_{metric}", "fixed", label, value, None))
     records += _by_class("pixel_AP", scores.pixel_ap.by_class()[1:], classes, level, split, None)
     return records
 

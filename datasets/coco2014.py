@@ -15,6 +15,7 @@ are not drawn. Tags are the categories of all annotations of an image, crowds in
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -251,11 +252,14 @@ def _read_annotations(path: Path, folder: str) -> _Annotations:
         labels = {category["id"]: label for label, category in enumerate(categories, start=1)}
         images = {image["id"]: image for image in content["images"]}
         instances: dict[int, list[Instance]] = {number: [] for number in images}
+        for name, count in Counter(image["file_name"] for image in content["images"]).items():
+            if count > 1:
+                raise DataError(f"{path}: lists the image {name} {count} times")
         for a in content["annotations"]:
             for what, key, known in (("image", "image_id", images), ("category", "category_id", labels)):
                 if a[key] not in known:
                     raise DataError(f"{path}: annotation {a['id']} is of an unknown {what} {a[key]}")
-            instance = Instance(a["id"], labels[a["category_id"]], bool(a["iscrowd"]), a["segmentation"])
+            instance = Instance(a["id"], labels[a["category_id"]], bool(a.get("iscrowd")), a["segmentation"])
             instances[a["image_id"]].append(instance)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: not COCO annotations (at {error}); fetch it again") from None

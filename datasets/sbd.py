@@ -50,10 +50,10 @@ def read_sbd_mask(path: Path) -> NDArray[np.uint8]:
     """Return the class labels uint8 (H, W) of an SBD .mat file. Raises DataError where it is missing or broken."""
     from scipy.io import loadmat
 
+    if not path.exists():
+        raise DataError(f"{path}: no such file; fetch SBD's benchmark.tgz")
     try:
         mask = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; fetch SBD's benchmark.tgz") from None
     except Exception as error:  # scipy raises many kinds for a broken file
         raise DataError(f"{path}: not a readable SBD file ({error}); fetch it again") from None
     if mask.ndim != 2 or mask.min() < 0 or mask.max() > 255:

@@ -63,7 +63,7 @@ def dense_crf(
     crf.addPairwiseBilateral(
         sxy=kernels.bilateral_sxy,
         srgb=kernels.bilateral_srgb,
-        rgbim=np.ascontiguousarray(image),
+        rgbim=np.array(image, np.uint8, order="C"),
         compat=kernels.bilateral_compat,
     )
     marginals: NDArray[np.float32] = np.array(crf.inference(iterations), np.float32)
@@ -85,7 +85,7 @@ def label_unary(labels: NDArray[np.uint8], count: int, confidence: float = 0.7) 
 def icd_unary(labels: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     """Return ICD's unary over all `count` labels: 0.5 against 0.5/count, renormalised; 255 is uniform."""
     chosen = labels[None] == np.arange(count)[:, None, None]
-    scores = np.where(chosen, 0.5, 0.0) + 0.5 / count
+    scores = np.where(chosen, 0.5, 0.5 / count)
     scores[:, labels == 255] = 1.0
     return -np.log(scores / scores.sum(0)).astype(np.float32)
 

@@ -1,0 +1,257 @@
+"""The contracts that every method, refiner and data set keeps, found by discovery.
+
+A new method is covered by being there: nothing in this file names one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import pytest
+
+from benchmark.errors import ConfigError, MaskForbiddenError
+from benchmark.hparams import declared
+from benchmark.maps import MapReader, MapWriter, ScoreMaps
+from benchmark.pipeline import Machine, Pipeline, check_chain
+from benchmark.registry import DATASETS, METHODS, REFINERS
+from benchmark.stage import Kind, Meta, Stage
+from benchmark.store import Store
+from benchmark.training import TrainingStage
+from datasets.base import Dataset, Split
+from datasets.files import decode_mask
+from methods.segment import segmentation_stages
+
+META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
+
+
+def tiny(stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages with as little training as there can be."""
+    return [
+        replace(cast(Any, stage), epochs=2, batch=8) if isinstance(stage, TrainingStage) else stage for stage in stages
+    ]
+
+
+def pipeline(stages: Sequence[Stage], data: Dataset, store: Path, seed: int = 0) -> Pipeline:
+    return Pipeline(stages, data, data.digest(), seed, Store(store), Machine(), scope={Kind.SCORES: Split.TRAIN})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file but `entry.json`, which tells times."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "entry.json")
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module", params=METHODS.names())
+def method(request: pytest.FixtureRequest) -> Any:
+    """Return each method."""
+    return METHODS.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def localised(method: Any, chimera: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Return the pipeline of a method's stages, run on the tiny Chimera."""
+    run = pipeline(tiny(method.localise(META)), chimera, tmp_path_factory.mktemp("store"))
+    run.latest(Kind.MASKS if method.one_step else Kind.SCORES, Split.TRAIN)
+    return run
+
+
+def test_a_method_says_what_it_is(method):
+    assert method.paper
+    assert method.supervision in ("I", "I+S")
+    assert 0 <= method.fixed_threshold <= 1
+
+
+@pytest.mark.parametrize("refiner", REFINERS.names())
+def test_the_chain_of_kinds_fits_with_every_refiner(method, refiner):
+    stages = method.localise(META)
+    if not method.one_step:
+        stages = [*stages, *REFINERS.load(refiner).refine(META, method.fixed_threshold)]
+    check_chain([*stages, *segmentation_stages(META)])
+    assert stages[-1].produces is Kind.MASKS
+
+
+def test_every_setting_has_a_source_and_stage_names_are_unique(method):
+    stages = method.localise(META)
+    for refiner in REFINERS.names():
+        stages += REFINERS.load(refiner).refine(META, method.fixed_threshold)
+    for stage in stages:
+        assert stage.version >= 1
+        for name, parameter in declared(type(stage)).items():
+            assert parameter.source, f"{type(stage).__name__}.{name} does not say where its default comes from"
+    by_name: dict[str, type] = {}
+    for stage in stages:
+        assert by_name.setdefault(type(stage).__name__, type(stage)) is type(stage)
+
+
+def test_maps_have_the_right_shape_type_and_range_and_absent_classes_none(method, localised, chimera):
+    if method.one_step:
+        pytest.skip("a one-step method makes masks, not maps")
+    view = chimera.split(Split.TRAIN)
+    reader = MapReader(localised.latest(Kind.SCORES, Split.TRAIN))
+    assert set(view.ids) <= set(reader.ids)
+    peaks = []
+    for image_id in view.ids:
+        maps = reader.read(image_id)
+        assert maps.size == view.size(image_id)
+        assert maps.scores.dtype == np.float16
+        assert tuple(label for label in maps.labels if label != 0) == view.tags(image_id)
+        assert maps.scores.min(initial=0) >= -1
+        assert maps.scores.max(initial=0) <= 1
+        peaks += maps.scores.max((1, 2)).tolist()
+    assert max(peaks) > 0.9
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(method, localised, chimera, tmp_path):
+    kind = Kind.MASKS if method.one_step else Kind.SCORES
+    first = contents(localised.latest(kind, Split.TRAIN))
+    again = pipeline(localised.stages, chimera, tmp_path / "again").latest(kind, Split.TRAIN)
+    assert contents(again) == first
+    other = pipeline(localised.stages, chimera, tmp_path / "other", seed=1).latest(kind, Split.TRAIN)
+    assert contents(other) != first
+
+
+def test_one_changed_setting_gives_another_key(method, chimera, tmp_path):
+    stages = method.localise(META)
+    last = len(stages) - 1
+    before = pipeline(stages, chimera, tmp_path).step(last, Split.TRAIN).key
+    changed = 0
+    for position, stage in enumerate(stages):
+        for field in fields(stage):
+            value = getattr(stage, field.name)
+            other: Any = None
+            if isinstance(value, bool):
+                other = not value
+            elif isinstance(value, int | float):
+                other = value * 2 or 1
+            if other is None:
+                continue
+            try:
+                variant = replace(cast(Any, stage), **{field.name: other})
+            except ConfigError:
+                continue
+            chain = [*stages[:position], variant, *stages[position + 1 :]]
+            assert pipeline(chain, chimera, tmp_path).step(last, Split.TRAIN).key != before, field.name
+            changed += 1
+    assert changed > 5
+
+
+class _KillError(Exception):
+    """Stands for the death of the process."""
+
+
+def test_a_kill_in_every_stage_changes_nothing(method, localised, chimera, tmp_path, monkeypatch):
+    """Each training dies after its first epoch, each other stage before its end; then all goes on."""
+    from benchmark import training
+    from benchmark.store import Store as Killed
+
+    kind = Kind.MASKS if method.one_step else Kind.SCORES
+    saves = itertools.count()
+    original_save, original_use = training.save_tensors, Killed._compute
+
+    def save_and_die(path: Path, content: Any) -> None:
+        original_save(path, content)
+        if content["epoch"] == 1:
+            next(saves)
+            raise _KillError
+
+    died: set[str] = set()
+
+    def compute_and_die(store: Store, key: str, identity: Any, produce: Any) -> Any:
+        def produce_and_die(out: Path, scratch: Path) -> None:
+            produce(out, scratch)
+            if key not in died:
+                died.add(key)
+                raise _KillError
+
+        return original_use(store, key, identity, produce_and_die)
+
+    monkeypatch.setattr(training, "save_tensors", save_and_die)
+    monkeypatch.setattr(Killed, "_compute", compute_and_die)
+    run = pipeline(localised.stages, chimera, tmp_path)
+    for _ in range(10 * len(localised.stages)):
+        try:
+            folder = run.latest(kind, Split.TRAIN)
+            break
+        except _KillError:
+            continue
+    else:
+        pytest.fail("the chain never came to its end")
+    assert len(died) >= len(localised.stages)
+    trainings = [stage for stage in localised.stages if isinstance(stage, TrainingStage)]
+    assert next(saves) == len(trainings)
+    assert contents(folder) == contents(localised.latest(kind, Split.TRAIN))
+
+
+@pytest.mark.parametrize("name", REFINERS.names())
+def test_a_refiner_makes_masks_of_the_images_size_with_the_tags_alone(name, chimera, tmp_path):
+    """On maps that are the truth, a bit blurred: the masks keep the classes and stay good."""
+    scores = tmp_path / "scores"
+    scores.mkdir()
+    view = chimera.split(Split.TRAIN)
+    with MapWriter(scores) as writer:
+        for image_id in view.ids:
+            mask, tags = view.mask(image_id), view.tags(image_id)
+            maps = np.stack([(mask == tag).astype(np.float32)[::4, ::4] for tag in tags])
+            writer.write(image_id, ScoreMaps(np.array(tags, np.int16), maps, view.size(image_id)))
+    stages = [GivenScores(), *tiny(REFINERS.load(name).refine(META, 0.3))]
+    GivenScores.folder = scores
+    masks = pipeline(stages, chimera, tmp_path / "store").latest(Kind.MASKS, Split.TRAIN)
+    right = []
+    for image_id in view.ids:
+        mask, truth = decode_mask(masks / f"{image_id}.png"), view.mask(image_id)
+        assert mask.shape == truth.shape
+        assert set(np.unique(mask).tolist()) <= {0, 255, *view.tags(image_id)}
+        right.append((mask == truth)[truth != 255].mean())
+    assert np.mean(right) > 0.85
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenScores(Stage):
+    """Copies maps that a test made."""
+
+    version = 1
+    produces = Kind.SCORES
+    folder: ClassVar[Path]
+
+    def run(self, data, inputs, out, ctx):
+        (out / "maps.arrow").write_bytes((self.folder / "maps.arrow").read_bytes())
+
+
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_a_data_set_says_what_is_missing_where_there_is_none(name, tmp_path):
+    with pytest.raises(Exception, match=str(tmp_path)) as caught:
+        DATASETS.load(name).open(tmp_path)
+    assert type(caught.value).__name__ in ("DataError", "ConfigError")
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_a_data_set_keeps_the_protocol(layout, tmp_path):
+    from datasets.chimera import DATASET, generate
+
+    root = tmp_path / layout
+    generate(root, layout=layout, images=40, size=64, seed=1)
+    data = DATASET.open(root)
+    for split in (Split.WEAK, Split.TUNE, Split.TRAIN, Split.VAL):
+        view = data.split(split)
+        image_id = view.ids[0]
+        image = view.image(image_id)
+        assert image.dtype == np.uint8
+        assert image.shape == (*view.size(image_id), 3)
+        assert all(1 <= tag <= len(data.classes) for tag in view.tags(image_id))
+        if split is Split.WEAK:
+            with pytest.raises(MaskForbiddenError, match="'weak' shows no masks"):
+                view.mask(image_id)
+        else:
+            assert view.mask(image_id).shape == view.size(image_id)
+    assert set(data.ids(Split.TUNE)) <= set(data.ids(Split.TRAIN)) <= set(data.ids(Split.WEAK))
+    assert not set(data.ids(Split.VAL)) & set(data.ids(Split.WEAK))
+    assert data.split(Split.WEAK, supervision="full").mask(data.ids(Split.WEAK)[0]).dtype == np.uint8
+    assert data.tag_source
+    assert data.mask_source
+    assert data.digest() == DATASET.open(root).digest()

@@ -26,7 +26,7 @@ IMAGES, SIZE, SEED = 40, 64, 5
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("chimera")
     for layout in ("voc", "coco"):
-        generate(folder / layout, layout, IMAGES, SIZE, SEED)  # type: ignore[arg-type]
+        generate(folder / layout, layout, IMAGES, SIZE, SEED)
     return {layout: folder / layout for layout in ("voc", "coco")}
 
 
@@ -234,10 +234,12 @@ def test_sizes_vary(scenes: list[Scene]):
 
 def test_some_backgrounds_go_with_a_class(monkeypatch: pytest.MonkeyPatch):
     drawn: list[str] = []
-    monkeypatch.setattr(
-        "datasets.chimera_world._background",
-        lambda random, name, size: drawn.append(name) or np.zeros((size, size, 3)),
-    )
+
+    def spy(random: np.random.Generator, name: str, size: int) -> np.ndarray:
+        drawn.append(name)
+        return np.zeros((size, size, 3))
+
+    monkeypatch.setattr("datasets.chimera_world._background", spy)
     for index in range(0, 600, 6):
         draw_scene(1, index, 48)
     expected = CO_OCCURRENCE + (1 - CO_OCCURRENCE) / 6

@@ -239,6 +239,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 2e-4,
         "weight_decay": 1e-4,
         "biases": "as_weights",
+        "epochs": 12,
         "pyramid": (1.0,),
     },
 }

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from datasets.transforms import MEAN, STD, Examples, RandomCropOrPad, classification, normalise, segmentation
+from datasets.transforms import (
+    MEAN,
+    STD,
+    Examples,
+    RandomCropOrPad,
+    RandomLongSide,
+    classification,
+    normalise,
+    segmentation,
+)
 from tests.fakes import FolderDataset, random_scene
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -80,6 +89,14 @@ def test_half_of_the_examples_are_flipped_left_to_right():
         seen.append(torch.equal(mask, plain.flip(-1)))
         assert seen[-1] or torch.equal(mask, plain)
     assert 15 < sum(seen) < 45
+
+
+def test_masks_are_resized_by_the_pixel_whose_centre_is_nearest():
+    """Half of six pixels: centres 1, 3 and 5. The image's mean over pairs has the same centres."""
+    row = torch.arange(6, dtype=torch.uint8).reshape(1, 6)
+    mask = RandomLongSide(3, 3)(tv_tensors.Mask(row))
+    assert isinstance(mask, tv_tensors.Mask)
+    assert mask.tolist() == [[1, 3, 5]]
 
 
 def _inner(wrong: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from datasets.base import Split, tune_ids
 from datasets.digest import file_digests
 from datasets.files import atomic, decode_image, decode_mask, image_size, palette, write_mask
 from datasets.voc2012 import CLASSES, DATASET, LISTS, VocDataset
+from tests.fakes import FolderDataset
 from tests.voc_folder import EXTRA, LABELS, SHAPE, TEST, TRAIN, VAL, make_voc, mask_of, write_list, write_xml
 
 
@@ -319,6 +320,16 @@ def test_everything_that_defines_the_data_set_changes_the_digest(voc: Path, tmp_
     original = VocDataset(voc, "voc2012", CLASSES, tags=_empty_tags(tmp_path))
     assert renamed.digest() != original.digest()
     assert VocDataset(voc, "other", CLASSES, tags=_empty_tags(tmp_path)).digest() != original.digest()
+
+
+def test_the_same_files_in_other_splits_are_another_data_set(tmp_path: Path):
+    images = {i: np.zeros((4, 4, 3), np.uint8) for i in "abc"}
+    masks = {i: np.ones((4, 4), np.uint8) for i in "abc"}
+    digests = {
+        FolderDataset(tmp_path, images, masks, splits={Split.TRAIN: train, Split.VAL: val}).digest()
+        for train, val in (("ab", "c"), ("ba", "c"), ("a", "bc"), ("ab", "c"))
+    }
+    assert len(digests) == 3
 
 
 def _empty_tags(folder: Path) -> Path:

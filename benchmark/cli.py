@@ -41,6 +41,8 @@ WORK = Path("seedbed-work")
 
 def main() -> None:
     """Run the command; errors that a user can mend are printed without a traceback, exit code 1."""
+    # Threads that wait by spinning take the cores from whoever else works on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except SeedbedError as error:

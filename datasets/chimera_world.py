@@ -1,9 +1,9 @@
 """The world of Chimera: how one scene is drawn.
 
 A beast is a *body* with a *head* at one end. The head tells the class by colour and shape; it is all that a
-classifier needs. The body comes in kinds that all classes share, in any tint, so a classifier misses it; but it is
-saturated and boldly patterned where backgrounds are dull, so its pixels can be told from background, and the head
-next to it tells whose they are. Some backgrounds go with a class, so that a classifier may also look at those.
+classifier needs. The body comes in kinds that all classes share, in any pale tint, so a classifier misses it; but
+it is boldly patterned where backgrounds are not, so its pixels can be told from background, and the head next to it
+tells whose they are. Some backgrounds go with a class, so that a classifier may also look at those.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HEAD_VISIBLE, BEAST_VISIBLE = 0.75, 0.5
 """Shares of a head and of a beast that must stay visible."""
 PLACEMENTS = 30
 """Tries to find a place for a beast; where all fail the scene has one less."""
-BODY_SATURATION, BODY_BRIGHTNESS = (0.35, 0.60), (0.45, 0.85)
+BODY_SATURATION, BODY_BRIGHTNESS = (0.05, 0.28), (0.45, 0.85)
 PATTERN_CONTRAST = 0.55
 """Brightness of a body's pattern by that of its ground."""
 NOISE = 0.02
@@ -49,9 +49,15 @@ NOISE = 0.02
 BORDER = 1 / 96
 """Width, on each side of an outline, of the pixels marked 255, as a share of the image side (VOC: 5 of 500)."""
 
-HEAD_COLOURS = ((0.93, 0.12, 0.10), (0.98, 0.86, 0.08), (0.10, 0.25, 0.95), (0.92, 0.15, 0.85), (0.05, 0.85, 0.85))
-"""Of classes 0 to 4; the head of class 5 is white. Every head has a mark in the colour of `MARKS`."""
-HEADS = (*HEAD_COLOURS, (0.97, 0.97, 0.97))
+HEADS = (
+    (0.93, 0.12, 0.10),
+    (0.98, 0.86, 0.08),
+    (0.10, 0.25, 0.95),
+    (0.92, 0.15, 0.85),
+    (0.05, 0.85, 0.85),
+    (0.15, 0.85, 0.10),
+)
+"""Colour of each class's head. It also has a mark, in the colour of `MARKS`."""
 MARKS = (
     (1.0, 0.9, 0.3),
     (0.1, 0.1, 0.1),
@@ -239,9 +245,9 @@ def _head_distance(kind: int, x: Plane, y: Plane) -> Plane:
 
 
 _MARK_SHAPES = (
-    lambda x, y: (np.hypot(x, y) < 0.4).astype(np.float64),
-    lambda x, y: (np.abs(y) < 0.22).astype(np.float64),
-    lambda x, y: (np.abs(x) < 0.22).astype(np.float64),
+    lambda x, y: (np.hypot(x, y) < 0.33).astype(np.float64),
+    lambda x, y: (np.abs(y) < 0.15).astype(np.float64),
+    lambda x, y: (np.abs(x) < 0.15).astype(np.float64),
 )
 
 

@@ -25,7 +25,8 @@ def load_npy(path: Path) -> object:
     """Return what `numpy.save` wrote: an array, or the dictionary (list, value) that it wrapped in one.
 
     Reads files of numpy 1 and 2 and of Python 2 and 3. Raises DataError, naming the file, where it is missing or
-    broken, and where its pickle names anything but numpy arrays and plain values.
+    broken, and where its pickle names anything but numpy arrays, torch tensors (IRN saves some; they are
+    returned as arrays) and plain values.
     """
     try:
         content = path.read_bytes()
@@ -112,6 +113,23 @@ def _scalar(dtype: _Dtype, content: bytes | str) -> Any:
     return np.frombuffer(_bytes(content), dtype.value)[0]
 
 
+def _tensor(storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Any:
+    """Stand for torch's way to build a tensor; the result is an array."""
+    last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+    if min(offset, *shape, *stride, last, 0) < 0 or (0 not in shape and last >= len(storage)):
+        raise ValueError("a tensor that does not fit its storage")
+    steps = [step * storage.itemsize for step in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps).copy()
+
+
+def _storage(content: bytes) -> np.ndarray:
+    """Return the numbers of a torch storage, read by torch's own loader for files that are not trusted."""
+    import torch
+
+    storage = torch.load(io.BytesIO(content), weights_only=True)
+    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).numpy()
+
+
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     if encoding != "latin1":
         raise _RefusedError(f"the codec {encoding}")
@@ -145,6 +163,9 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy", "ndarray"): None,  # only ever handed to _reconstruct
     ("numpy", "dtype"): _Dtype,
+    # IRN saves its `keys` and `cam` as tensors.
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch.storage", "_load_from_bytes"): _storage,
     ("_codecs", "encode"): _encode,
     ("builtins", "bytes"): lambda: b"",  # how protocols below 3 say that an array is empty
     ("collections", "OrderedDict"): OrderedDict,

@@ -16,7 +16,7 @@ REAL_WEIGHTS = CHECKOUT.parent / "shared/weights/squeezenet1_0_imagenet.pth"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Two test processes share two cores: one thread each, so that results do not depend on the load."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", params=["voc", "coco"])

@@ -146,3 +146,27 @@ def test_broken_files_are_data_errors(tmp_path: Path):
     path.write_text("image_id,classes")
     with pytest.raises(DataError, match=r"x\.npy"):
         load_npy(path)
+
+
+def test_the_tensors_in_irns_own_files_are_read_as_arrays(tmp_path):
+    """IRN's make_cam.py saves `keys` and `cam` as torch tensors, `high_res` as an array."""
+    import torch
+
+    cam = torch.rand(2, 3, 4)
+    np.save(tmp_path / "irn.npy", {"keys": torch.tensor([3, 7]), "cam": cam.transpose(1, 2), "high_res": cam.numpy()})
+    content = load_npy(tmp_path / "irn.npy")
+    assert content["keys"].tolist() == [3, 7]
+    np.testing.assert_array_equal(content["cam"], cam.transpose(1, 2).numpy())
+    np.testing.assert_array_equal(content["high_res"], cam.numpy())
+
+
+def test_a_tensor_that_points_outside_its_storage_is_refused(tmp_path):
+    import torch
+
+    from datasets import safe_npy
+
+    numbers = torch.arange(4.0).numpy()
+    np.testing.assert_array_equal(safe_npy._tensor(numbers, 1, (3,), (1,)), [1, 2, 3])
+    for offset, shape, stride in ((2, (3,), (1,)), (0, (3,), (2,)), (-1, (1,), (1,)), (0, (2,), (-1,))):
+        with pytest.raises(ValueError, match="does not fit its storage"):
+            safe_npy._tensor(numbers, offset, shape, stride)

@@ -42,7 +42,7 @@ def to_device(network: nn.Module, device: str) -> nn.Module:
     """Move a network, to channels-last memory on a GPU."""
     if device == "cpu":
         return network
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

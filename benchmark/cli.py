@@ -127,7 +127,9 @@ def evaluate(
     ] = None,
     masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, palette or grey.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
-    signed: Annotated[bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")] = False,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the records and per-image statistics here.")] = None,
     workers: Workers = None,
     work: Work = WORK,
@@ -165,7 +167,9 @@ def evaluate(
             "progress": lambda done, _: bar.show(done),
         }
         if maps is not None:
-            scores = score_maps(open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options)
+            scores = score_maps(
+                open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options
+            )
             records = records_of_map_scores(scores, data.classes, "seed", split, threshold, None)
         else:
             assert masks is not None
@@ -263,9 +267,8 @@ def prepare_data(
     quiet: Quiet = False,
 ) -> None:
     """Make the masks that a data set's download does not have."""
-    from datasets.sbd import merge_sbd
-
     from datasets.coco2014 import rasterise
+    from datasets.sbd import merge_sbd
 
     kind = _one_of("data set", name, ("voc", "coco"))
     with Reporter(quiet).bar("masks", 1) as bar:

@@ -78,7 +78,7 @@ class Store:
         self,
         identity: Mapping[str, Any],
         produce: Callable[[Path, Path], None],
-        on_wait: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], object] = lambda: None,
     ) -> tuple[Entry, bool]:
         """Return the entry of `identity` and whether it was computed now, by `produce(out, scratch)`.
 

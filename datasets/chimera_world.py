@@ -2,8 +2,8 @@
 
 A beast is a *body* with a *head* at one end. The head tells the class by colour and shape; it is all that a
 classifier needs. The body comes in kinds that all classes share, in any pale tint, so a classifier misses it; but
-it is boldly patterned where backgrounds are not, so its pixels can be told from background, and the head next to it
-tells whose they are. Some backgrounds go with a class, so that a classifier may also look at those.
+it is boldly patterned where backgrounds are not, so its pixels can be told from background, and the head next to
+it tells whose they are. Some backgrounds go with a class, so that a classifier may also look at those.
 """
 
 from __future__ import annotations

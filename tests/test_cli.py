@@ -41,7 +41,9 @@ def numbers(output: str) -> list[str]:
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a tiny Chimera and a seedbed.toml that names it."""
     folder = tmp_path_factory.mktemp("work")
-    seedbed(folder, "data", "generate", "chimera", "--out", "data", "--images", "48", "--size", "64", "--seed", "3")
+    seedbed(
+        folder, "data", "generate", "chimera", "--out", "data", "--images", "48", "--size", "64", "--seed", "3"
+    )
     (folder / "seedbed.toml").write_text('[datasets.small]\ndataset = "chimera"\nroot = "data"\n')
     return folder
 
@@ -110,7 +112,19 @@ def test_kill_minus_nine_anywhere_then_the_same_numbers(work, finished):
 
 
 def test_a_search_over_postprocessing_trains_nothing(work, finished):
-    changed = seedbed(work, "run", "--dataset", "small", "--refiner", "crf", *TINY[:2], "--no-segment", *TINY[4:], "--set", "CrfMasks.preset=psa")
+    changed = seedbed(
+        work,
+        "run",
+        "--dataset",
+        "small",
+        "--refiner",
+        "crf",
+        *TINY[:2],
+        "--no-segment",
+        *TINY[4:],
+        "--set",
+        "CrfMasks.preset=psa",
+    )
     stages = re.findall(r"▸ (\w+)", changed.stderr)
     assert "CrfMasks" in stages
     assert not any(stage.startswith("Train") for stage in stages)
@@ -119,7 +133,7 @@ def test_a_search_over_postprocessing_trains_nothing(work, finished):
 def test_the_upper_bound_trains_on_true_masks(work):
     words = ["run", "--dataset", "small", "--supervision", "full", "--set", "TrainSupervised.epochs=2"]
     output = seedbed(work, *words, "--workers", "0").stdout
-    assert ("segmentation", "val") == tuple(numbers(output)[1].split()[:2])
+    assert tuple(numbers(output)[1].split()[:2]) == ("segmentation", "val")
     assert "run supervised-chimera-voc-seed0-" in output
 
 
@@ -183,7 +197,10 @@ def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finis
         (["evaluate", "--dataset", "small", "--split", "vall", "--masks", "data"], r"unknown split 'vall'"),
         (["methods", "show", "kam"], r"Did you mean 'cam'\?"),
         (["cache", "show", "zzz"], r"no entry whose key begins with"),
-        (["data", "generate", "chimera", "--out", "data", "--images", "50"], r"data.*(not empty|another|something else)"),
+        (
+            ["data", "generate", "chimera", "--out", "data", "--images", "50"],
+            r"data.*(not empty|another|something else)",
+        ),
     ],
 )
 def test_every_mistake_is_one_line_that_says_what_to_do(work, words, message):

@@ -33,7 +33,8 @@ META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
 def tiny(stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages with as little training as there can be."""
     return [
-        replace(cast(Any, stage), epochs=2, batch=8) if isinstance(stage, TrainingStage) else stage for stage in stages
+        replace(cast(Any, stage), epochs=2, batch=8) if isinstance(stage, TrainingStage) else stage
+        for stage in stages
     ]
 
 

@@ -153,7 +153,9 @@ def test_the_tensors_in_irns_own_files_are_read_as_arrays(tmp_path):
     import torch
 
     cam = torch.rand(2, 3, 4)
-    np.save(tmp_path / "irn.npy", {"keys": torch.tensor([3, 7]), "cam": cam.transpose(1, 2), "high_res": cam.numpy()})
+    np.save(
+        tmp_path / "irn.npy", {"keys": torch.tensor([3, 7]), "cam": cam.transpose(1, 2), "high_res": cam.numpy()}
+    )
     content = load_npy(tmp_path / "irn.npy")
     assert content["keys"].tolist() == [3, 7]
     np.testing.assert_array_equal(content["cam"], cam.transpose(1, 2).numpy())

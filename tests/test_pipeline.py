@@ -80,7 +80,9 @@ def data(tmp_path: Path) -> FolderDataset:
     return FolderDataset(tmp_path / "data", dict.fromkeys(ids, image), dict.fromkeys(ids, mask), splits=splits)
 
 
-def pipeline(data: FolderDataset, folder: Path, stages=CHAIN, seed: int = 0, digest: str = "d", **options) -> Pipeline:
+def pipeline(
+    data: FolderDataset, folder: Path, stages=CHAIN, seed: int = 0, digest: str = "d", **options
+) -> Pipeline:
     return Pipeline(stages, data, digest, seed, Store(folder), options.pop("machine", Machine()), **options)
 
 
@@ -159,7 +161,9 @@ def test_a_raised_version_gives_another_key(data, tmp_path, monkeypatch):
 
 
 def test_a_chain_whose_kinds_do_not_fit_is_refused_before_anything_runs(data, tmp_path):
-    with pytest.raises(ConfigError, match="Mask needs threshold, which no stage before it makes: Teach → Map → Mask"):
+    with pytest.raises(
+        ConfigError, match="Mask needs threshold, which no stage before it makes: Teach → Map → Mask"
+    ):
         check_chain([Teach(), Map(), Mask()])
     with pytest.raises(ConfigError):
         pipeline(data, tmp_path, [Map()])

@@ -34,7 +34,7 @@ class Vgg16(Backbone):
         self.features = nn.Sequential(*layers[: pools[4]])
         self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
         self.dropout = nn.Dropout(0.5)
-        self.early = tuple(self.features[: pools[1]])
+        self.early = tuple(layers[: pools[1]])
         self.new = (self.fc6, self.fc7)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,84 @@
+"""One number a stage on the tiny Chimera, which guards `Stage.version`.
+
+    python -m tests.golden      records the numbers of today's code in golden.json
+
+A number that moves while the version stands still means that old entries of somebody's store are wrong without
+anybody noticing. Then raise the stage's version, and record the numbers again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmark.maps import MapReader
+from benchmark.pipeline import Machine, Pipeline
+from benchmark.registry import METHODS, REFINERS
+from benchmark.stage import Kind, Stage
+from benchmark.store import Store
+from datasets.base import Dataset, Split
+from datasets.files import decode_mask
+from methods.segment import segmentation_stages
+from tests.test_contracts import META, tiny
+
+RECORDED = Path(__file__).with_name("golden.json")
+
+
+def chains() -> Iterator[tuple[str, list[Stage]]]:
+    """Yield every method with each refiner and the segmentation network, and the upper bound, by name."""
+    for name in METHODS.names():
+        method = METHODS.load(name)
+        for refiner in REFINERS.names() if not method.one_step else ("none",):
+            refine = [] if method.one_step else REFINERS.load(refiner).refine(META, method.fixed_threshold)
+            yield f"{name}/{refiner}", tiny([*method.localise(META), *refine, *segmentation_stages(META)])
+    yield "supervised", tiny(segmentation_stages(META, "full"))
+
+
+def measure(data: Dataset, work: Path) -> dict[str, dict[str, float | int]]:
+    """Return version and number by "chain: position stage" for every stage of every chain."""
+    numbers = {}
+    for name, stages in chains():
+        run = Pipeline(stages, data, data.digest(), 0, Store(work), Machine())
+        for position, stage in enumerate(stages):
+            folder = run.compute(run.step(position, Split.TRAIN)).path
+            key = f"{name}: {position} {type(stage).__name__}"
+            numbers[key] = {"version": stage.version, "number": summary(stage.produces, folder)}
+    return numbers
+
+
+def summary(kind: Kind, folder: Path) -> float:
+    """Return one number that moves with the content of an artifact."""
+    if kind is Kind.CHECKPOINT:
+        import torch
+
+        state = torch.load(folder / "model.pt", weights_only=True)
+        return float(sum(tensor.double().abs().sum() for tensor in state.values() if tensor.is_floating_point()))
+    if kind is Kind.SCORES:
+        reader = MapReader(folder)
+        return float(sum(reader.read(i).scores.astype(np.float64).sum() for i in reader.ids))
+    if kind is Kind.MASKS:
+        return float(
+            np.mean([decode_mask(path).astype(np.float64).mean() for path in sorted(folder.glob("*.png"))])
+        )
+    if kind is Kind.THRESHOLD:
+        return float(json.loads((folder / "threshold.json").read_text())["threshold"])
+    files = sorted(p for p in folder.iterdir() if p.name != "entry.json")
+    return float(sum(path.stat().st_size for path in files))
+
+
+def main() -> None:
+    """Record the numbers of today's code."""
+    from datasets.chimera import DATASET, generate
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "chimera"
+        generate(root, layout="voc", images=48, size=64, seed=3)
+        RECORDED.write_text(json.dumps(measure(DATASET.open(root), Path(folder) / "store"), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

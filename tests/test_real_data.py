@@ -1,0 +1,55 @@
+"""On real VOC images with real ImageNet weights, where they are (see conftest.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmark.evaluate import score_masks
+from benchmark.foreign import PngMasks
+from benchmark.pipeline import Machine
+from benchmark.trial import Trial, run_trial
+from benchmark.workfolder import WorkFolder
+from datasets.base import Split
+from datasets.voc2012 import DATASET
+
+pytestmark = pytest.mark.real_data
+
+
+def test_the_true_masks_score_perfectly_and_empty_ones_as_background_alone(real_voc):
+    view = DATASET.open(real_voc).split(Split.VAL)
+    perfect = score_masks(PngMasks(real_voc / "SegmentationClassAug"), view)
+    assert perfect.confusion.miou() == 1.0
+    assert perfect.images == 200
+
+
+@pytest.mark.slow
+def test_the_whole_line_runs_on_real_images(real_voc, real_weights, tmp_path, monkeypatch):
+    """Twelve images of each split at 96 pixels, one epoch: every stage works on real sizes, tags and masks."""
+    data = DATASET.open(real_voc)
+    train, val = data.ids(Split.TRAIN)[:12], data.ids(Split.VAL)[:12]
+    kept = {Split.WEAK: train, Split.TRAIN: train, Split.TUNE: train[:4], Split.VAL: val, Split.TEST: ()}
+    monkeypatch.setattr(type(data), "ids", lambda self, split: kept[split])
+    trial = Trial(
+        dataset="voc2012",
+        refiner="crf",
+        backbone="squeezenet",
+        weights=str(real_weights),
+        size=96,
+        selections=["tuned"],
+        settings={
+            "TrainCam.epochs": 1,
+            "TrainCam.batch": 6,
+            "TrainSegmentation.epochs": 1,
+            "TrainSegmentation.batch": 6,
+            "InferCam.scales": (1.0,),
+            "PredictMasks.scales": (1.0,),
+        },
+    )
+    result = run_trial(trial, data, WorkFolder(tmp_path), Machine())
+    values = {record.name: record.value for record in result.records}
+    assert 0 < values["seed.train/mIoU_oracle"] < 1
+    assert values["seed.train/mIoU_oracle"] >= values["seed.train/mIoU_fixed"]
+    assert 0 < values["val/mIoU"] < 1
+    assert (result.folder / "examples.png").is_file()
+    assert np.isfinite([v for v in values.values() if v is not None]).all()

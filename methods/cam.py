@@ -203,7 +203,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 2e-3,
         "head_multiplier": 1.0,
         "weight_decay": 1e-4,
-        "epochs": 20,
+        "epochs": 12,
         "dropout": 0.0,
         "jitter": False,
         "long_side_low": 400,

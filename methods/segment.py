@@ -227,7 +227,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "head_multiplier": 1.0,
         "biases": "as_weights",
-        "epochs": 20,
+        "epochs": 30,
         "batch": 16,
         "pyramid": (1.0,),
         "rates": (1, 2, 4, 6),

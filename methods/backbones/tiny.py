@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from methods.backbones.base import Backbone, BackboneFamily
 
-WIDTHS = (24, 48, 96, 128)
+WIDTHS = (16, 32, 64, 128)
 
 
 class Tiny(Backbone):

@@ -140,20 +140,14 @@ def evaluate(
     from benchmark.foreign import PngMasks, open_maps
     from benchmark.metrics import thresholds_with
     from benchmark.records import records_of_map_scores, records_of_mask_scores, write_records
-    from benchmark.trial import read_run
+    from benchmark.trial import artifact_of
 
     if sum(x is not None for x in (run, maps, masks)) != 1:
         raise ConfigError("give one of --maps DIR, --masks DIR or run:ID")
     reporter, folder = Reporter(quiet), _work(work)
     if run is not None:
-        artifacts = read_run(folder, run.removeprefix("run:"))["artifacts"]
-        by_split = ("predictions",) if split == "val" else ("masks", "scores")
-        name = next((n for n in by_split if n in artifacts), None)
-        if name is None:
-            raise ConfigError(
-                f"{run} has nothing for the split {split!r}; it has: {', '.join(artifacts) or 'nothing'}"
-            )
-        maps, masks = (Path(artifacts[name]), None) if name == "scores" else (None, Path(artifacts[name]))
+        name, found = artifact_of(folder, run.removeprefix("run:"), split)
+        maps, masks = (found, None) if name == "scores" else (None, found)
     data = folder.open(dataset, root, reporter)
     view = data.split(split)
     per_image = None
@@ -220,7 +214,10 @@ def show_method(
             space = "" if parameter.space is None else str(parameter.space).replace("Distribution", "")
             kind = describe(hints(type(stage))[field])
             value = stage.settings()[field]
-            rows.append([f"  {field}", json.dumps(value), kind, bounds, space, parameter.source])
+            source = parameter.source
+            if value != type(stage)().settings()[field] and not source.startswith("--"):
+                source = f"recipe of {backbone}, in the file of the stage; elsewhere: {source}"
+            rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
         _print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)
 
 

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class SeedbedError(Exception):
     """Base of all errors whose message says what is wrong and what to do about it."""
 
+    def __str__(self) -> str:
+        # A loader's worker process puts its whole traceback before the message.
+        return super().__str__().rpartition(f"{type(self).__module__}.{type(self).__name__}: ")[2].strip()
+
 
 class ConfigError(SeedbedError):
     """A setting is unknown, of the wrong type, out of bounds, or impossible in this combination."""

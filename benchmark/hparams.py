@@ -1,6 +1,6 @@
 """Hyper-parameters: `hp(default, space)` declares default, bounds, search space and source on one line.
 
-lr: float = hp(0.1, FloatDistribution(1e-3, 1.0, log=True), source="METHODS 1.3")
+lr: float = hp(0.1, FloatDistribution(1e-3, 1.0, log=True), source="docs/methods.md, CAM")
 epochs: int = hp(15, low=1, source="PSA code")
 optimiser: Literal["sgd", "adamw"] = hp("sgd", source="PSA code")
 """

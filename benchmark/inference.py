@@ -40,7 +40,7 @@ def multi_scale(
 
     `forward` maps normalised images (B, 3, h, w) to maps (B, C, h', w'). Each image is resized to `long_side`,
     then (bicubic) by each scale, and flipped; each map is resized (bilinear, align_corners=False) to the size
-    that `grid(id, h, w)` gives for the image at scale 1, un-flipped, and averaged (METHODS 1.3 sums, and
+    that `grid(id, h, w)` gives for the image at scale 1, un-flipped, and averaged (docs/methods.md, CAM sums, and
     normalises afterwards). Maps are float32 (C, grid h, grid w) on `ctx.device`. Images come grouped by size,
     in a fixed order.
     """

@@ -21,7 +21,7 @@ RANKS = 65_536
 THRESHOLDS: NDArray[np.float32] = (np.arange(100) / 100).astype(np.float32)
 """0.00, 0.01 … 0.99."""
 ORACLE_LIMIT = 0.59
-"""The best threshold is looked for in 0.00 … 0.59 (METHODS 1.1)."""
+"""The best threshold is looked for in 0.00 … 0.59 (docs/methods.md, Data)."""
 Labels = NDArray[np.uint8]
 Values = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class Confusion:
         """Count one image and return its own matrix.
 
         A predicted 255 counts as background (IRN code); with `ignore_predicted` it is left out, as ICD's
-        script does (METHODS I11).
+        script does (docs/methods.md, Metrics).
         """
         size = len(self.matrix)
         counted = truth != IGNORE

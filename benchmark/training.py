@@ -34,7 +34,7 @@ class TrainingStage(Stage):
     batch: int = hp(16, low=1, high=4096, source="PSA code")
     optimiser: Literal["sgd", "adamw"] = hp("sgd", source="PSA code")
     lr: float = hp(0.1, FloatDistribution(1e-5, 1.0, log=True), low=0, high=100, source="PSA code")
-    momentum: float = hp(0.0, low=0, high=0.9999, source="METHODS 1.3: the momentum trap (A1)")
+    momentum: float = hp(0.0, low=0, high=0.9999, source="docs/methods.md, CAM: the momentum trap (A1)")
     weight_decay: float = hp(5e-4, FloatDistribution(1e-6, 1e-2, log=True), low=0, high=1, source="PSA code")
     power: float = hp(0.9, low=0, high=10, source="PSA code: lr · (1 − step/steps)^power")
     head_multiplier: float = hp(10.0, low=0, high=1000, source="PSA code: new layers learn ten times faster")

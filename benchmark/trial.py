@@ -119,7 +119,7 @@ def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -
             "images": {str(split): len(data.ids(split)) for split in Split},
         },
         "stages": [{"stage": type(s).__name__, "version": s.version, **s.settings()} for s in chain.stages],
-        "artifacts": {name: str(path) for name, path in runner.artifacts.items()},
+        "artifacts": {name: path.name for name, path in runner.artifacts.items()},
         "environment": environment(),
     }
     temporary = folder / "run.json.tmp"
@@ -137,6 +137,25 @@ def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
         raise ConfigError(f"{work.root}: no run {run!r}. The newest ones: {listed}")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
+
+
+def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
+    """Return what a finished run has for a split: its name (`predictions`, `masks`, `scores`) and its folder.
+
+    Raises ConfigError where there is no such run, where it has nothing for the split, or where the store does
+    not have it any more.
+    """
+    artifacts = read_run(work, run)["artifacts"]
+    wanted = ("predictions",) if split == "val" else ("masks", "scores")
+    name = next((n for n in wanted if n in artifacts), None)
+    if name is None:
+        raise ConfigError(
+            f"{run} has nothing for the split {split!r}; it has: {', '.join(artifacts) or 'nothing'}"
+        )
+    folder = work.store.path(artifacts[name])
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no longer in the store; the command of the run {run} computes it again")
+    return name, folder
 
 
 @dataclass

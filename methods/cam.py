@@ -6,7 +6,7 @@ training and inference are those of PSA (Ahn & Kwak, CVPR 2018) and IRN (Ahn et 
 Loss: multi-label soft margin, the mean over classes of binary cross entropy on logits, mean over the batch.
 Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by its maximum + 1e-5.
 
-Published recipes (METHODS 1.3): VGG-16, ResNet-50 (also used for ResNet-101), in `RECIPES`.
+Published recipes (docs/methods.md, CAM): VGG-16, ResNet-50 (also used for ResNet-101), in `RECIPES`.
 
 Departures, all of them settings:
 - `tiny` and `squeezenet` have no published recipe; theirs were found by trial and use AdamW.
@@ -47,7 +47,7 @@ class CamNetwork(nn.Module):
     """Backbone, dropout of channels, 1×1 convolution without bias, global average pooling.
 
     Global average pooling and the convolution commute, so the order in which the papers' codes apply them
-    (METHODS 1.3) makes no difference.
+    (docs/methods.md, CAM) makes no difference.
     """
 
     def __init__(self, backbone: str, classes: int, stride: int, dropout: float, pretrained: bool) -> None:
@@ -83,9 +83,9 @@ class TrainCam(TrainingStage):
 
     backbone: str = hp("vgg16", source="--backbone")
     weights: str = hp("imagenet", source="--weights")
-    stride: int = hp(8, low=8, high=16, source="METHODS 1.2")
+    stride: int = hp(8, low=8, high=16, source="docs/methods.md, Backbones")
     dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
-    freeze_early: bool = hp(True, source="METHODS 1.2: VGG conv1–2, ResNet up to layer2 (IRN)")
+    freeze_early: bool = hp(True, source="docs/methods.md, Backbones: VGG conv1–2, ResNet up to layer2 (IRN)")
     long_side_low: int = hp(256, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     long_side_high: int = hp(512, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     crop: int = hp(448, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
@@ -120,7 +120,7 @@ class TrainCam(TrainingStage):
 
 @dataclass(frozen=True, kw_only=True)
 class InferCam(Stage):
-    """Localisation maps of any network that has `maps` (METHODS 1.3), for the tags of each image."""
+    """Localisation maps of any network that has `maps` (docs/methods.md, CAM), for the tags of each image."""
 
     version = 1
     consumes = (Kind.CHECKPOINT,)
@@ -159,7 +159,7 @@ class InferCam(Stage):
 
 
 def normalised_maps(maps: Tensor, tags: tuple[int, ...], size: tuple[int, int]) -> ScoreMaps:
-    """Return the maps of the tagged classes, each divided by its maximum + 1e-5 (METHODS 1.3).
+    """Return the maps of the tagged classes, each divided by its maximum + 1e-5 (docs/methods.md, CAM).
 
     `maps` is (C, h, w), at least 0; `tags` are labels 1..C; `size` is the image's (height, width).
     """

@@ -1,6 +1,6 @@
 """The segmentation network that is trained on pseudo-masks: DeepLab with ASPP, the same for all methods.
 
-Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers as `kazuto1011/deeplab-pytorch` (METHODS 10). With the
+Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers as `kazuto1011/deeplab-pytorch` (docs/methods.md, Segmentation network). With the
 backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101.
 
 Departures, all of them settings:
@@ -116,7 +116,7 @@ class TrainSegmentation(TrainingStage):
     stride: int = hp(8, low=8, high=16, source="deeplab-pytorch")
     rates: tuple[int, ...] = hp((6, 12, 18, 24), low=1, high=64, source="DeepLab-v2: ASPP-L")
     pyramid: tuple[float, ...] = hp((1.0, 0.75, 0.5), low=0.1, high=2, source="DeepLab-v2: inputs with max fusion")
-    class_balanced: bool = hp(False, source="AdvCAM uses it (METHODS 10)")
+    class_balanced: bool = hp(False, source="AdvCAM uses it (docs/methods.md, Segmentation network)")
     long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
     scale_low: float = hp(0.5, low=0.1, high=4, source="deeplab-pytorch")
     scale_high: float = hp(1.5, low=0.1, high=4, source="deeplab-pytorch")
@@ -189,7 +189,9 @@ class PredictMasks(Stage):
         (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="DeepLab-v2 multi-scale test"
     )
     flip: bool = hp(True, source="DeepLab-v2")
-    crf: Literal["none", "deeplab", "rrm_test"] = hp("none", source="METHODS 1.4: deeplab for DeepLab-v2")
+    crf: Literal["none", "deeplab", "rrm_test"] = hp(
+        "none", source="docs/methods.md, Dense CRF: deeplab for DeepLab-v2"
+    )
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG an image of the context's split, at the image's own size."""

@@ -22,7 +22,7 @@ def stages(backbone: str, weights: str = "imagenet") -> tuple[TrainCam, InferCam
 
 
 def test_the_published_recipes():
-    """METHODS 1.3, the table."""
+    """docs/methods.md, CAM, the table."""
     vgg, _ = stages("vgg16")
     assert (vgg.batch, vgg.epochs, vgg.lr, vgg.head_multiplier, vgg.weight_decay) == (16, 15, 0.1, 10.0, 5e-4)
     assert (vgg.long_side_low, vgg.long_side_high, vgg.crop, vgg.jitter) == (256, 512, 448, True)
@@ -71,7 +71,7 @@ def test_pooling_and_the_classifier_commute():
 
 
 def test_the_loss_reaches_layer3_layer4_and_the_head_alone():
-    """METHODS 12, the row of CAM ResNet-50."""
+    """docs/methods.md, CAM, the row of CAM ResNet-50."""
     network = CamNetwork("resnet50", 3, stride=16, dropout=0.0, pretrained=True).train()
     before = {n: b.clone() for n, b in network.named_buffers()}
     for module in network.backbone.early:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmark.maps import MapReader
+from benchmark.store import Store
 from datasets.base import Split
 from datasets.chimera import DATASET
 from datasets.files import decode_mask
@@ -149,8 +152,9 @@ def test_evaluate_scores_a_run_our_maps_and_png_folders_alike(work, finished):
 
 def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finished):
     run = re.search(r"run (\S+)", finished)[1]
-    description = __import__("json").loads((work / "seedbed-work/runs" / run / "run.json").read_text())
-    ours = work / description["artifacts"]["scores"]
+    description = json.loads((work / "seedbed-work/runs" / run / "run.json").read_text())
+    store = Store(work / "seedbed-work/store")
+    ours, pseudo_masks = (store.path(description["artifacts"][name]) for name in ("scores", "masks"))
     data = DATASET.open(work / "data")
     for name in ("irn", "psa", "png"):
         (work / name).mkdir(exist_ok=True)
@@ -161,7 +165,7 @@ def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finis
         content = {"keys": keys, "cam": np.asarray(maps.scores, np.float32), "high_res": full}
         np.save(work / "irn" / f"{image_id}.npy", content)
         np.save(work / "psa" / f"{image_id}.npy", dict(zip(keys.tolist(), full, strict=True)))
-        mask = decode_mask(work / description["artifacts"]["masks"] / f"{image_id}.png")
+        mask = decode_mask(pseudo_masks / f"{image_id}.png")
         Image.fromarray(mask).save(work / "png" / f"{image_id}.png")
     tables = [
         numbers(seedbed(work, "evaluate", "--dataset", "small", "--split", "train", "--maps", folder).stdout)
@@ -170,7 +174,7 @@ def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finis
     assert tables[0] == tables[1] == tables[2]
     masks = [
         numbers(seedbed(work, "evaluate", "--dataset", "small", "--split", "train", "--masks", folder).stdout)
-        for folder in (work / description["artifacts"]["masks"], work / "png")
+        for folder in (pseudo_masks, work / "png")
     ]
     assert masks[0] == masks[1]
 
@@ -229,4 +233,32 @@ def test_the_cache_is_listed_shown_and_removed(work, finished):
 
 def test_data_check_and_stats(work):
     assert seedbed(work, "data", "check", "small").stdout.strip().endswith("0 errors, 0 warnings")
-    assert "lion" in seedbed(work, "data", "stats", "small").stdout
+    assert "griffin" in seedbed(work, "data", "stats", "small").stdout
+
+
+def test_a_broken_picture_is_one_line_that_names_it_whoever_reads_it(work):
+    for workers in ("0", "1"):
+        root = work / f"broken{workers}"
+        shutil.copytree(work / "data", root)
+        broken = root / "JPEGImages" / f"{DATASET.open(root).ids(Split.TRAIN)[5]}.jpg"
+        broken.write_bytes(broken.read_bytes()[:900])
+        words = ["run", "--dataset", "chimera", "--root", root, *TINY[:4], "--workers", workers]
+        done = seedbed(work, *words, check=False)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert re.search(rf"error: \S*{broken.name}: broken or truncated", done.stderr), done.stderr
+        checked = seedbed(work, "data", "check", "chimera", "--root", root, "--workers", "0", check=False)
+        assert checked.returncode == 1
+        assert broken.name in checked.stdout
+
+
+def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
+    root = work / "coco"
+    words = ["--out", root, "--layout", "coco", "--images", "40", "--size", "64"]
+    seedbed(work, "data", "generate", "chimera", *words)
+    shutil.rmtree(root / "SegmentationMasks")
+    refused = seedbed(work, "data", "stats", "chimera", "--root", root, check=False)
+    assert refused.returncode == 1
+    command = re.search(r"seedbed (data prepare coco --root \S+)", refused.stderr)[1]
+    assert "40 masks" in seedbed(work, *command.split()).stdout
+    assert "griffin" in seedbed(work, "data", "stats", "chimera", "--root", root).stdout

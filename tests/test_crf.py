@@ -19,7 +19,7 @@ from methods.refine.crf import (
 
 
 def test_the_presets_are_those_of_the_papers_codes():
-    """METHODS 1.4, row by row."""
+    """docs/methods.md, Dense CRF, row by row."""
     rows = {name: tuple(vars(kernels).values()) for name, kernels in PRESETS.items()}
     assert rows == {
         "psa": (3, 3, 80, 13, 10),
@@ -38,7 +38,7 @@ def test_label_unary_by_hand():
 
 
 def test_icd_unary_by_hand():
-    """METHODS 1.4: over 21 classes 0.512 against 0.0244; undefined pixels are uniform."""
+    """docs/methods.md, Dense CRF: over 21 classes 0.512 against 0.0244; undefined pixels are uniform."""
     unary = icd_unary(np.array([[4, 255]], np.uint8), 21)
     probabilities = np.exp(-unary)
     assert probabilities[4, 0, 0] == pytest.approx(0.512, abs=5e-4)

@@ -1,4 +1,4 @@
-"""Multi-scale inference equals the one-by-one loop of METHODS 1.3, whatever the batches and workers."""
+"""Multi-scale inference equals the one-by-one loop of docs/methods.md, CAM, whatever the batches and workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network() -> CamNetwork:
 
 
 def one_by_one(network: CamNetwork, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
-    """METHODS 1.3 for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
+    """docs/methods.md, CAM for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (torch.from_numpy(image.copy()).float() / 255 - mean) / std
     original = pixels.permute(2, 0, 1)[None]

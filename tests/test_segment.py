@@ -96,7 +96,7 @@ def test_aspp_is_the_sum_of_its_branches():
 
 
 def test_deeplab_v2_resnet101_is_the_default_for_voc_sized_images():
-    """METHODS 10."""
+    """docs/methods.md, Segmentation network."""
     train, _ = segmentation_stages(Meta(classes=20, long_side=500, backbone="resnet101", weights="imagenet"))
     assert isinstance(train, TrainSegmentation)
     assert (train.stride, train.rates, train.crop) == (8, (6, 12, 18, 24), 321)

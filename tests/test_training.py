@@ -132,7 +132,7 @@ def test_the_learning_rate_falls_as_a_polynomial_and_groups_have_their_multiplie
 
 
 def test_the_psa_family_trains_without_momentum():
-    """METHODS 1.3, the momentum trap (A1): the default must stay 0."""
+    """docs/methods.md, CAM, the momentum trap (A1): the default must stay 0."""
     assert TrainToy().momentum == 0.0
 
 

@@ -1,6 +1,6 @@
 """Dense CRF (Krähenbühl & Koltun, NIPS 2011) on seeds, with the presets of the papers' codes.
 
-`PRESETS` holds the numbers (METHODS 1.4): standard deviations in pixels of the image's own size and in 0–255
+`PRESETS` holds the numbers (docs/methods.md, Dense CRF): standard deviations in pixels of the image's own size and in 0–255
 colour units, Potts compatibilities, ten mean-field iterations on the raw RGB image. Only the labels present in
 an image take part, but for `icd`, which lets all compete.
 """
@@ -104,7 +104,7 @@ class CrfMasks(Stage):
     produces = Kind.MASKS
     seeded = False
 
-    preset: Literal["irn", "psa", "icd"] = hp("irn", source="METHODS 1.4")
+    preset: Literal["irn", "psa", "icd"] = hp("irn", source="docs/methods.md, Dense CRF")
     background_exponent: float = hp(
         16.0, FloatDistribution(1.0, 32.0, log=True), source="PSA code: (1 − max)^16; used by the preset psa only"
     )

@@ -121,7 +121,7 @@ def score_masks(
     """Score masks against the true masks of a split.
 
     `per_image` is a Parquet file to write, one row a cell of each image's confusion matrix that is not zero
-    (id, truth, predicted, pixels). `ignore_predicted` leaves pixels out that are predicted 255 (docs/methods.md, Metrics).
+    (id, truth, predicted, pixels). `ignore_predicted` leaves pixels out that are predicted 255 (docs/methods.md).
     Raises as `score_maps`.
     """
     total = MaskScores(Confusion.empty(len(view.classes)), 0)

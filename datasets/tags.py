@@ -15,7 +15,7 @@ from datasets.safe_npy import load_npy
 
 
 def xml_names(path: Path) -> list[str]:
-    """Return the class names of all objects of a VOC annotation, difficult ones included (docs/methods.md, Data)."""
+    """Return the class names of all objects of a VOC annotation, difficult ones included (docs/methods.md)."""
     try:
         annotation = ElementTree.parse(path).getroot()
     except FileNotFoundError:

@@ -76,7 +76,7 @@ class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
 def classification(
     long_side: tuple[int, int], crop: int, jitter: tuple[float, float, float, float] | None
 ) -> v2.Compose:
-    """Return PSA's augmentation (docs/methods.md, CAM): longer side U[low, high], flip, colour jitter, crop or pad.
+    """Return PSA's augmentation (docs/methods.md): longer side U[low, high], flip, colour jitter, crop or pad.
 
     It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised; what is padded is 0, the mean colour.
     `jitter` is brightness, contrast, saturation and hue.
@@ -85,7 +85,7 @@ def classification(
 
 
 def segmentation(scale: tuple[float, float], base: int, crop: int) -> v2.Compose:
-    """Return DeepLab's augmentation (docs/methods.md, Segmentation network): longer side `base` · U[low, high], flip, crop or pad.
+    """Return DeepLab's augmentation (docs/methods.md): longer side `base` · U[low, high], flip, crop or pad.
 
     It maps an image uint8 (3, H, W) and a mask uint8 (H, W) to float32 (3, crop, crop), normalised, and
     uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask.

@@ -1,7 +1,7 @@
 """The segmentation network that is trained on pseudo-masks: DeepLab with ASPP, the same for all methods.
 
-Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers as `kazuto1011/deeplab-pytorch` (docs/methods.md, Segmentation network). With the
-backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101.
+Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers of `kazuto1011/deeplab-pytorch` (docs/methods.md). With
+the backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101.
 
 Departures, all of them settings:
 - Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision.

@@ -389,7 +389,7 @@ def test_real_voc(real_voc: Path):
 
 @pytest.mark.real_data
 def test_real_tag_file_differs_from_the_masks_in_a_few_images(real_voc: Path):
-    """docs/methods.md, Data: tags with difficult objects differ from the masks' classes in about 2.6 % of images."""
+    """docs/methods.md: tags with difficult objects differ from the masks' classes in about 2.6 % of images."""
     table = real_voc.parent.parent.parent / "voc12_lists" / "image_labels.csv"
     if not table.exists():
         pytest.skip(f"no tag file {table}")

@@ -34,7 +34,7 @@ def network() -> CamNetwork:
 
 
 def one_by_one(network: CamNetwork, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
-    """docs/methods.md, CAM for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
+    """The loop for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = (torch.from_numpy(image.copy()).float() / 255 - mean) / std
     original = pixels.permute(2, 0, 1)[None]

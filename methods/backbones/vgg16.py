@@ -1,4 +1,4 @@
-"""VGG-16 in its DeepLab form at stride 8 (docs/methods.md, Backbones), with torchvision's tensor names for conv1–conv5.
+"""VGG-16 in its DeepLab form at stride 8 (docs/methods.md), with torchvision's tensor names for conv1–conv5.
 
 Pools are 3×3 with padding 1; pool4 keeps its size and conv5 is dilated by 2 (stride 16: pool4 halves, conv5 is
 not dilated). fc6 (3×3, 1024) and fc7 (1×1, 1024) follow with ReLU and dropout 0.5.

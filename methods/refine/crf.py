@@ -1,6 +1,6 @@
 """Dense CRF (Krähenbühl & Koltun, NIPS 2011) on seeds, with the presets of the papers' codes.
 
-`PRESETS` holds the numbers (docs/methods.md, Dense CRF): standard deviations in pixels of the image's own size and in 0–255
+`PRESETS` holds the numbers (docs/methods.md): standard deviations in pixels of the image's own size and in 0–255
 colour units, Potts compatibilities, ten mean-field iterations on the raw RGB image. Only the labels present in
 an image take part, but for `icd`, which lets all compete.
 """

@@ -224,7 +224,8 @@ class _Runner:
         method: Method = METHODS.load(self.trial.method)
         if method.one_step:
             return []
-        fixed = method.fixed_threshold
+        chosen = (stage.value for stage in self.chain.refine if isinstance(stage, SelectThreshold))
+        fixed = next(chosen, method.fixed_threshold)
         measuring = [SelectThreshold(selection="tuned", value=fixed), MeasureMaps(fixed=fixed)]
         pipeline = self._pipeline(self.chain.localise)
         self.artifacts["scores"] = pipeline.latest(Kind.SCORES, Split.TRAIN)

@@ -133,6 +133,14 @@ def test_a_search_over_postprocessing_trains_nothing(work, finished):
     assert not any(stage.startswith("Train") for stage in stages)
 
 
+def test_a_fixed_threshold_of_the_users_own_is_used_for_seeds_and_masks(work, finished):
+    words = ["--no-segment", *TINY[:2], *TINY[4:], "--selections", "fixed", "--set", "SelectThreshold.value=0.305"]
+    lines = numbers(seedbed(work, "run", "--dataset", "small", *words).stdout)
+    table = {tuple(line.split()[:3]): line.split()[3:] for line in lines}
+    assert table["seed", "train", "mIoU"][0] == table["pseudo_mask", "train", "mIoU"][0]
+    assert table["seed", "train", "threshold"][0] in ("0.30", "0.31")
+
+
 def test_the_upper_bound_trains_on_true_masks(work):
     words = ["run", "--dataset", "small", "--supervision", "full", "--set", "TrainSupervised.epochs=2"]
     output = seedbed(work, *words, "--workers", "0").stdout

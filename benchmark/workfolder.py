@@ -80,6 +80,7 @@ class WorkFolder:
         if not place.is_dir():
             raise ConfigError(f"{place}: no such folder (the root of {name})")
         data: Dataset = loader.open(place, **options)
+        reporter.say(f"{data.name}: tags from {data.tag_source}; masks from {data.mask_source}")
         for notice in data.notices:
             reporter.say(f"note: {notice}")
         return data

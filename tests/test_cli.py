@@ -91,6 +91,7 @@ def test_the_same_command_executes_no_stage_and_prints_the_same_numbers(work, fi
     again = seedbed(work, "run", "--dataset", "small", "--refiner", "crf", *TINY)
     assert "every stage was in the store" in again.stdout
     assert "▸" not in again.stderr
+    assert "tags from Annotations/*.xml; masks from SegmentationClass/" in again.stderr
     assert numbers(again.stdout) == numbers(finished)
 
 

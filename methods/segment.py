@@ -6,8 +6,8 @@ the backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 Res
 Departures, all of them settings:
 - Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision.
 - Length is given in epochs: 19 epochs of 10,582 images in batches of 10 are the published 20,000 iterations.
-- `tiny` and `squeezenet` have no published recipe; theirs (`RECIPES`) use AdamW. That of `tiny` was found by trial,
-  that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
+- `tiny` and `squeezenet` have no published recipe; theirs (`RECIPES`) use AdamW. That of `tiny` was found by
+  trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
 - Crop and image sizes, and the dilation of the ASPP, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
 """

@@ -21,6 +21,7 @@ PACKAGES = (
     "scikit-learn",
     "scikit-image",
 )
+CODE_VARIABLE = "SEEDBED_CODE"
 
 
 @functools.cache
@@ -39,7 +40,12 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """Return the commit of the git checkout (`+dirty` where files differ), else the package's version."""
+    """Return the commit of the git checkout (`+dirty` where files differ), else the package's version.
+
+    On a node to which the code was sent without its history, what the sender says.
+    """
+    if sent := os.environ.get(CODE_VARIABLE):
+        return sent
     folder = Path(__file__).resolve().parent.parent
     try:
         if not (folder / ".git").exists():

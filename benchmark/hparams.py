@@ -34,6 +34,10 @@ class HyperParameter:
     """The Optuna distribution that a search draws from; None where the field is not searched."""
     low: float | None
     high: float | None
+    on_request: bool
+    """True where a search over everything leaves the field alone: it is drawn only where it is asked for."""
+    when: tuple[str, Any] | None
+    """(field, value): the parameter has an effect only where that other field has that value."""
     source: str
     """Where the default comes from: paper, equation, table, or `code` of the authors."""
 
@@ -44,6 +48,8 @@ def hp(
     *,
     low: float | None = None,
     high: float | None = None,
+    on_request: bool = False,
+    when: tuple[str, Any] | None = None,
     source: str = "",
 ) -> Any:
     """Declare a hyper-parameter of a stage.
@@ -53,7 +59,7 @@ def hp(
     """
     low = getattr(space, "low", None) if low is None else low
     high = getattr(space, "high", None) if high is None else high
-    return field(default=default, metadata={"hp": HyperParameter(space, low, high, source)})
+    return field(default=default, metadata={"hp": HyperParameter(space, low, high, on_request, when, source)})
 
 
 def declared(stage: type[Stage]) -> dict[str, HyperParameter]:
@@ -76,7 +82,7 @@ def validate(stage: Stage) -> None:
     parameters = declared(type(stage))
     for name, hint in hints(type(stage)).items():
         where = f"{type(stage).__name__}.{name}"
-        value = _conform(where, getattr(stage, name), hint)
+        value = conform(where, getattr(stage, name), hint)
         for number in value if isinstance(value, tuple) else (value,):
             _check_bounds(where, number, parameters[name])
         object.__setattr__(stage, name, value)
@@ -121,16 +127,17 @@ def describe(hint: Any) -> str:
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}[hint]
 
 
-def _conform(where: str, value: Any, hint: Any) -> Any:
+def conform(where: str, value: Any, hint: Any) -> Any:
+    """Return a value as the type `hint` (whole numbers become floats, lists tuples), or raise ConfigError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _conform(where, value, next(a for a in arguments if a is not type(None)))
+        return conform(where, value, next(a for a in arguments if a is not type(None)))
     if origin is tuple and isinstance(value, list | tuple):
         if arguments[-1] is not ... and len(arguments) != len(value):
             raise ConfigError(f"{where} = {value!r}: expected {len(arguments)} values")
-        return tuple(_conform(where, v, arguments[0]) for v in value)
+        return tuple(conform(where, v, arguments[0]) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is Literal:

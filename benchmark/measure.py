@@ -43,16 +43,16 @@ class MeasureMaps(Stage):
         from methods.refine.none import read_threshold
 
         view = data.split(ctx.split)
+        tuned = read_threshold(inputs[Kind.THRESHOLD])
         with ctx.reporter.bar(f"MeasureMaps on {ctx.split}", len(view)) as bar:
             scores = score_maps(
                 MapReader(inputs[Kind.SCORES]),
                 view,
                 processes=ctx.workers,
-                thresholds=thresholds_with(self.fixed),
+                thresholds=thresholds_with(self.fixed, tuned),
                 per_image=out / "per_image.parquet",
                 progress=lambda done, _: bar.show(done),
             )
-        tuned = read_threshold(inputs[Kind.THRESHOLD])
         records = records_of_map_scores(scores, data.classes, self.level, ctx.split, self.fixed, tuned)
         write_records(out / RECORDS_FILE, records)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
-from benchmark.stage import Context, Kind, Stage, cache_key
+from benchmark.stage import Context, Kind, OnEpoch, Stage, cache_key, ignore_epochs
 from benchmark.store import Entry, Store
 from datasets.base import Dataset, Split
 
@@ -28,6 +28,7 @@ class Machine:
     workers: int = 0
     weights_files: Mapping[str, Path] = field(default_factory=dict)
     reporter: Reporter = field(default_factory=Reporter)
+    on_epoch: OnEpoch = ignore_epochs
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Pipeline:
                 workers=self.machine.workers,
                 weights_files=self.machine.weights_files,
                 reporter=reporter,
+                on_epoch=self.machine.on_epoch,
             )
             step.stage.run(self.data, inputs, out, context)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -79,6 +80,18 @@ class Reporter:
             )
             with Progress(*columns, console=Console(stderr=True), transient=True) as display:
                 yield Bar(label, total, display.add_task(label, total=total, note=""), display)
+
+
+@dataclass(frozen=True)
+class LogFile(Reporter):
+    """Writes what is said to a file, with the time, and shows no bars."""
+
+    path: Path = Path("log.txt")
+
+    def say(self, text: str) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 class _Nothing:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -67,6 +67,14 @@ class Meta:
         return max(multiple, round(pixels * factor / multiple) * multiple)
 
 
+OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
+"""Told a training stage's name and the mean losses of its epochs so far; raises to stop the training."""
+
+
+def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
+    """Let every training go on."""
+
+
 @dataclass(frozen=True)
 class Context:
     """How a stage runs. Nothing here but `seed` and `split` may change its result."""
@@ -82,6 +90,7 @@ class Context:
     weights_files: Mapping[str, Path] | None = None
     """Where the state-dict files of the `sha256:…` initialisations lie."""
     reporter: Reporter = field(default_factory=Reporter)
+    on_epoch: OnEpoch = ignore_epochs
 
 
 @dataclass(frozen=True, kw_only=True)

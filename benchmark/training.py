@@ -25,6 +25,8 @@ Batch = Mapping[str, Tensor]
 Losses = Callable[[Batch, float], Mapping[str, Tensor]]
 """Maps a batch and the time in epochs (fractional) to named scalar losses, whose sum is minimised."""
 
+REPORT_FILE = "training.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStage(Stage):
@@ -82,7 +84,7 @@ def fit(
     batch of an epoch is dropped where it is not full. After each epoch the state of network, optimiser and
     random number generators is saved to `ctx.scratch`, and a call that finds such a state goes on from it to
     the same weights, bit for bit. Writes `training.json` to `out`: the optimiser's groups and, for each epoch,
-    the mean of each loss.
+    the mean of each loss. `ctx.on_epoch` is told the losses of all epochs so far after each one, and may raise.
 
     Raises NonFiniteLossError, naming epoch, step and loss, where a loss is NaN or infinite.
     """
@@ -106,6 +108,8 @@ def fit(
     name = type(settings).__name__
     with ctx.reporter.bar(name, total) as bar:
         bar.start_at(first * steps)
+        if history:
+            ctx.on_epoch(name, history)
         for epoch in range(first, settings.epochs):
             network.train()
             sampler.epoch = epoch
@@ -125,8 +129,9 @@ def fit(
                 bar.show(done + 1, meter.note)
             history.append(meter.means())
             save_tensors(checkpoint, _state(epoch + 1, network, optimiser, history))
+            ctx.on_epoch(name, history)
     report = {"groups": _describe(optimiser, rates), "history": history}
-    (out / "training.json").write_text(json.dumps(report, indent=1))
+    (out / REPORT_FILE).write_text(json.dumps(report, indent=1))
     network.eval()
 
 

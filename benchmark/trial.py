@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
 from benchmark.hparams import override
-from benchmark.pipeline import Machine, Pipeline
+from benchmark.pipeline import Machine, Pipeline, Step
 from benchmark.records import Record, read_records, write_records
 from benchmark.registry import BACKBONES, METHODS, REFINERS
 from benchmark.stage import Context, Kind, Meta, Method, Stage
@@ -48,6 +48,8 @@ class Trial:
     """The thresholds at which pseudo-masks are reported."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changed hyper-parameters, `{"Stage.field": value}`."""
+    measure_on: Literal["report", "tune"] = "report"
+    """`report`: all levels on `train` and `val`. `tune`: the pseudo-masks on `tune` alone, for a search."""
 
 
 @dataclass(frozen=True)
@@ -98,34 +100,16 @@ def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -
 
     Whatever is in the store already is not computed again. Raises the errors of the stages.
     """
-    trial, meta, machine = _resolve(trial, data, machine)
-    chain = build_chain(trial, meta)
-    digest = work.digest(data, machine.reporter)
-    runner = _Runner(trial, chain, data, digest, work, machine)
-    records = runner.measure()
-    run = runner.run_id()
-    folder = work.runs / run
+    plan = plan_trial(trial, data, work, machine)
+    records = plan.measure()
+    folder = work.runs / plan.run_id()
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "records.parquet", records)
-    runner.pictures(folder / "examples.png")
-    description = {
-        "run": run,
-        "trial": asdict(trial),
-        "data": {
-            "digest": digest,
-            "classes": data.classes,
-            "tags": data.tag_source,
-            "masks": data.mask_source,
-            "images": {str(split): len(data.ids(split)) for split in Split},
-        },
-        "stages": [{"stage": type(s).__name__, "version": s.version, **s.settings()} for s in chain.stages],
-        "artifacts": {name: path.name for name, path in runner.artifacts.items()},
-        "environment": environment(),
-    }
+    plan.pictures(folder / "examples.png")
     temporary = folder / "run.json.tmp"
-    temporary.write_text(json.dumps(description, indent=1))
+    temporary.write_text(json.dumps(plan.describe(), indent=1))
     temporary.replace(folder / "run.json")
-    return Result(run, folder, records, runner.executed)
+    return Result(plan.run_id(), folder, records, plan.executed)
 
 
 def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
@@ -158,11 +142,22 @@ def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
     return name, folder
 
 
+@dataclass(frozen=True)
+class Target:
+    """One artifact that a trial is for, and what its folder is called in `run.json` (None: not listed)."""
+
+    pipeline: Pipeline
+    step: Step
+    name: str | None = None
+
+
 @dataclass
-class _Runner:
-    """Runs the chain of one trial and its measurements, and remembers where the artifacts are."""
+class Plan:
+    """All that a trial will compute, known before anything runs."""
 
     trial: Trial
+    """With the defaults that depend on the data set filled in."""
+    meta: Meta
     chain: Chain
     data: Dataset
     digest: str
@@ -171,14 +166,42 @@ class _Runner:
     executed: list[Entry] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
 
-    def measure(self) -> list[Record]:
-        """Compute all levels that the trial has and return their records."""
-        records: list[Record] = []
+    def targets(self) -> list[Target]:
+        """Return what is computed, in order; those that are RECORDS are the trial's numbers."""
+        if self.trial.measure_on == "tune":
+            return self._masks_on_tune()
+        targets: list[Target] = []
         if self.trial.supervision == "weak":
-            records += self._classifier() + self._seeds() + self._pseudo_masks()
+            targets += [*self._classifier(), *self._seeds(), *self._pseudo_masks()]
         if self.chain.segment:
-            records += self._segmentation()
+            targets += self._segmentation()
+        return targets
+
+    def steps(self) -> dict[str, Step]:
+        """Return every step of the trial by its key, inputs before those that need them. Runs nothing."""
+        steps: dict[str, Step] = {}
+        for target in self.targets():
+            target.pipeline.walk(target.step, lambda step: steps.update({step.key: step}))
+        return steps
+
+    def measure(self) -> list[Record]:
+        """Compute all targets, or find them in the store, and return their records."""
+        records: list[Record] = []
+        for target in self.targets():
+            folder = target.pipeline.compute(target.step).path
+            if target.name is not None:
+                self.artifacts[target.name] = folder
+            if target.step.stage.produces is Kind.RECORDS:
+                records += read_records(folder / "records.parquet")
         return records
+
+    def first_training(self) -> Target | None:
+        """Return the first training stage of the method; None where there is none."""
+        for position, stage in enumerate(self.chain.localise):
+            if stage.produces is Kind.CHECKPOINT:
+                pipeline = self._pipeline(self.chain.localise)
+                return Target(pipeline, pipeline.step(position, Split.WEAK))
+        return None
 
     def run_id(self) -> str:
         """Return a readable name with a digest of the last step's identity."""
@@ -186,6 +209,26 @@ class _Runner:
         key = pipeline.step(len(self.chain.stages) - 1, Split.VAL).key
         head = "supervised" if self.trial.supervision == "full" else f"{self.trial.method}-{self.trial.refiner}"
         return f"{head}-{self.data.name}-seed{self.trial.seed}-{key[:8]}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the resolved configuration of the trial as plain JSON values."""
+        return {
+            "run": self.run_id(),
+            "trial": asdict(self.trial),
+            "data": {
+                "name": self.data.name,
+                "digest": self.digest,
+                "classes": self.data.classes,
+                "tags": self.data.tag_source,
+                "masks": self.data.mask_source,
+                "images": {str(split): len(self.data.ids(split)) for split in Split},
+            },
+            "stages": [
+                {"stage": type(s).__name__, "version": s.version, **s.settings()} for s in self.chain.stages
+            ],
+            "artifacts": {name: path.name for name, path in self.artifacts.items()},
+            "environment": environment(),
+        }
 
     def pictures(self, path: Path) -> None:
         """Draw some images of `train` with all that the run made of them, unless that was done before."""
@@ -209,37 +252,44 @@ class _Runner:
         draw_examples(temporary, self.data, self.artifacts, predict)
         temporary.replace(path)
 
-    def _classifier(self) -> list[Record]:
+    def _masks_on_tune(self) -> list[Target]:
+        from benchmark.measure import MeasureMasks
+
+        stages = [*self.chain.localise, *self.chain.refine]
+        return [self._target([*stages, MeasureMasks(selection=self._selection())], Split.TUNE)]
+
+    def _classifier(self) -> list[Target]:
         from benchmark.measure import MeasureClassifier
 
         first = next(i for i, stage in enumerate(self.chain.localise) if stage.produces is Kind.CHECKPOINT)
-        return self._records(
-            [*self.chain.localise[: first + 1], MeasureClassifier(long_side=self.trial.size)], Split.VAL
-        )
+        measuring = MeasureClassifier(long_side=self.trial.size)
+        return [self._target([*self.chain.localise[: first + 1], measuring], Split.VAL)]
 
-    def _seeds(self) -> list[Record]:
+    def _seeds(self) -> list[Target]:
         from benchmark.measure import MeasureMaps
         from methods.refine.none import SelectThreshold
 
         method: Method = METHODS.load(self.trial.method)
         if method.one_step:
             return []
-        chosen = (stage.value for stage in self.chain.refine if isinstance(stage, SelectThreshold))
-        fixed = next(chosen, method.fixed_threshold)
-        measuring = [SelectThreshold(selection="tuned", value=fixed), MeasureMaps(fixed=fixed)]
-        pipeline = self._pipeline(self.chain.localise)
-        self.artifacts["scores"] = pipeline.latest(Kind.SCORES, Split.TRAIN)
-        return self._records([*self.chain.localise, *measuring], Split.TRAIN)
+        chosen = next((stage for stage in self.chain.refine if isinstance(stage, SelectThreshold)), None)
+        fixed = method.fixed_threshold if chosen is None else chosen.value
+        measuring = [
+            SelectThreshold(selection="tuned", value=fixed, tuned=None if chosen is None else chosen.tuned),
+            MeasureMaps(fixed=fixed),
+        ]
+        return [
+            self._target(self.chain.localise, Split.TRAIN, name="scores"),
+            self._target([*self.chain.localise, *measuring], Split.TRAIN),
+        ]
 
-    def _pseudo_masks(self) -> list[Record]:
+    def _pseudo_masks(self) -> list[Target]:
         from benchmark.measure import MeasureMasks
 
         if not self.chain.refine:
             return []
-        chosen = next(
-            (str(s.settings()["selection"]) for s in self.chain.refine if hasattr(s, "selection")), "none"
-        )
-        records = []
+        chosen = self._selection()
+        targets = []
         for selection in dict.fromkeys([chosen, *(self.trial.selections if chosen != "none" else ())]):
             refine = [
                 replace(cast(Any, stage), selection=selection) if hasattr(stage, "selection") else stage
@@ -248,26 +298,33 @@ class _Runner:
             stages = [*self.chain.localise, *refine]
             main = selection == chosen
             for split in (Split.TRAIN, Split.TUNE) if main else (Split.TRAIN,):
-                measuring = MeasureMasks(level="pseudo_mask", selection=cast(Any, selection))
-                records += self._records([*stages, measuring], split, wide=main)
+                measuring = MeasureMasks(level="pseudo_mask", selection=selection)
+                targets.append(self._target([*stages, measuring], split, wide=main))
             if main:
-                self.artifacts["masks"] = self._pipeline(stages).latest(Kind.MASKS, Split.TRAIN)
-        return records
+                targets.append(self._target(stages, Split.TRAIN, name="masks"))
+        return targets
 
-    def _segmentation(self) -> list[Record]:
+    def _segmentation(self) -> list[Target]:
         from benchmark.measure import MeasureMasks
 
-        pipeline = self._pipeline(self.chain.stages)
-        self.artifacts["predictions"] = pipeline.latest(Kind.MASKS, Split.VAL)
-        return self._records([*self.chain.stages, MeasureMasks(level="segmentation")], Split.VAL)
+        return [
+            self._target(self.chain.stages, Split.VAL, name="predictions"),
+            self._target([*self.chain.stages, MeasureMasks(level="segmentation")], Split.VAL),
+        ]
 
-    def _records(self, stages: list[Stage], split: Split, wide: bool = True) -> list[Record]:
-        folder = self._pipeline(stages, wide).latest(Kind.RECORDS, split)
-        return read_records(folder / "records.parquet")
+    def _selection(self) -> Any:
+        """Return how the threshold of the masks that are trained on is chosen; `none` where there is none."""
+        return next((s.settings()["selection"] for s in self.chain.refine if hasattr(s, "selection")), "none")
+
+    def _target(self, stages: list[Stage], split: Split, name: str | None = None, wide: bool = True) -> Target:
+        pipeline = self._pipeline(stages, wide)
+        return Target(pipeline, pipeline.step(len(stages) - 1, split), name)
 
     def _pipeline(self, stages: list[Stage], wide: bool = True) -> Pipeline:
         # Where a segmentation network follows, all of `weak` is needed anyway: smaller splits are read from it.
         widest = Split.WEAK if self.chain.segment and self.chain.localise else Split.TRAIN
+        if self.trial.measure_on == "tune":
+            widest = Split.TUNE
         scope = {Kind.SCORES: widest, Kind.MASKS: widest if wide else Split.TRAIN}
         return Pipeline(
             stages,
@@ -279,6 +336,20 @@ class _Runner:
             scope=scope,
             executed=self.executed,
         )
+
+
+def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, digest: str | None = None) -> Plan:
+    """Return what a trial will do. Computes nothing.
+
+    `digest` is the data set's, where it is known already; else the data set's files are read for it. Raises
+    ConfigError for an impossible trial.
+    """
+    trial, meta, machine = _resolve(trial, data, machine)
+    if trial.measure_on == "tune":
+        trial = replace(trial, segment=False)
+    if digest is None:
+        digest = work.digest(data, machine.reporter)
+    return Plan(trial, meta, build_chain(trial, meta), data, digest, work, machine)
 
 
 def _resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:

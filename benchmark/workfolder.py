@@ -2,6 +2,7 @@
 
     seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder a run
     seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
+    seedbed-work/sweeps/    one folder a sweep          seedbed-work/mlflow/   MLflow's SQLite file and artifacts
 
 `seedbed.toml`, in the current folder, is optional:
 
@@ -20,7 +21,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmark.errors import ConfigError, unknown_name
 from benchmark.progress import Reporter
@@ -31,6 +32,24 @@ from datasets.base import Dataset
 CONFIGURATION = Path("seedbed.toml")
 DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
 """The Chimera that is generated where no root is given."""
+CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-coco": "coco"}
+"""The generated data sets that need no root, with their layouts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set by name, and all that any process on any node needs to open it."""
+
+    name: str
+    loader: str
+    root: str
+    """An absolute path."""
+    options: Mapping[str, Any]
+
+    def open(self) -> Dataset:
+        """Open the data set. Raises ConfigError for unknown options, DataError without a data set."""
+        data: Dataset = DATASETS.load(self.loader).open(Path(self.root), **self.options)
+        return data
 
 
 @dataclass(frozen=True)
@@ -42,6 +61,10 @@ class WorkFolder:
     @property
     def store(self) -> Store:
         return Store(self.root / "store")
+
+    @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
 
     @property
     def runs(self) -> Path:
@@ -60,39 +83,45 @@ class WorkFolder:
 
             return data.digest(folder / f"{data.name}-{place}.json", progress)
 
-    def open(self, name: str, root: Path | None, reporter: Reporter) -> Dataset:
-        """Open the data set `name`: a loader's name, or one that `seedbed.toml` defines.
+    def locate(self, name: str, root: Path | None, reporter: Reporter) -> Place:
+        """Return where the data set `name` lies: a loader's name, or one that `seedbed.toml` defines.
 
         `root` wins over `seedbed.toml`; Chimera without either is generated in the work folder. Raises
         ConfigError for an unknown name and where no root is known.
         """
         configured = _configured(CONFIGURATION)
-        if name not in configured and name not in DATASETS.names():
-            raise unknown_name("data set", name, {*DATASETS.names(), *configured})
+        known = {*DATASETS.names(), *CHIMERAS, *configured}
+        if name not in known:
+            raise unknown_name("data set", name, known)
         options = dict(configured.get(name, {}))
-        loader = DATASETS.load(options.pop("dataset", name))
+        loader = options.pop("dataset", "chimera" if name in CHIMERAS and name not in configured else name)
+        DATASETS.load(loader)
         place = root or (Path(options.pop("root")) if "root" in options else None)
         options.pop("root", None)
-        if place is None and loader.name == "chimera":
-            place = self._demo_chimera(reporter)
+        if place is None and loader == "chimera":
+            place = self._demo_chimera(CHIMERAS.get(name, "voc"), reporter)
         if place is None:
             raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
         if not place.is_dir():
             raise ConfigError(f"{place}: no such folder (the root of {name})")
-        data: Dataset = loader.open(place, **options)
+        return Place(name, loader, str(place.resolve()), options)
+
+    def open(self, name: str, root: Path | None, reporter: Reporter) -> Dataset:
+        """Locate and open a data set, and tell the user what it reads. Raises ConfigError, DataError."""
+        data = self.locate(name, root, reporter).open()
         reporter.say(f"{data.name}: tags from {data.tag_source}; masks from {data.mask_source}")
         for notice in data.notices:
             reporter.say(f"note: {notice}")
         return data
 
-    def _demo_chimera(self, reporter: Reporter) -> Path:
+    def _demo_chimera(self, layout: Literal["voc", "coco"], reporter: Reporter) -> Path:
         from datasets.chimera import generate
 
-        folder = self.root / "data" / "chimera-voc"
+        folder = self.root / "data" / f"chimera-{layout}"
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
             reporter.say(f"generating {DEMO_IMAGES} Chimera images in {folder}")
-            generate(folder, layout="voc", images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
+            generate(folder, layout=layout, images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
         return folder
 
 

@@ -106,7 +106,10 @@ class CrfMasks(Stage):
 
     preset: Literal["irn", "psa", "icd"] = hp("irn", source="docs/methods.md, Dense CRF")
     background_exponent: float = hp(
-        16.0, FloatDistribution(1.0, 32.0, log=True), source="PSA code: (1 − max)^16; used by the preset psa only"
+        16.0,
+        FloatDistribution(1.0, 32.0, log=True),
+        when=("preset", "psa"),
+        source="PSA code: (1 − max)^16; used by the preset psa only",
     )
     bilateral_sxy: float | None = hp(
         None, FloatDistribution(20, 120), low=1, high=500, source="none: the preset's"

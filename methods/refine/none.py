@@ -30,14 +30,21 @@ from datasets.files import write_mask
 class SelectThreshold(Stage):
     """Choose the background threshold for SCORES; writes `threshold.json`."""
 
-    version = 1
+    version = 2
     consumes = (Kind.SCORES,)
     produces = Kind.THRESHOLD
     seeded = False
 
     selection: Literal["fixed", "tuned", "oracle"] = hp("tuned", source="docs/protocol.md")
-    value: float = hp(
-        0.15, FloatDistribution(0.0, 0.6), low=0, high=1, source="IRN and SC-CAM code; used if fixed"
+    value: float = hp(0.15, low=0, high=1, source="IRN and SC-CAM code; used if fixed")
+    tuned: float | None = hp(
+        None,
+        FloatDistribution(0.0, 0.59, step=0.01),
+        low=0,
+        high=1,
+        on_request=True,
+        when=("selection", "tuned"),
+        source="the threshold that a search on `tune` chose; none: the best for the seeds on `tune`",
     )
 
     @property
@@ -48,7 +55,9 @@ class SelectThreshold(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the threshold, and how it was chosen."""
         chosen: dict[str, Any] = {"selection": self.selection, "threshold": self.value}
-        if self.selection != "fixed":
+        if self.selection == "tuned" and self.tuned is not None:
+            chosen["threshold"] = self.tuned
+        elif self.selection != "fixed":
             view = data.split(ctx.split)
             scores = score_maps(MapReader(inputs[Kind.SCORES]), view, processes=ctx.workers)
             threshold, miou = scores.curve.best()

@@ -1,0 +1,119 @@
+"""`seedbed data`: generate, prepare, check and count data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.commands.shared import WORK, Quiet, Root, Work, Workers, one_of, print_table, processes, work_folder
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+
+app = typer.Typer(help="Generate, prepare, check and count data sets.", no_args_is_help=True)
+
+
+@app.command("generate")
+def generate_data(
+    name: Annotated[str, typer.Argument(help="chimera")],
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    layout: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
+    images: Annotated[int, typer.Option(min=20, help="Images of all splits together.")] = 600,
+    size: Annotated[int, typer.Option(min=48, help="Image side in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Generate the Chimera data set on disk; the same arguments give the same bytes."""
+    from benchmark.errors import unknown_name
+    from datasets.chimera import generate
+
+    if name != "chimera":
+        raise unknown_name("data set to generate", name, ["chimera"])
+    with Reporter(quiet).bar("generating", images) as bar:
+        generate(
+            out,
+            layout=one_of("--layout", layout, ("voc", "coco")),
+            images=images,
+            size=size,
+            seed=seed,
+            progress=lambda done, _: bar.show(done),
+        )
+    print(f"{images} images in {out}")
+
+
+@app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="voc: merge SBD masks; coco: rasterise the JSON's masks.")],
+    root: Annotated[Path, typer.Option(help="Where the data set lies.")],
+    sbd: Annotated[
+        Path | None, typer.Option(help="voc: the official SBD release (the folder with `dataset/cls`).")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="coco: where the masks go; default ROOT/SegmentationMasks.")
+    ] = None,
+    crowd: Annotated[str, typer.Option(help="coco: crowds become `ignore` (255) or `background`.")] = "ignore",
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the masks that a data set's download does not have."""
+    from datasets.coco2014 import rasterise
+    from datasets.sbd import merge_sbd
+
+    kind = one_of("data set", name, ("voc", "coco"))
+    with Reporter(quiet).bar("masks", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.retotal(total)
+            bar.show(done)
+
+        if kind == "voc":
+            if sbd is None:
+                raise ConfigError("give the official SBD release with --sbd DIR")
+            count = merge_sbd(sbd, root, progress)
+        else:
+            rule = one_of("--crowd", crowd, ("ignore", "background"))
+            count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=progress)
+    print(f"{count} masks")
+
+
+@app.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    root: Root = None,
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """List every problem of a data set, each with its file. Exits with 1 where there are errors."""
+    from datasets.check import check
+
+    reporter = Reporter(quiet)
+    data = work_folder(work).open(name, root, reporter)
+    with reporter.bar("checking", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.retotal(total)
+            bar.show(done)
+
+        problems = check(data, processes(workers), progress)
+    for problem in problems:
+        print(f"{problem.severity}: {problem.file}: {problem.message}")
+    errors = sum(problem.severity == "error" for problem in problems)
+    print(f"{errors} errors, {len(problems) - errors} warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command("stats")
+def count_data(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    root: Root = None,
+    work: Work = WORK,
+) -> None:
+    """Print counts a split, class frequencies and image sizes."""
+    from datasets.stats import statistics
+
+    for table in statistics(work_folder(work).open(name, root, Reporter(quiet=False))):
+        print(f"\n{table.title}")
+        print_table(table.header, table.rows)

@@ -1,0 +1,70 @@
+"""`seedbed evaluate`: saved maps or masks, anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmark.commands.shared import WORK, Quiet, Root, Work, Workers, print_records, processes, work_folder
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="The data set that the results are about.")],
+    run: Annotated[str | None, typer.Argument(help="A run of this work folder, run:ID.")] = None,
+    split: Annotated[str, typer.Option(help="tune, train or val.")] = "val",
+    root: Root = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Localisation maps: ours, or IRN's or PSA's .npy dictionaries.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, palette or grey.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the records and per-image statistics here.")] = None,
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Score saved maps or masks, ours or somebody else's, against the true masks."""
+    from benchmark.evaluate import score_maps, score_masks
+    from benchmark.foreign import PngMasks, open_maps
+    from benchmark.metrics import thresholds_with
+    from benchmark.records import records_of_map_scores, records_of_mask_scores, write_records
+    from benchmark.trial import artifact_of
+
+    if sum(x is not None for x in (run, maps, masks)) != 1:
+        raise ConfigError("give one of --maps DIR, --masks DIR or run:ID")
+    reporter, folder = Reporter(quiet), work_folder(work)
+    if run is not None:
+        name, found = artifact_of(folder, run.removeprefix("run:"), split)
+        maps, masks = (found, None) if name == "scores" else (None, found)
+    data = folder.open(dataset, root, reporter)
+    view = data.split(split)
+    per_image = None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        per_image = out / "per_image.parquet"
+    with reporter.bar("evaluating", len(view)) as bar:
+        options: dict[str, Any] = {
+            "processes": processes(workers),
+            "per_image": per_image,
+            "progress": lambda done, _: bar.show(done),
+        }
+        if maps is not None:
+            scores = score_maps(
+                open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options
+            )
+            records = records_of_map_scores(scores, data.classes, "seed", split, threshold, None)
+        else:
+            assert masks is not None
+            records = records_of_mask_scores(
+                score_masks(PngMasks(masks), view, **options), data.classes, "segmentation", split, "none"
+            )
+    if out is not None:
+        write_records(out / "records.parquet", records)
+    print_records(records, by_class=True)

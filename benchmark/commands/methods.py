@@ -1,0 +1,58 @@
+"""`seedbed methods`: what there is, and its settings."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from benchmark.commands.shared import known_method, print_table
+
+app = typer.Typer(help="The methods, and their hyper-parameters.", invoke_without_command=True)
+
+
+@app.callback()
+def list_methods(context: typer.Context) -> None:
+    """List the methods with their first line of description."""
+    from benchmark.registry import BACKBONES, METHODS, REFINERS
+
+    if context.invoked_subcommand is None:
+        for family in (METHODS, REFINERS, BACKBONES):
+            print(f"{family.what}s")
+            print_table([], [[f"  {name}", family.summary(name)] for name in family.names()])
+
+
+@app.command("show")
+def show_method(
+    name: Annotated[str, typer.Argument(help="A method.")],
+    refiner: str = "none",
+    backbone: str = "resnet50",
+    long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
+) -> None:
+    """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
+    from benchmark.hparams import declared, describe, hints
+    from benchmark.registry import METHODS
+    from benchmark.stage import Meta
+    from benchmark.trial import Trial, build_chain
+
+    method = METHODS.load(known_method(name))
+    meta = Meta(
+        classes=20, long_side=long_side, backbone=backbone, weights="none" if backbone == "tiny" else "imagenet"
+    )
+    chain = build_chain(Trial(dataset="", method=name, refiner=refiner), meta)
+    print(f"{method.name}: {METHODS.summary(name)}\npaper: {method.paper}\nsupervision: {method.supervision}")
+    for stage in chain.stages:
+        kinds = " + ".join(k.value for k in stage.consumes) or "images + tags"
+        print(f"\n{type(stage).__name__}  ({kinds} → {stage.produces.value}, version {stage.version})")
+        rows = []
+        for field, parameter in declared(type(stage)).items():
+            bounds = "" if parameter.low is None else f"{parameter.low:g} … {parameter.high:g}"
+            space = "" if parameter.space is None else str(parameter.space).replace("Distribution", "")
+            kind = describe(hints(type(stage))[field])
+            value = stage.settings()[field]
+            source = parameter.source
+            if value != type(stage)().settings()[field] and not source.startswith("--"):
+                source = f"recipe of {backbone}, in the file of the stage; elsewhere: {source}"
+            rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
+        print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)

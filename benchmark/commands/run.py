@@ -1,0 +1,87 @@
+"""`seedbed run`: one trial."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from benchmark.commands.shared import (
+    WORK,
+    Quiet,
+    Root,
+    Work,
+    Workers,
+    chosen_device,
+    known_method,
+    known_refiner,
+    one_of,
+    parse_settings,
+    print_records,
+    processes,
+    split_words,
+    work_folder,
+)
+from benchmark.progress import Reporter
+
+
+def run(
+    method: Annotated[str, typer.Option(help="A method (see `seedbed methods`).")] = "cam",
+    dataset: Annotated[
+        str, typer.Option(help="A data set: chimera, voc2012, coco2014, or one of seedbed.toml.")
+    ] = "chimera",
+    root: Root = None,
+    refiner: Annotated[str, typer.Option(help="How seeds become pseudo-masks: none, crf.")] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice of the trial.")] = 0,
+    supervision: Annotated[
+        str, typer.Option(help="weak, or full: the upper bound trained on true masks.")
+    ] = "weak",
+    backbone: Annotated[
+        str | None, typer.Option(help="A backbone. Default: tiny for small images, else resnet50.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    size: Annotated[
+        int, typer.Option(min=0, help="Longer image side in pixels that networks see; 0: its own.")
+    ] = 0,
+    segment: Annotated[bool, typer.Option(help="Train a segmentation network on the pseudo-masks.")] = True,
+    selections: Annotated[
+        str, typer.Option(help="Thresholds at which pseudo-masks are reported.")
+    ] = "fixed,tuned,oracle",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Change a hyper-parameter: --set TrainCam.lr=0.05", metavar="STAGE.FIELD=VALUE"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Run one method on one data set, from images to a segmentation network's mIoU."""
+    from benchmark.pipeline import Machine
+    from benchmark.trial import SELECTIONS, Trial, run_trial
+
+    reporter = Reporter(quiet)
+    chosen = split_words(selections)
+    trial = Trial(
+        dataset=dataset,
+        method=known_method(method),
+        refiner=known_refiner(refiner),
+        seed=seed,
+        supervision=one_of("--supervision", supervision, ("weak", "full")),
+        backbone=backbone,
+        weights=weights,
+        size=size,
+        segment=segment or supervision == "full",
+        selections=[one_of("--selections", word, SELECTIONS) for word in chosen],
+        settings=parse_settings(setting or []),
+    )
+    folder = work_folder(work)
+    data = folder.open(dataset, root, reporter)
+    machine = Machine(device=chosen_device(device), workers=processes(workers), reporter=reporter)
+    result = run_trial(trial, data, folder, machine)
+    print_records(result.records)
+    computed = f"{len(result.executed)} stages computed, {sum(e.seconds for e in result.executed):.0f} s"
+    print(f"\nrun {result.run}  ({computed if result.executed else 'every stage was in the store'})")
+    print(f"pictures: {result.folder / 'examples.png'}")

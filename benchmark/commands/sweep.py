@@ -1,0 +1,184 @@
+"""`seedbed sweep`: every cell of methods, refiners and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from benchmark.commands.shared import WORK, Quiet, Work, parse_settings, print_table, work_folder
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+
+if TYPE_CHECKING:
+    from benchmark.sweep_settings import SweepSettings
+    from benchmark.workfolder import WorkFolder
+
+LISTS = ("--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
+
+
+class SpacedLists(TyperCommand):
+    """Lets one option take several words: `--seeds 0 1 2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its words, as click reads lists."""
+        spread: list[str] = []
+        current = None
+        for word in args:
+            if word.startswith("-"):
+                current = word if word in LISTS else None
+                if current is None:
+                    spread.append(word)
+            elif current is not None:
+                spread += [current, word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def sweep(
+    file: Annotated[Path | None, typer.Argument(help="A YAML file with these options as keys.")] = None,
+    name: Annotated[str | None, typer.Option(help="The sweep's name, and its folder's.")] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Methods, or all.")] = None,
+    refiners: Annotated[list[str] | None, typer.Option(help="Refiners, or all.")] = None,
+    datasets: Annotated[list[str] | None, typer.Option(help="Data sets: NAME, or NAME=ROOT.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Search trials a cell; 0: no search.  [default: 8]")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seeds of the confirming trials.  [default: 0 1 2]")
+    ] = None,
+    tune: Annotated[
+        list[str] | None, typer.Option(help="What is searched: all, stages (crf, threshold), Stage.field.")
+    ] = None,
+    search_seed: Annotated[
+        int | None, typer.Option(help="Seed of the search, none of the others.  [default: 1000]")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Search trials of a cell under way at once.  [default: 4]")
+    ] = None,
+    early_stopping: Annotated[
+        bool | None, typer.Option("--early-stopping", help="Stop search trials inside their first training.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="A backbone, as for `seedbed run`.")] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    size: Annotated[int | None, typer.Option(help="Longer image side in pixels that networks see.")] = None,
+    segment: Annotated[
+        bool | None, typer.Option("--segment/--no-segment", help="Train segmentation networks.")
+    ] = None,
+    selections: Annotated[
+        list[str] | None, typer.Option(help="Thresholds at which pseudo-masks are reported.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Fix a hyper-parameter for all trials.", metavar="STAGE.FIELD=VALUE"),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="0.5: two trials share one. Default: 1 where there are any, else 0.")
+    ] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores a trial.  [default: 1]")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes a trial for loading and CRF beside its own.  [default: 0]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or its address.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="An MLflow server. Default: SQLite in the work folder.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with the sweep of this name; failed seeds are tried again.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print cells, trials, shared stages and cost.")
+    ] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Run every method with every refiner on every data set: search, then confirm with all seeds."""
+    options: dict[str, Any] = {
+        "name": name,
+        "methods": methods,
+        "refiners": refiners,
+        "datasets": datasets,
+        "trials": trials,
+        "seeds": seeds,
+        "tune": tune,
+        "search_seed": search_seed,
+        "window": window,
+        "early_stopping": early_stopping,
+        "backbone": backbone,
+        "weights": weights,
+        "size": size,
+        "segment": segment,
+        "selections": selections,
+        "settings": parse_settings(setting) if setting else None,
+        "gpus_per_trial": gpus_per_trial,
+        "cpus_per_trial": cpus_per_trial,
+        "workers": workers,
+        "address": address,
+        "tracking_uri": tracking_uri,
+    }
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    folder = work_folder(work.resolve())
+    settings = _settings(folder, file, resume, given)
+    reporter = Reporter(quiet)
+    if dry_run:
+        _print_forecast(settings, folder, reporter)
+        return
+    from benchmark.sweep import forget_failures, run_sweep
+
+    if resume is not None and (again := forget_failures(folder, resume)):
+        reporter.say(f"{again} failed trials are tried again")
+    result = run_sweep(settings, folder, reporter)
+    minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
+    print(f"sweep {settings.name}: {result.finished} of {result.expected} trials have ended  ({minutes})")
+    print(f"records: {result.folder}")
+    print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR, or seedbed ui")
+
+
+def _settings(
+    folder: WorkFolder, file: Path | None, resume: str | None, given: Mapping[str, Any]
+) -> SweepSettings:
+    from benchmark.sweep_settings import change, read_settings, settings_of
+
+    if resume is not None:
+        if file is not None:
+            raise ConfigError(f"--resume {resume} reads the settings of that sweep; leave out {file}")
+        from benchmark.sweep_settings import saved_settings
+
+        return change(saved_settings(folder.sweeps, resume), given)
+    return read_settings(file, given) if file is not None else settings_of(given)
+
+
+def _print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Reporter) -> None:
+    from benchmark.forecast import forecast
+
+    found = forecast(settings, folder, reporter)
+    rows: Sequence[Sequence[str]] = [
+        [str(cell.cell), str(cell.searching), str(cell.confirming), ", ".join(cell.searched) or "nothing"]
+        for cell in found.cells
+    ]
+    print_table(["cell", "search", "confirm", "searched"], rows)
+    print(f"\n{found.trials} trials in {len(found.cells)} cells\n")
+    print_table(
+        ["stage", "needed", "shared", "in the store", "to compute", "seconds each", "hours"],
+        [
+            [
+                row.stage,
+                str(row.needed),
+                str(row.needed - row.distinct),
+                str(row.stored),
+                str(row.distinct - row.stored),
+                "unknown" if row.seconds is None else f"{row.seconds:.1f}",
+                "unknown" if row.hours is None else f"{row.hours:.2f}",
+            ]
+            for row in found.stages
+        ],
+    )
+    unknown = [row.stage for row in found.stages if row.hours is None]
+    print(
+        f"\nestimate: {sum(row.hours or 0 for row in found.stages):.2f} hours of one trial's share of the machine"
+    )
+    if unknown:
+        print(f"without {', '.join(unknown)}, which this store has never timed")
+    print("suggestions are not known before the search: random ones stand for them")

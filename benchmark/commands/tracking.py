@@ -1,0 +1,53 @@
+"""`seedbed ui` and `seedbed sync`: MLflow."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.commands.shared import WORK, Quiet, Work, work_folder
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+
+Uri = Annotated[str | None, typer.Option(help="An MLflow server. Default: SQLite in the work folder.")]
+
+
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    work: Work = WORK,
+) -> None:
+    """Open the MLflow UI on the work folder's own store (stop it with Ctrl-C)."""
+    import os
+
+    from benchmark.tracking import default_uri
+
+    folder = work_folder(work.resolve())
+    uri = default_uri(folder)
+    if not Path(uri.removeprefix("sqlite:///")).exists():
+        raise ConfigError(f"{work}: no MLflow store yet; a sweep makes one: seedbed sweep --help")
+    print(f"http://{host}:{port}/  (Ctrl-C stops it)", flush=True)
+    arguments = ["server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def sync(
+    tracking_uri: Uri = None,
+    again: Annotated[
+        bool, typer.Option("--all", help="Also what was delivered before, for example to another server.")
+    ] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Deliver to MLflow what sweeps could not deliver while the server was away."""
+    from benchmark.tracking import sync as deliver
+
+    delivered, left = deliver(work_folder(work.resolve()), tracking_uri, Reporter(quiet), again)
+    print(f"{delivered} trials delivered, {left} left")
+    if left:
+        raise typer.Exit(1)

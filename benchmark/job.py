@@ -1,0 +1,130 @@
+"""One trial of a sweep as a file: what to do (`job.json`) and how it ended (`result.json`).
+
+sweeps/NAME/trials/KEY/
+    job.json         cell, phase, trial, data set, facts about it     records.parquet   the numbers
+    result.json      written last: status, objective, stages          losses.json       by stage and epoch
+    config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
+    per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
+    system.json      load of the machine while it ran                 log.txt           what it printed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmark.search import Status
+from benchmark.sweep_settings import Cell
+from benchmark.trial import Trial
+from benchmark.workfolder import Place
+
+Phase = Literal["search", "confirm"]
+SettingsName = Literal["default", "suggested", "best"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of a sweep, and everything that a worker on another node needs to run it."""
+
+    sweep: str
+    cell: Cell
+    phase: Phase
+    settings: SettingsName
+    number: int | None
+    """The search trial's number; None when confirming."""
+    trial: Trial
+    place: Place
+    digest: str
+    """The data set's content digest."""
+    facts: Mapping[str, Any]
+    """What the tracker and the leaderboard say about the cell (benchmark/dealer.py: facts_of)."""
+    rivals: Sequence[Sequence[float]] | None = None
+    """Loss curves to compare the first training with; None: no early stopping."""
+
+    @property
+    def key(self) -> str:
+        """The trial's name for ever: the same sweep, cell, phase and number or seed have the same key."""
+        identity = [
+            self.sweep,
+            *asdict(self.cell).values(),
+            self.phase,
+            self.settings,
+            self.number,
+            self.trial.seed,
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A readable name, `cam × crf × voc2012, search 3`."""
+        which = f"search {self.number}" if self.phase == "search" else f"{self.settings}, seed {self.trial.seed}"
+        return f"{self.cell}: {which}"
+
+    def to_json(self) -> str:
+        """Return the job as text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Return the job that `to_json` wrote."""
+        content = json.loads(text)
+        content["cell"] = Cell(**content["cell"])
+        content["trial"] = Trial(**content["trial"])
+        content["place"] = Place(**content["place"])
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    key: str
+    status: Status
+    reason: str = ""
+    objective: float | None = None
+    """mIoU of the pseudo-masks on `tune`, in [0, 1]."""
+    losses: Sequence[float] = ()
+    """Sum of the losses of each epoch of the first training."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage which the trial needed took when it was computed, by 12 digits of its key."""
+    computed: float = 0.0
+    """Seconds of the stages that this trial computed itself."""
+    started: float = 0.0
+    """Seconds since 1970."""
+    finished: float = 0.0
+    device: str = "cpu"
+    hardware: str = ""
+
+
+RESULT = "result.json"
+JOB = "job.json"
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write `result.json`, by one rename: it is the last file of a trial."""
+    write_text(folder / RESULT, json.dumps(asdict(outcome), indent=1))
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Return how the trial in `folder` ended, None where it has not."""
+    try:
+        return Outcome(**json.loads((folder / RESULT).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def read_job(folder: Path) -> Job:
+    """Return the job of a trial's folder."""
+    return Job.from_json((folder / JOB).read_text())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, by one rename."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

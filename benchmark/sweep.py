@@ -1,0 +1,430 @@
+"""Runs a sweep: one Ray Tune run over all cells, resumable at any moment.
+
+    sweeps/NAME/sweep.yaml     the settings         sweeps/NAME/studies.db   the Optuna studies (SQLite)
+    sweeps/NAME/sweep.json     cells and facts      sweeps/NAME/trials/      one folder a trial (benchmark/job.py)
+    sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
+
+What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a
+new Tune run over what is left. The driver deals trials out (benchmark/dealer.py), workers run them
+(benchmark/worker.py), and the driver delivers their records to MLflow (benchmark/tracking.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from filelock import FileLock, Timeout
+from ray.tune import Callback, Trainable
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from benchmark.dealer import Dealer, SweepPlan, plan_sweep
+from benchmark.environment import CODE_VARIABLE, code_version
+from benchmark.errors import ConfigError, DataError, SeedbedError
+from benchmark.job import Job, Outcome, read_outcome, write_text
+from benchmark.progress import Reporter
+from benchmark.sweep_settings import SweepSettings, read_settings
+from benchmark.tracking import Delivery
+from benchmark.worker import run_job
+from benchmark.workfolder import Place, WorkFolder
+
+DEATHS = 3
+"""So many times a trial whose worker or node died is started again."""
+NOT_SHIPPED = (
+    ".git/",
+    ".venv/",
+    "**/__pycache__/",
+    ".mypy_cache/",
+    ".ruff_cache/",
+    ".pytest_cache/",
+    "seedbed-work/",
+    "docs/",
+    "tests/",
+    "dist/",
+    "*.pth",
+    "*.pt",
+    "*.npy",
+    "*.arrow",
+    "*.db",
+    "*.zip",
+    "*.tar",
+)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep has come to."""
+
+    folder: Path
+    finished: int
+    expected: int
+    undelivered: int
+    seconds: float
+
+
+def run_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepResult:
+    """Run a sweep, or go on with it, to its end.
+
+    Raises ConfigError for settings that disagree with those of an earlier sweep of the same name, where another
+    process drives it, and where a node of the cluster does not see the data; DataError where the data changed.
+    """
+    started = time.monotonic()
+    work = WorkFolder(work.root.resolve())
+    folder = work.sweeps / settings.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_driver(folder):
+        _same_sweep(folder, settings)
+        reporter.say(f"sweep {settings.name}: reading data sets and plans")
+        plan = plan_sweep(settings, work, reporter)
+        settings.save(folder / "sweep.yaml")
+        _describe(folder, plan)
+        dealer = Dealer(plan)
+        delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
+        delivery.start()
+        status = "KILLED"
+        try:
+            if not _all_done(dealer):
+                _tune(plan, dealer, delivery, reporter)
+            status = "FINISHED" if dealer.done else "KILLED"
+        finally:
+            delivery.stop(status)
+    seconds = time.monotonic() - started
+    return SweepResult(folder, dealer.finished, plan.expected(), delivery.undelivered, seconds)
+
+
+def forget_failures(work: WorkFolder, name: str) -> int:
+    """Make the confirming trials of a sweep that failed wait again, and return how many they are.
+
+    A search trial that failed stays failed: later suggestions were made knowing it.
+    """
+    count = 0
+    for path in sorted((work.sweeps / name / "trials").glob("*/result.json")):
+        outcome = read_outcome(path.parent)
+        phase = json.loads((path.parent / "job.json").read_text())["phase"]
+        if outcome is not None and outcome.status == "failed" and phase == "confirm":
+            for left in ("delivered.json", "error.txt", "result.json"):
+                (path.parent / left).unlink(missing_ok=True)
+            count += 1
+    return count
+
+
+class TrialActor(Trainable):
+    """A worker of Ray: runs one job after another, so that libraries and data are loaded once."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first job."""
+        self._config = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next job."""
+        self._config = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the job to its end."""
+        config = self._config
+        job = Job.from_json(config["job"])
+        outcome = run_job(job, WorkFolder(Path(config["work"])), config["device"], config["workers"])
+        return {"done": True, "outcome": json.dumps(asdict(outcome))}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Keep nothing: the store has everything."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Load nothing."""
+
+
+class DealerSearcher(Searcher):
+    """Shows the dealer to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
+
+    def __init__(self, dealer: Dealer, watch: Watch, constants: Mapping[str, Any]) -> None:
+        super().__init__(metric="outcome", mode="max")
+        self._dealer, self._watch, self._constants = dealer, watch, dict(constants)
+        self._jobs: dict[str, Job] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give Tune, which pickles its searcher for a restore that Seedbed never does, nothing to keep."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next job, None while none can start, FINISHED after the last."""
+        if self._dealer.done:
+            return Searcher.FINISHED
+        job = self._dealer.deal()
+        if job is None:
+            # The dealer may just have found the last trials done.
+            return Searcher.FINISHED if self._dealer.done else None
+        self._jobs[trial_id] = job
+        self._watch.begun(job)
+        return {**self._constants, "job": job.to_json()}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Pass on how a trial ended; one whose worker died too often failed."""
+        job = self._jobs.pop(trial_id, None)
+        if job is None:
+            return
+        if error or not result or "outcome" not in result:
+            outcome = self._dealer.give_up(job.key, f"its worker died {DEATHS + 1} times, or could not start")
+        else:
+            outcome = Outcome(**json.loads(result["outcome"]))
+        self._dealer.finish(outcome)
+        self._watch.ended(job, outcome)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read nothing."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Write nothing."""
+
+
+class Watch:
+    """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
+
+    def __init__(self, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
+        self._dealer, self._delivery, self._reporter = dealer, delivery, reporter
+        self._slots = 1
+        self._running: dict[str, float] = {}
+
+    def begun(self, job: Job) -> None:
+        """Note that a trial was dealt."""
+        self._running[job.key] = time.monotonic()
+        self._slots = max(self._slots, len(self._running))
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """Tell of a trial's end and deliver its records."""
+        seconds = time.monotonic() - self._running.pop(job.key)
+        self._delivery.put(self._dealer.folder(job))
+        total = self._dealer.plan.expected()
+        numbers = ""
+        if outcome.objective is not None:
+            numbers = f"  tune mIoU {100 * outcome.objective:.2f}"
+            best = self._dealer.best(job)
+            if job.phase == "search" and best is not None:
+                numbers += f" (best {100 * best:.2f})"
+        state = "" if outcome.status == "complete" else f"  {outcome.status}: {outcome.reason}"
+        self._reporter.say(
+            f"[{self._dealer.finished}/{total}] {job.label}{numbers}{state}  {seconds:.0f} s{self._left()}"
+        )
+
+    def _left(self) -> str:
+        remaining = self._dealer.remaining()
+        seconds = 0.0
+        for phase, count in remaining.items():
+            known = self._dealer.computed_seconds[phase]
+            other = self._dealer.computed_seconds["search" if phase == "confirm" else "confirm"]
+            if count and not known and not other:
+                return ""
+            if count:
+                samples = known or other
+                seconds += count * sum(samples) / len(samples)
+        seconds /= self._slots
+        if not any(remaining.values()):
+            return ""
+        return f"; about {seconds / 60:.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
+
+
+def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
+    """Run what is left of a sweep as one Tune run."""
+    settings = plan.settings
+    with _ray(settings, reporter):
+        gpus = settings.gpus_per_trial
+        if gpus is None:
+            gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+        _check_nodes(plan)
+        watch = Watch(dealer, delivery, reporter)
+        constants = {
+            "work": str(plan.work.root),
+            "device": "cuda" if gpus else "cpu",
+            "workers": settings.workers,
+        }
+        searcher = DealerSearcher(dealer, watch, constants)
+        ray_folder = plan.folder / "ray"
+        shutil.rmtree(ray_folder, ignore_errors=True)
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(TrialActor, {"cpu": settings.cpus_per_trial, "gpu": gpus}),
+            tune_config=ray.tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=plan.expected(),
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
+                trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+            ),
+            run_config=ray.tune.RunConfig(
+                name="tune",
+                storage_path=str(ray_folder),
+                failure_config=ray.tune.FailureConfig(max_failures=DEATHS),
+                callbacks=[_KeepQuiet()],
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except SeedbedError:
+            raise
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+            text = (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"Ray stopped ({type(error).__name__}: {text}). Nothing that ended is lost; go on with: "
+                f"seedbed sweep --resume {settings.name}"
+            ) from error
+    if not dealer.done:
+        raise ConfigError(
+            f"Ray Tune ended with {dealer.finished} of {plan.expected()} trials; go on with: "
+            f"seedbed sweep --resume {settings.name}"
+        )
+
+
+class _KeepQuiet(Callback):
+    """Stands in for Tune's own loggers, which would write a line a trial and import TensorBoard."""
+
+
+@contextmanager
+def _ray(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
+    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_GLOBAL_CHECKPOINT_S="600",
+        TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+        RAY_AIR_NEW_OUTPUT="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    if settings.address is not None:
+        # More trials in the queue show the autoscaler how many nodes are wanted.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    variables = {
+        "OMP_NUM_THREADS": str(settings.cpus_per_trial),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        CODE_VARIABLE: code_version(),
+    }
+    environment: dict[str, Any] = {"env_vars": variables}
+    if settings.address is not None:
+        environment |= _shipped_code()
+    reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
+    try:
+        ray.init(
+            address=settings.address or "local",
+            runtime_env=environment,
+            include_dashboard=False if settings.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"--address {settings.address}: no Ray cluster there ({text})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _shipped_code() -> dict[str, Any]:
+    """Return what sends this code to all nodes: the checkout, or the packages where there is none."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").exists():
+        return {"working_dir": str(root), "excludes": list(NOT_SHIPPED)}
+    return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
+
+
+def _check_nodes(plan: SweepPlan) -> None:
+    """Raise ConfigError, listing all problems, where a node does not see the work folder or the data."""
+    places = list({cell.place.name: asdict(cell.place) for cell in plan.cells}.values())
+    ids = {cell.place.name: _ids_of(cell.place) for cell in plan.cells}
+    token = plan.folder / "sweep.json"
+    check = ray.remote(num_cpus=0)(_problems_of_node)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node.get("NodeManagerAddress", node["NodeID"])
+            asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
+                places, ids, str(token)
+            )
+    problems = [f"node {name}: {problem}" for name, answer in asked.items() for problem in ray.get(answer)]
+    if problems:
+        raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
+
+
+def _ids_of(place: Place) -> list[int]:
+    from datasets.base import Split
+
+    data = place.open()
+    return [len(data.ids(split)) for split in Split]
+
+
+def _problems_of_node(places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str) -> list[str]:
+    problems = []
+    if not Path(token).exists():
+        problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
+    for content in places:
+        place = Place(**content)
+        try:
+            if not Path(place.root).is_dir():
+                raise DataError(f"{place.root}: no such folder (the root of {place.name})")
+            if (found := _ids_of(place)) != ids[place.name]:
+                raise DataError(
+                    f"{place.root}: {place.name} has other images here ({found}, not {ids[place.name]})"
+                )
+        except Exception as error:
+            problems.append(str(error))
+    return problems
+
+
+@contextmanager
+def _only_driver(folder: Path) -> Iterator[None]:
+    """Hold the sweep's lock, which the kernel frees where the driver is killed."""
+    lock = FileLock(folder / "driver.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"{folder}: another process drives this sweep") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _same_sweep(folder: Path, settings: SweepSettings) -> None:
+    path = folder / "sweep.yaml"
+    if path.exists() and (names := read_settings(path, {}).differences(settings)):
+        raise ConfigError(
+            f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
+            f"`seedbed sweep --resume {settings.name}`, or choose another --name"
+        )
+
+
+def _describe(folder: Path, plan: SweepPlan) -> None:
+    """Write `sweep.json`. Raises DataError where the data is not what the sweep began with."""
+    path = folder / "sweep.json"
+    description = {**plan.description(), "expected": plan.expected(), "code": code_version()}
+    if path.exists():
+        before = json.loads(path.read_text())
+        for old, new in zip(before["cells"], description["cells"], strict=True):
+            if old["data_digest"] != new["data_digest"]:
+                raise DataError(
+                    f"{new['dataset']}: its files have changed since this sweep began; give the sweep a new name"
+                )
+        description["code"] = before["code"]
+    write_text(path, json.dumps(description, indent=1))
+
+
+def _all_done(dealer: Dealer) -> bool:
+    """Say whether nothing is left to run; takes up what ended before."""
+    dealer.refresh()
+    return dealer.done

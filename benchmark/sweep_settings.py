@@ -1,0 +1,201 @@
+"""What a sweep is told to do: typed, validated, written to `sweep.yaml` in the sweep's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from benchmark.errors import ConfigError, unknown_name
+from benchmark.hparams import conform
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one refiner on one data set."""
+
+    method: str
+    refiner: str
+    dataset: str
+
+    def __str__(self) -> str:
+        return f"{self.method} × {self.refiner} × {self.dataset}"
+
+
+def setting(default: Any, *, where: bool = False, low: float | None = None) -> Any:
+    """Declare a setting; `where=True` says that it is about the machines and changes no number."""
+    return field(default=default, metadata={"where": where, "low": low})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """The settings of a sweep; the names are the keys of a YAML file and the options of the command."""
+
+    name: str
+    datasets: tuple[str, ...]
+    """`NAME` (found through seedbed.toml) or `NAME=ROOT`."""
+    methods: tuple[str, ...] = (ALL,)
+    refiners: tuple[str, ...] = (ALL,)
+    trials: int = setting(8, low=0)
+    """Search trials a cell; the first one has the papers' settings. 0: no search."""
+    seeds: tuple[int, ...] = setting((0, 1, 2), low=0)
+    """The seeds of the confirming trials."""
+    search_seed: int = setting(1000, low=0)
+    """Seed of the sampler and of the search trials' training; never one of `seeds`."""
+    tune: tuple[str, ...] = (ALL,)
+    """What is searched: `all`, stages or parts of their names (`crf`, `threshold`), or `Stage.field`."""
+    window: int = setting(4, low=1)
+    """Search trials of a cell under way at once: each suggestion sees all trials but the last `window − 1`."""
+    early_stopping: bool = False
+    """Stop search trials whose first training has a loss above the median of the earlier ones."""
+    backbone: str | None = None
+    weights: str | None = None
+    size: int = setting(0, low=0)
+    segment: bool = True
+    selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters of all trials, `Stage.field: value`; these are not searched."""
+    gpus_per_trial: float | None = setting(None, where=True, low=0)
+    """None: 1 where the cluster has GPUs, else 0."""
+    cpus_per_trial: int = setting(1, where=True, low=1)
+    workers: int = setting(0, where=True, low=0)
+    """Processes a trial for loading, CRF and evaluation beside its main one."""
+    address: str | None = setting(None, where=True)
+    """A running Ray cluster: `auto`, or its address. None: Ray is started on this machine."""
+    tracking_uri: str | None = setting(None, where=True)
+    """An MLflow server. None: SQLite in the work folder."""
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            if declared.name == "settings":
+                if not isinstance(value, Mapping):
+                    raise ConfigError("settings: expected a table of `Stage.field: value`")
+                continue
+            if isinstance(value, list):
+                value = tuple(value)
+            value = conform(declared.name, value, _hints()[declared.name])
+            low = declared.metadata.get("low")
+            for number in value if isinstance(value, tuple) else (value,):
+                if low is not None and number is not None and number < low:
+                    raise ConfigError(f"{declared.name} = {number}: at least {low:g}")
+            object.__setattr__(self, declared.name, value)
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(f"name = {self.name!r}: letters, digits, points, dashes and underscores only")
+        for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune"):
+            values = getattr(self, what)
+            if not values:
+                raise ConfigError(f"{what}: give at least one")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{what}: {', '.join(map(str, values))} names one of them twice")
+        if self.search_seed in self.seeds:
+            raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; a search has its own")
+
+    def cells(self) -> list[Cell]:
+        """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
+        from benchmark.registry import METHODS, REFINERS
+
+        methods = METHODS.names() if self.methods == (ALL,) else self.methods
+        refiners = REFINERS.names() if self.refiners == (ALL,) else self.refiners
+        for family, names in ((METHODS, methods), (REFINERS, refiners)):
+            for name in names:
+                if name not in family.names():
+                    raise unknown_name(family.what, name, {*family.names(), ALL})
+        cells = []
+        for dataset in self.dataset_names():
+            for method in methods:
+                alone = METHODS.load(method).one_step
+                cells += [Cell(method, refiner, dataset) for refiner in (("none",) if alone else refiners)]
+        return cells
+
+    def dataset_names(self) -> list[str]:
+        """Return the data sets' names without their roots."""
+        return [text.partition("=")[0] for text in self.datasets]
+
+    def root_of(self, dataset: str) -> Path | None:
+        """Return the root given for a data set, None where seedbed.toml says it."""
+        roots = dict(text.partition("=")[::2] for text in self.datasets)
+        return Path(roots[dataset]) if roots[dataset] else None
+
+    def what(self) -> dict[str, Any]:
+        """Return the settings that decide the numbers, as plain YAML values."""
+        return {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            for f in fields(self)
+            if not f.metadata.get("where")
+        }
+
+    def differences(self, other: SweepSettings) -> list[str]:
+        """Return the names of the settings that decide the numbers and differ."""
+        mine, others = self.what(), other.what()
+        return [name for name in mine if mine[name] != others[name]]
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML, by one rename."""
+        import yaml
+
+        plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+        plain["settings"] = dict(self.settings)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
+        temporary.replace(path)
+
+
+def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
+    """Read a YAML file, with `changes` (from the command line) on top.
+
+    Raises ConfigError for a missing or broken file, and for an unknown key, naming the valid ones.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a table of settings. Valid: {', '.join(sorted(_hints()))}")
+    try:
+        return settings_of({**content, **changes})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def settings_of(content: Mapping[str, Any]) -> SweepSettings:
+    """Return the settings given by a table. Raises ConfigError for unknown keys and missing ones."""
+    for key in content:
+        if key not in _hints():
+            raise unknown_name("key", str(key), _hints())
+    for key in ("name", "datasets"):
+        if key not in content:
+            raise ConfigError(f"a sweep needs {key}")
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    return SweepSettings(**values)
+
+
+def saved_settings(sweeps: Path, name: str) -> SweepSettings:
+    """Return the settings of an earlier sweep. Raises ConfigError where there is none of that name."""
+    path = sweeps / name / "sweep.yaml"
+    if not path.exists():
+        known = sorted(p.parent.name for p in sweeps.glob("*/sweep.yaml"))
+        raise ConfigError(f"{sweeps}: no sweep {name!r}. There are: {', '.join(known) or '(none)'}")
+    return read_settings(path, {})
+
+
+def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:
+    """Return the settings with changes of where it runs. Raises ConfigError for one that changes numbers."""
+    for declared in fields(settings):
+        if declared.name in changes and not declared.metadata.get("where"):
+            option = "--" + declared.name.replace("_", "-")
+            raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
+    return replace(settings, **changes)
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(SweepSettings)

@@ -1,0 +1,370 @@
+"""Delivers the trials of a sweep to MLflow, from the files that the trials left.
+
+One run a trial, found again by its key, so that delivering twice or after a kill makes no second one; a parent
+run a sweep. Only whoever drives the sweep (or `seedbed sync`) talks to MLflow: a slow or absent server delays no
+trial, and what could not be delivered stays in the work folder until it can be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.errors import ConfigError
+from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
+from benchmark.progress import Reporter
+from benchmark.records import read_records
+from benchmark.workfolder import WorkFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "seedbed"
+METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
+"""Limits of MLflow's `log_batch`."""
+DELIVERED = "delivered.json"
+FACTS_AS_TAGS = (
+    "supervision",
+    "backbone",
+    "initialisation",
+    "crf_preset",
+    "multi_scale",
+    "segmentation",
+    "selection",
+    "tuning_masks",
+    "data_digest",
+)
+ARTIFACTS = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt", "records.parquet")
+
+
+def default_uri(work: WorkFolder) -> str:
+    """Return the address of the work folder's own SQLite store."""
+    return f"sqlite:///{(work.root / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+class Tracker:
+    """Writes to one MLflow store. Every method may be called again with the same result."""
+
+    def __init__(self, uri: str | None, work: WorkFolder) -> None:
+        """Open the store; the work folder's SQLite file is made here, before anybody writes to it."""
+        # The server may be away: a trial is not to wait minutes for it.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        from mlflow import MlflowClient
+
+        self.uri = uri or default_uri(work)
+        if uri is None:
+            (work.root / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
+        with _quiet_migrations():
+            self.client: MlflowClient = MlflowClient(self.uri)
+            self._experiment = self._get_experiment(None if uri else work.root / "mlflow" / "artifacts")
+
+    def _get_experiment(self, artifacts: Path | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        if (found := self.client.get_experiment_by_name(EXPERIMENT)) is not None:
+            return str(found.experiment_id)
+        location = None if artifacts is None else artifacts.resolve().as_uri()
+        try:
+            return self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        except MlflowException:
+            # Somebody else made it in between.
+            found = self.client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def find(self, key: str) -> str | None:
+        """Return the id of the run with a key."""
+        found = self.client.search_runs(
+            [self._experiment], f"tags.`seedbed.key` = '{key}'", max_results=1, order_by=["attributes.start_time"]
+        )
+        return found[0].info.run_id if found else None
+
+    def sweep(self, name: str, description: Mapping[str, Any], code: str) -> str:
+        """Return the id of a sweep's parent run, made with `sweep.json` where it is not there yet."""
+        run = self.find(f"sweep:{name}")
+        if run is None:
+            tags = {
+                "seedbed.kind": "sweep",
+                "seedbed.sweep": name,
+                "seedbed.key": f"sweep:{name}",
+                "code": code.removesuffix("+dirty"),
+                "dirty": str(code.endswith("+dirty")).lower(),
+            }
+            run = str(self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+        else:
+            self.client.update_run(run, status="RUNNING")
+        self.client.log_text(run, json.dumps(description, indent=1), "sweep.json")
+        return run
+
+    def close(self, run: str, status: str) -> None:
+        """End a run: `FINISHED`, `FAILED` or `KILLED`."""
+        self.client.set_terminated(run, status)
+
+    def deliver(self, parent: str, folder: Path) -> str:
+        """Write the trial in `folder` as one run below `parent`, and return the run's id."""
+        job, outcome = read_job(folder), read_outcome(folder)
+        assert outcome is not None
+        run = self.find(job.key)
+        if run is None:
+            created = self.client.create_run(
+                self._experiment,
+                start_time=_milliseconds(outcome.started),
+                run_name=job.label,
+                tags={"seedbed.key": job.key, "mlflow.parentRunId": parent},
+            )
+            run = str(created.info.run_id)
+        status = "FAILED"
+        try:
+            config = _read_json(folder / "config.json", {})
+            self._log(run, folder, job, outcome, config)
+            self._log_artifacts(run, folder, outcome)
+            self._log_input(run, job, config)
+            status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[outcome.status]
+        finally:
+            self.client.set_terminated(run, status, _milliseconds(outcome.finished))
+        return run
+
+    def _log(self, run: str, folder: Path, job: Job, outcome: Outcome, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        tags = [RunTag(name, value) for name, value in tags_of(job, outcome, config).items()]
+        params = [
+            Param(f"{stage['stage']}.{name}", json.dumps(value) if isinstance(value, list) else str(value))
+            for stage in config.get("stages", [])
+            for name, value in stage.items()
+            if name not in ("stage", "version")
+        ]
+        # A stage that occurs several times has its parameters once.
+        params = list({param.key: param for param in params}.values())
+        metrics = [
+            Metric(_valid(name), value, when, step)
+            for name, value, when, step in metrics_of(folder, outcome)
+            if math.isfinite(value)
+        ]
+        for some_tags in _batches(tags, TAGS_A_CALL):
+            self.client.log_batch(run, tags=some_tags)
+        for some_params in _batches(params, PARAMS_A_CALL):
+            self.client.log_batch(run, params=some_params)
+        for some_metrics in _batches(metrics, METRICS_A_CALL):
+            self.client.log_batch(run, metrics=some_metrics)
+
+    def _log_artifacts(self, run: str, folder: Path, outcome: Outcome) -> None:
+        for name in ARTIFACTS:
+            if (folder / name).exists():
+                self.client.log_artifact(run, str(folder / name))
+        if (folder / "per_image").is_dir():
+            self.client.log_artifacts(run, str(folder / "per_image"), "per_image")
+        self.client.log_text(run, json.dumps(dict(outcome.stages), indent=1), "stages.json")
+
+    def _log_input(self, run: str, job: Job, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = config.get("data", {})
+        source = {"loader": job.place.loader, "tags": data.get("tags"), "masks": data.get("masks")}
+        dataset = Dataset(
+            name=job.cell.dataset,
+            digest=job.digest[:36],
+            source_type="local",
+            source=json.dumps(source),
+            profile=json.dumps(data.get("images", {})),
+        )
+        context = InputTag("mlflow.data.context", "search" if job.phase == "search" else "confirm")
+        self.client.log_inputs(run, datasets=[DatasetInput(dataset, [context])])
+
+
+def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of a trial's run (docs/protocol.md lists them)."""
+    code = str(config.get("environment", {}).get("code", ""))
+    return {
+        "seedbed.kind": "trial",
+        "seedbed.sweep": job.sweep,
+        "seedbed.key": job.key,
+        "method": job.cell.method,
+        "refiner": job.cell.refiner,
+        "dataset": job.cell.dataset,
+        "seed": str(job.trial.seed),
+        "phase": job.phase,
+        "settings": job.settings,
+        "number": "" if job.number is None else str(job.number),
+        **{name: str(job.facts[name]) for name in FACTS_AS_TAGS},
+        "code": code.removesuffix("+dirty"),
+        "dirty": str(code.endswith("+dirty")).lower(),
+        "device": outcome.device,
+        "hardware": outcome.hardware,
+        "status": outcome.status,
+        "reason": outcome.reason[:4000],
+        "stages": json.dumps(dict(outcome.stages)),
+    }
+
+
+def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int, int]]:
+    """Yield (name, value, milliseconds since 1970, step) of all numbers that a trial left."""
+    when = _milliseconds(outcome.finished)
+    if (folder / "records.parquet").exists():
+        for record in read_records(folder / "records.parquet"):
+            if record.value is not None:
+                yield record.name, record.value, when, 0
+    for stage, history in _read_json(folder / "losses.json", {}).items():
+        for epoch, losses in enumerate(history, 1):
+            for loss, value in losses.items():
+                yield f"{stage}/{loss}", float(value), when, epoch
+    for name, samples in _read_json(folder / "system.json", {}).items():
+        for step, (moment, value) in enumerate(samples):
+            yield name, float(value), int(moment), step
+    yield "cost/computed_seconds", outcome.computed, when, 0
+
+
+class Delivery:
+    """Delivers trials in a thread of its own, while others run."""
+
+    def __init__(self, uri: str | None, work: WorkFolder, name: str, reporter: Reporter) -> None:
+        self._uri, self._work, self._reporter = uri, work, reporter
+        self._folder = work.sweeps / name
+        self._queue: queue.Queue[Path | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._tracker: Tracker | None = None
+        self._parent = ""
+        self._retry_at = 0.0
+        self.undelivered = 0
+
+    def start(self) -> None:
+        """Begin, with the trials that ended earlier and were not delivered."""
+        self._thread.start()
+
+    def put(self, folder: Path) -> None:
+        """Deliver the trial in `folder` when its turn comes."""
+        self._queue.put(folder)
+
+    def stop(self, status: str) -> None:
+        """Deliver what is left, end the parent run with `status`, and return."""
+        self._queue.put(None)
+        self._thread.join()
+        self.undelivered = len(list(self._pending()))
+        if self._tracker is not None:
+            with self._forgiving():
+                self._tracker.close(self._parent, status)
+        if self.undelivered:
+            self._reporter.say(
+                f"note: {self.undelivered} trials could not be delivered to MLflow; their records are kept, "
+                "and `seedbed sync` delivers them"
+            )
+
+    def _run(self) -> None:
+        self._connect()
+        for folder in self._pending():
+            self._deliver(folder)
+        while (item := self._queue.get()) is not None:
+            if time.monotonic() >= self._retry_at:
+                self._deliver(item)
+        self._retry_at = 0.0
+        for folder in self._pending():
+            if time.monotonic() >= self._retry_at:
+                self._deliver(folder)
+
+    def _connect(self) -> None:
+        if self._tracker is None:
+            with self._forgiving():
+                tracker = Tracker(self._uri, self._work)
+                description = json.loads((self._folder / "sweep.json").read_text())
+                self._parent = tracker.sweep(self._folder.name, description, description.get("code", ""))
+                self._tracker = tracker
+
+    def _deliver(self, folder: Path) -> None:
+        self._connect()
+        if self._tracker is None or (folder / DELIVERED).exists():
+            return
+        with self._forgiving():
+            run = self._tracker.deliver(self._parent, folder)
+            write_text(folder / DELIVERED, json.dumps({"run": run, "uri": self._tracker.uri}))
+
+    def _pending(self) -> Iterable[Path]:
+        results = sorted(self._folder.glob("trials/*/result.json"))
+        return [path.parent for path in results if not (path.parent / DELIVERED).exists()]
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Keep going where MLflow cannot be reached, and try again a minute later."""
+        try:
+            yield
+        except Exception as error:
+            self._retry_at = time.monotonic() + 60
+            text = (str(error).splitlines() or [""])[0]
+            self._reporter.say(f"note: MLflow did not take the records ({type(error).__name__}: {text[:300]})")
+
+
+def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = False) -> tuple[int, int]:
+    """Deliver all trials of the work folder that were not delivered yet; `again` delivers every trial.
+
+    Returns the numbers of trials delivered and left. Raises ConfigError where MLflow cannot be reached at all.
+    """
+    tracker = None
+    delivered = left = 0
+    for folder in sorted(work.sweeps.glob("*/sweep.json")):
+        trials = sorted(path.parent for path in folder.parent.glob("trials/*/result.json"))
+        waiting = [trial for trial in trials if again or not (trial / DELIVERED).exists()]
+        if not waiting:
+            continue
+        try:
+            tracker = tracker or Tracker(uri, work)
+            description = json.loads(folder.read_text())
+            parent = tracker.sweep(folder.parent.name, description, description.get("code", ""))
+        except Exception as error:
+            raise ConfigError(f"MLflow at {uri or default_uri(work)} cannot be used: {error}") from None
+        with reporter.bar(f"delivering {folder.parent.name}", len(waiting)) as bar:
+            for trial in waiting:
+                try:
+                    run = tracker.deliver(parent, trial)
+                    write_text(trial / DELIVERED, json.dumps({"run": run, "uri": tracker.uri}))
+                    delivered += 1
+                except Exception as error:
+                    reporter.say(f"note: {trial}: {type(error).__name__}: {str(error)[:300]}")
+                    left += 1
+                bar.advance()
+        complete = len(trials) >= description.get("expected", 0)
+        tracker.close(parent, "FINISHED" if complete else "KILLED")
+    return delivered, left
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _valid(name: str) -> str:
+    """Return a name that MLflow accepts: letters, digits and `_ - . / :` and spaces."""
+    return "".join(c if c.isalnum() or c in "_-./: " else "_" for c in name)[:250]
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """MLflow tells of each step in which it makes its tables."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

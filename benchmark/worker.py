@@ -1,0 +1,206 @@
+"""Runs one job of a sweep and leaves its folder behind. Knows neither Ray nor MLflow.
+
+Whatever goes wrong inside the trial becomes an outcome `failed` with its reason; only the death of the process
+itself does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmark.environment import environment
+from benchmark.errors import SeedbedError
+from benchmark.job import Job, Outcome, read_outcome, write_outcome, write_text
+from benchmark.pipeline import Machine
+from benchmark.progress import LogFile
+from benchmark.records import Record, write_records
+from benchmark.search import StoppedEarlyError, stop_if_above_median
+from benchmark.stage import Kind
+from benchmark.system_metrics import SystemMetrics
+from benchmark.trial import Plan, plan_trial
+from benchmark.workfolder import Place, WorkFolder
+from datasets.base import Dataset
+
+NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
+
+
+def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
+    """Run a trial, write its folder, and return how it ended; what ended before is not run again."""
+    folder = work.sweeps / job.sweep / "trials" / job.key
+    folder.mkdir(parents=True, exist_ok=True)
+    if (outcome := read_outcome(folder)) is not None:
+        return outcome
+    machine = Machine(device, workers, reporter=LogFile(path=folder / "log.txt"))
+    started = time.time()
+    losses: list[float] = []
+    outcome = Outcome(job.key, "complete")
+    plan: Plan | None = None
+    try:
+        with SystemMetrics(folder / "system.json"):
+            plan = plan_trial(job.trial, _opened(_frozen(job.place)), work, machine, job.digest)
+            losses = _first_training(plan, job.rivals)
+            records = plan.measure()
+            _write(folder, plan, records, pictures=job.phase == "confirm")
+            outcome = replace(outcome, objective=objective_of(records))
+    except StoppedEarlyError as error:
+        losses = losses_of(plan, error.epoch) if plan is not None else []
+        outcome = replace(outcome, status="pruned", reason=str(error))
+    except Exception as error:
+        outcome = replace(outcome, status="failed", reason=reason_of(error))
+        # A full disk may refuse even this.
+        with contextlib.suppress(OSError):
+            write_text(folder / "error.txt", traceback.format_exc())
+    environment_now = environment()
+    outcome = replace(
+        outcome,
+        losses=losses,
+        stages={} if plan is None else _seconds(plan),
+        computed=sum(entry.seconds for entry in plan.executed) if plan is not None else 0.0,
+        started=started,
+        finished=time.time(),
+        device=device,
+        hardware=str((environment_now["gpu"] if device != "cpu" else None) or environment_now["processor"]),
+    )
+    if plan is not None:
+        with contextlib.suppress(OSError):
+            write_text(folder / "config.json", json.dumps(plan.describe(), indent=1))
+            write_text(folder / "losses.json", json.dumps(curves(plan)))
+    write_outcome(folder, outcome)
+    return outcome
+
+
+def objective_of(records: Sequence[Record]) -> float | None:
+    """Return the mIoU of the pseudo-masks on `tune`, None where it was not measured."""
+    wanted = (r for r in records if (r.level, r.split, r.metric) == ("pseudo_mask", "tune", "mIoU"))
+    return next((r.value for r in wanted), None)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in one line."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, SeedbedError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
+    """Return the losses by epoch of every training stage of a plan that is in the store.
+
+    A stage that occurs again has its place behind its name: `TrainSub`, `TrainSub_2`.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for key, step in plan.steps().items():
+        history = _history(plan.work.store.path(key))
+        if step.stage.produces is Kind.CHECKPOINT and history is not None:
+            name = type(step.stage).__name__
+            again = sum(n.partition("_")[0] == name for n in found)
+            found[f"{name}_{again + 1}" if again else name] = history
+    return found
+
+
+def losses_of(plan: Plan, epochs: int | None = None) -> list[float]:
+    """Return the sum of the losses of each epoch of the first training, finished or stopped."""
+    target = plan.first_training()
+    if target is None:
+        return []
+    history = _history(plan.work.store.path(target.step.key)) or _stopped.get(target.step.key, [])
+    return [sum(epoch.values()) for epoch in history][:epochs]
+
+
+_stopped: dict[str, list[Mapping[str, float]]] = {}
+"""The epochs of trainings that were stopped in this process, by key."""
+
+
+def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
+    """Run the first training, stop it where it is worse than its rivals, and return its losses by epoch."""
+    target = plan.first_training()
+    if target is None:
+        return []
+    if rivals:
+        epochs = int(target.step.stage.settings()["epochs"])
+        name = type(target.step.stage).__name__
+
+        def judge(stage: str, history: Sequence[Mapping[str, float]]) -> None:
+            if stage == name:
+                _stopped[target.step.key] = list(history)
+                stop_if_above_median(rivals, [sum(epoch.values()) for epoch in history], epochs)
+
+        judged = replace(target.pipeline.machine, on_epoch=judge)
+        pipeline = replace(target.pipeline, machine=judged, executed=plan.executed)
+        folder = pipeline.compute(target.step).path
+        # What was in the store already is judged as if it had run now, so that a resumed sweep decides the same.
+        judge(name, _history(folder) or [])
+    else:
+        target.pipeline.compute(target.step)
+    return losses_of(plan)
+
+
+def _history(entry: Path) -> list[dict[str, float]] | None:
+    try:
+        history: list[dict[str, float]] = json.loads((entry / "training.json").read_text())["history"]
+    except FileNotFoundError:
+        return None
+    return history
+
+
+def _seconds(plan: Plan) -> dict[str, float]:
+    """Return the seconds of all stages of a plan that are in the store, by 12 digits of their keys."""
+    entries = ((key, plan.work.store.get(key)) for key in plan.steps())
+    return {key[:12]: entry.seconds for key, entry in entries if entry is not None}
+
+
+def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) -> None:
+    write_records(folder / "records.parquet", records)
+    _write_per_class(folder / "per_class.csv", records)
+    for step in plan.steps().values():
+        source = plan.work.store.path(step.key) / "per_image.parquet"
+        if source.exists():
+            values = step.stage.settings()
+            selection = "" if values.get("selection", "none") == "none" else f"_{values['selection']}"
+            target = folder / "per_image" / f"{values['level']}.{step.split}{selection}.parquet"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+    if pictures:
+        plan.pictures(folder / "examples.png")
+
+
+def _write_per_class(path: Path, records: Sequence[Record]) -> None:
+    """Write one row a level, split, selection and class with a column a metric, as fractions."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for record in records:
+        if record.label is not None and record.metric in NUMBERS_BY_CLASS:
+            place: tuple[str, ...] = (record.level, record.split, record.selection, record.label)
+            rows.setdefault(place, {})[record.metric] = record.value
+    metrics = [metric for metric in NUMBERS_BY_CLASS if any(metric in row for row in rows.values())]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["level", "split", "selection", "class", *metrics])
+        for place, row in rows.items():
+            writer.writerow([*place, *("" if row.get(m) is None else row[m] for m in metrics)])
+
+
+def _frozen(place: Place) -> tuple[str, str, str, str]:
+    return place.name, place.loader, place.root, json.dumps(dict(place.options), sort_keys=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(place: tuple[str, str, str, str]) -> Dataset:
+    """Open a data set once a process: reading the lists and tags of COCO takes seconds."""
+    name, loader, root, options = place
+    return Place(name, loader, root, json.loads(options)).open()
+
+
+def metrics_of(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[tuple[str, int, float]]:
+    """Yield (name, epoch from 1, value) of all losses, `TrainCam/classification`."""
+    for stage, history in curves.items():
+        for epoch, losses in enumerate(history, 1):
+            for loss, value in losses.items():
+                yield f"{stage}/{loss}", epoch, value

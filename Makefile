@@ -14,7 +14,12 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 demo: $(READY)
-	$(BIN)/seedbed run --method cam --dataset chimera --seed 0
+	@mkdir -p seedbed-work/demo
+	@$(BIN)/seedbed data generate chimera --layout voc --images 240 --size 64 --out seedbed-work/demo/chimera-voc
+	@$(BIN)/seedbed data generate chimera --layout coco --images 240 --size 64 --out seedbed-work/demo/chimera-coco
+	$(BIN)/seedbed sweep benchmark/studies/demo.yaml
+	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/leaderboard
+	@echo "MLflow: $(BIN)/seedbed ui"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -223,6 +223,10 @@ class Dealer:
         """Return the folder of a trial."""
         return self.plan.folder / "trials" / job.key
 
+    def cell_of(self, job: Job) -> CellPlan:
+        """Return the cell of a job."""
+        return self._state(job).plan
+
     def refresh(self) -> None:
         """Take up what ended before a kill."""
         for state in self._cells:
@@ -329,7 +333,7 @@ class Dealer:
         """Return the steps of a trial that are not in the store."""
         if job.key not in self._steps:
             try:
-                self._steps[job.key] = self.plan.plan(self._state(job).plan, job.trial).steps()
+                self._steps[job.key] = self.plan.plan(self.cell_of(job), job.trial).steps()
             except SeedbedError:
                 # Settings that do not go together: the worker meets the same error and writes it down.
                 self._steps[job.key] = {}

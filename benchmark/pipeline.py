@@ -121,7 +121,7 @@ class Pipeline:
 
         entry, computed = self.store.get_or_run(step.identity, produce, on_wait)
         if computed:
-            reporter.say(f"  {name} took {entry.seconds:.1f} s")
+            reporter.say(f"  {name} took {entry.seconds:.1f} s  [{step.key[:12]}]")
             self.executed.append(entry)
         return entry
 

@@ -18,6 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from benchmark.environment import environment
 from benchmark.errors import SeedbedError
 from benchmark.job import Job, Outcome, read_outcome, write_outcome, write_text
@@ -35,11 +37,19 @@ NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "so
 
 
 def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
-    """Run a trial, write its folder, and return how it ended; what ended before is not run again."""
+    """Run a trial, write its folder, and return how it ended; what ended before is not run again.
+
+    A worker that outlived its driver and the one that a resumed sweep started take turns.
+    """
     folder = work.sweeps / job.sweep / "trials" / job.key
     folder.mkdir(parents=True, exist_ok=True)
-    if (outcome := read_outcome(folder)) is not None:
-        return outcome
+    with FileLock(folder / "running.lock"):
+        if (outcome := read_outcome(folder)) is not None:
+            return outcome
+        return _run(job, folder, work, device, workers)
+
+
+def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
     machine = Machine(device, workers, reporter=LogFile(path=folder / "log.txt"))
     started = time.time()
     losses: list[float] = []

@@ -1,0 +1,187 @@
+"""The columns that every table shows, as text: title, meaning, and what stands in a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from leaderboard.standing import MEASURES, NOTHING, Group, Row
+from leaderboard.statistics import Summary
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `measure` is its name among the measures, empty for others."""
+
+    section: str
+    title: str
+    meaning: str
+    text: Callable[[Row], str]
+    number: bool = False
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, how many columns it spans, and how it is shown."""
+
+    text: str
+    number: bool
+    marked: bool
+    missing: bool
+    """Whether it says why there is no number."""
+    width: int
+
+
+def percent(value: Summary) -> str:
+    """Return "46.20 ± 0.31", in percent; without "±" where there is one value only."""
+    return f"{100 * value.mean:.2f}" + ("" if value.std is None else f" ± {100 * value.std:.2f}")
+
+
+def hours(row: Row) -> str:
+    """Return "1.2 GPU-h", or "<0.1 CPU-h", for each device that the row ran on."""
+    texts = []
+    for device, seconds in sorted(row.seconds.items()):
+        unit = "CPU-h" if device == "cpu" else "GPU-h"
+        texts.append(f"<0.1 {unit}" if seconds < 360 else f"{seconds / 3600:.1f} {unit}")
+    return " + ".join(texts) or NOTHING
+
+
+def trials(row: Row) -> str:
+    """Return "8", or "8 (6 complete, 1 pruned, 1 failed)" where not all are complete."""
+    total = sum(row.trials.values())
+    if row.trials.get("complete", 0) == total:
+        return str(total)
+    return f"{total} ({', '.join(f'{count} {status}' for status, count in row.trials.items())})"
+
+
+def gain(row: Row) -> str:
+    """Return "+1.20 ± 0.31", in points of percent."""
+    if row.gain is None:
+        return NOTHING
+    # Adding zero turns a rounded −0.0 into 0.0.
+    mean = f"{round(100 * row.gain.mean, 2) + 0.0:+.2f}".replace("-", "−")
+    return mean + ("" if row.gain.std is None else f" ± {100 * row.gain.std:.2f}")
+
+
+def _measure(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row.values[name]
+        return value if isinstance(value, str) else percent(value)
+
+    return text
+
+
+def _field(name: str) -> Callable[[Row], str]:
+    return lambda row: row.fields[name]
+
+
+_MEANINGS = {
+    "seed_mIoU_fixed": "localisation maps on `train`, cut at the constant that the paper gives",
+    "seed_mIoU_tuned": "the same maps, cut where it is best for the masks of `tune`",
+    "seed_mIoU_oracle": "the same maps, cut where it is best for `train` itself: it looks at the answer",
+    "seed_soft_overlap": "soft intersection over union of the maps, without a threshold",
+    "seed_soft_precision": "how much of the maps is on the object",
+    "seed_soft_recall": "how much of the object is covered by the maps",
+    "pseudo_mask_mIoU": "masks after the refiner on `train`, at the tuned threshold where there is one",
+    "val_mIoU": "the segmentation network that was trained on the pseudo-masks, on `val`",
+}
+RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank is None else str(row.rank), True)
+METHOD = Column("", "Method", "what makes the localisation maps", lambda row: row.method)
+REFINER = Column("", "Refiner", "what makes pseudo-masks of them", lambda row: row.refiner)
+SETTINGS = Column(
+    "", "Settings", "`default`, or the `best` of a search that saw `tune` alone", lambda row: row.settings
+)
+MEASURED = {
+    measure.name: Column(
+        measure.section, measure.title, _MEANINGS[measure.name], _measure(measure.name), True, measure.name
+    )
+    for measure in MEASURES
+}
+GAIN = Column(
+    "Tuning and cost",
+    "Gain",
+    "best − default in points, paired by seed: on `val`, or on the pseudo-masks where there is no network",
+    gain,
+    True,
+)
+HOURS = Column(
+    "Tuning and cost",
+    "Hours",
+    "computing time from scratch with every stage counted once; for `best`, search included",
+    hours,
+    True,
+)
+TRIALS = Column("Tuning and cost", "Trials", "search trials that ran", trials, True)
+COLUMNS = (
+    RANK,
+    METHOD,
+    REFINER,
+    SETTINGS,
+    *MEASURED.values(),
+    GAIN,
+    HOURS,
+    TRIALS,
+    Column(
+        "Conditions",
+        "Trial seeds",
+        "the random seeds that the numbers are over",
+        lambda row: ", ".join(map(str, row.seeds)),
+    ),
+    Column("Conditions", "CRF", "settings of the dense CRF", _field("crf_preset")),
+    Column("Conditions", "Scales", "scales of inference that are averaged", _field("multi_scale")),
+    Column("Conditions", "Selection", "how the threshold of the training masks was chosen", _field("selection")),
+    Column(
+        "Conditions",
+        "Tuning masks",
+        "how many true masks a choice of threshold or settings could see",
+        _field("tuning_masks"),
+        True,
+    ),
+    Column("Conditions", "Ranked on", "the split that decides the rank", _field("evaluation")),
+)
+
+
+def cells(row: Row) -> Iterator[Cell]:
+    """Yield the cells of a row; neighbours that say what is missing are one wide cell."""
+
+    def missing(column: Column) -> str:
+        value = row.values.get(column.measure)
+        return value if isinstance(value, str) and value != NOTHING else ""
+
+    for reason, same in groupby(COLUMNS, missing):
+        columns = list(same)
+        if reason:
+            yield Cell(reason, number=False, marked=False, missing=True, width=len(columns))
+        else:
+            for column in columns:
+                yield Cell(column.text(row), column.number, column.measure in row.marked, missing=False, width=1)
+
+
+def sections() -> Iterator[tuple[str, int]]:
+    """Yield the title of each section of columns, and how many columns it spans."""
+    for section, columns in groupby(COLUMNS, lambda column: column.section):
+        yield section, len(list(columns))
+
+
+def group_title(group: Group) -> str:
+    """Return the conditions that the lines of a group share."""
+    return (
+        f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
+        f" · initialisation {group.initialisation or NOTHING}"
+    )
+
+
+def ranked_by(group: Group) -> str:
+    """Return what the ranks of a group are by."""
+    return f"{'' if group.measure.name == 'val_mIoU' else 'pseudo-mask '}{group.measure.title}"
+
+
+def remarks(group: Group) -> Iterator[tuple[str, str]]:
+    """Yield name and remark of each row that has no rank, or of which a reader should know something."""
+    for row in group.rows:
+        if row.bars:
+            yield row.name, f"not ranked: {'; '.join(row.bars)}"
+        if row.notes:
+            yield row.name, "; ".join(row.notes)

@@ -1,0 +1,72 @@
+"""Which runs make one line of the leaderboard, and which lines may be compared with each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from leaderboard.snapshot import Run
+
+SETTINGS = ("default", "best")
+Scope = tuple[str, str, str, str]
+"""Data set, supervision, backbone and initialisation: lines are compared where these are equal."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The runs of one line: a method with a refiner, at one kind of settings."""
+
+    method: str
+    refiner: str
+    settings: str
+    confirm: tuple[Run, ...]
+    """One run a seed: what the line reports. Missing runs are among them."""
+    search: tuple[Run, ...]
+    """The trials by which `best` was found; none for `default`."""
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Return all that the line took."""
+        return self.search + self.confirm
+
+
+def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
+    """Return the lines of each scope, both in alphabetical order, `default` before `best`."""
+    cells: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        cells.setdefault(run.cell, []).append(run)
+    scopes: dict[Scope, list[Entry]] = {}
+    for cell, members in sorted(cells.items()):
+        dataset, supervision, backbone, initialisation, method, refiner = cell
+        search = tuple(run for run in members if run.phase == "search")
+        for settings in SETTINGS:
+            confirm = [run for run in members if run.phase == "confirm" and run.settings == settings]
+            if confirm:
+                confirm.sort(key=lambda run: run.seed)
+                entry = Entry(method, refiner, settings, tuple(confirm), search if settings == "best" else ())
+                scopes.setdefault((dataset, supervision, backbone, initialisation), []).append(entry)
+    return scopes
+
+
+def seconds_by_device(runs: Iterable[Run]) -> dict[str, float]:
+    """Return the seconds that runs took on each device, every stage counted once.
+
+    This is what the runs cost from scratch: a stage that several of them share was computed for all of them.
+    """
+    stages: dict[str, tuple[str, float]] = {}
+    for run in sorted(runs, key=lambda run: run.key):
+        for stage, seconds in run.stages.items():
+            device, known = stages.get(stage, (run.device, 0.0))
+            stages[stage] = device, max(known, seconds)
+    totals: dict[str, float] = {}
+    for stage in sorted(stages):
+        device, seconds = stages[stage]
+        totals[device] = totals.get(device, 0.0) + seconds
+    return totals
+
+
+def spent(search: Iterable[Run]) -> dict[str, int]:
+    """Return how many search trials ran, by status: complete, pruned, failed."""
+    counts = Counter(run.status for run in search)
+    return {status: counts[status] for status in ("complete", "pruned", "failed") if counts[status]}

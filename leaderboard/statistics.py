@@ -1,0 +1,51 @@
+"""Mean, spread and comparison of a few numbers. Nothing here knows of runs or tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and standard deviation (n−1) of `count` values; one value has no deviation."""
+
+    mean: float
+    std: float | None
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return mean and standard deviation of at least one value."""
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def paired_gain(before: Mapping[int, float], after: Mapping[int, float]) -> Summary | None:
+    """Summarise the differences after − before, seed by seed; None unless both have the same seeds."""
+    if not after or before.keys() != after.keys():
+        return None
+    return summarise([after[seed] - before[seed] for seed in sorted(after)])
+
+
+def indistinct(best: Summary, other: Summary) -> bool:
+    """Return whether `other` is within the pooled spread √((s₁² + s₂²)/2) of `best`."""
+    spread = math.sqrt(((best.std or 0.0) ** 2 + (other.std or 0.0) ** 2) / 2)
+    return best.mean - other.mean <= spread
+
+
+def leaders(column: Mapping[int, Summary]) -> set[int]:
+    """Return which entries of a column are marked: the highest mean, and all within its spread.
+
+    A column of one entry has nothing to beat, and marks nothing.
+    """
+    if len(column) < 2:
+        return set()
+    best = max(column.values(), key=lambda summary: summary.mean)
+    return {index for index, summary in column.items() if indistinct(best, summary)}
+
+
+def ranks(means: Sequence[float]) -> list[int]:
+    """Return the rank of each mean, 1 for the highest; equal means share a rank."""
+    return [1 + sum(other > mean for other in means) for mean in means]

@@ -1,0 +1,130 @@
+"""The runs in golden_leaderboard/ must give the tables there, byte for byte.
+
+    python -m tests.test_leaderboard_golden      records the tables of today's code
+
+`sweep.json` is the plan of a small sweep, `runs.csv` has a row a run: its cell (whose conditions are in the plan),
+its other tags, its stages as KEY:SECONDS, and its metrics.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leaderboard.build import FORMATS, write_leaderboard
+from leaderboard.collect import run_of
+from leaderboard.plan import Plan
+from leaderboard.snapshot import Run, table_of
+from leaderboard.standing import board_of
+from leaderboard.tables import terminal
+
+GOLDEN = Path(__file__).with_name("golden_leaderboard")
+PLAN: dict[str, Any] = json.loads((GOLDEN / "sweep.json").read_text())
+
+
+def tracked() -> list[tuple[dict[str, str], dict[str, float]]]:
+    """Return tags and metrics of each run, as the tracker holds them."""
+    cells = {(cell["dataset"], cell["method"], cell["refiner"]): cell for cell in PLAN["cells"]}
+    found = []
+    for row in csv.DictReader((GOLDEN / "runs.csv").open(newline="")):
+        metrics = {name: float(row.pop(name)) for name in list(row) if "/" in name and row[name]}
+        tags = {name: text for name, text in row.items() if "/" not in name}
+        pairs = [pair.split(":") for pair in tags["stages"].split()]
+        tags["stages"] = json.dumps({key: float(seconds) for key, seconds in pairs})
+        cell = cells[row["dataset"], row["method"], row["refiner"]]
+        tags |= {name: str(value) for name, value in cell.items() if name != "segment"}
+        place = (tags[name] for name in ("dataset", "method", "refiner", "phase", "settings", "number", "seed"))
+        tags |= {
+            "selection": "tuned",
+            "seedbed.kind": "trial",
+            "seedbed.sweep": PLAN["name"],
+            "seedbed.key": "/".join(place),
+        }
+        found.append((tags, metrics))
+    return found
+
+
+def runs() -> list[Run]:
+    """Return all runs of the golden sweep, missing ones included."""
+    plan = Plan.parse(PLAN)
+    found = [run_of(tags, metrics, plan) for tags, metrics in tracked()]
+    return [*found, *plan.missing(found)]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the golden leaderboard from runs in another order."""
+    shuffled = runs()
+    random.Random(1).shuffle(shuffled)
+    folder = tmp_path_factory.mktemp("golden") / "out"
+    write_leaderboard(table_of(shuffled), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_tables_are_the_recorded_ones(written, name):
+    assert (written / name).read_bytes() == (GOLDEN / name).read_bytes()
+
+
+def test_the_terminal_table_is_the_recorded_one():
+    assert terminal(board_of(table_of(runs()))) == (GOLDEN / "terminal.txt").read_text("utf-8")
+
+
+def test_a_written_snapshot_gives_the_same_bytes_again(written, tmp_path):
+    paths = write_leaderboard(written / "results.parquet", tmp_path)
+    assert [path.name for path in paths] == ["results.parquet", *FORMATS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
+    for path in paths:
+        assert path.read_bytes() == (written / path.name).read_bytes()
+
+
+def test_the_page_loads_nothing_and_no_table_names_a_path(written):
+    page = (written / "leaderboard.html").read_text("utf-8")
+    for sign in ("http:", "https:", "<script", "<link", "@import", "url(", "src="):
+        assert sign not in page
+    for name in FORMATS:
+        assert str(written) not in (written / name).read_text("utf-8")
+
+
+def test_the_terminal_table_is_at_most_120_columns_wide():
+    named = [replace(run, method=run.method.replace("sc_cam", "splitting_merging")) for run in runs()]
+    assert max(map(len, terminal(board_of(table_of(named))).splitlines())) <= 120
+
+
+@pytest.mark.slow
+def test_pdflatex_compiles_the_document(written, tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("pdflatex is not installed")
+    shutil.copy(written / "leaderboard.tex", tmp_path)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "leaderboard.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+
+
+def main() -> None:
+    """Record the tables of today's code."""
+    table = table_of(runs())
+    with tempfile.TemporaryDirectory() as folder:
+        write_leaderboard(table, Path(folder))
+        for name in FORMATS:
+            shutil.copyfile(Path(folder) / name, GOLDEN / name)
+    (GOLDEN / "terminal.txt").write_text(terminal(board_of(table)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

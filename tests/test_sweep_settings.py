@@ -1,0 +1,126 @@
+"""The settings of a sweep: typed, refused by name, the same from a file and from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from benchmark.commands.sweep import SpacedLists
+from benchmark.errors import ConfigError
+from benchmark.sweep_settings import Cell, change, read_settings, saved_settings, settings_of
+
+MINIMAL = {"name": "try", "datasets": ["chimera-voc"]}
+
+
+def test_defaults_are_the_protocols():
+    settings = settings_of(MINIMAL)
+    assert (settings.trials, settings.seeds, settings.search_seed) == (8, (0, 1, 2), 1000)
+    assert settings.methods == settings.refiners == settings.tune == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trails": 3}, "unknown key 'trails'. Did you mean 'trials'?"),
+        ({"trials": "many"}, "trials = 'many': expected whole number"),
+        ({"trials": -1}, "trials = -1: at least 0"),
+        ({"seeds": [0, 1000]}, "search_seed = 1000 is one of the seeds"),
+        ({"seeds": [1, 1]}, "seeds: 1, 1 names one of them twice"),
+        ({"seeds": []}, "seeds: give at least one"),
+        ({"name": "a/b"}, "name = 'a/b'"),
+        ({"selections": ["best"]}, "expected one of 'fixed', 'tuned', 'oracle'"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial = -0.5: at least 0"),
+        ({"window": 0}, "window = 0: at least 1"),
+        ({"settings": 3}, "settings: expected a table"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError) as caught:
+        settings_of({**MINIMAL, **changes})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["name", "datasets"])
+def test_what_a_sweep_needs_is_named(missing):
+    with pytest.raises(ConfigError, match=f"needs {missing}"):
+        settings_of({key: value for key, value in MINIMAL.items() if key != missing})
+
+
+def test_unknown_methods_and_refiners_are_refused():
+    with pytest.raises(ConfigError, match=r"unknown method 'camm'.*'cam'"):
+        settings_of({**MINIMAL, "methods": ["camm"]}).cells()
+    with pytest.raises(ConfigError, match="unknown refiner"):
+        settings_of({**MINIMAL, "refiners": ["crv"]}).cells()
+
+
+def test_cells_are_methods_times_refiners_times_data_sets():
+    settings = settings_of({**MINIMAL, "methods": ["cam"], "refiners": ["none", "crf"], "datasets": ["a=x", "b"]})
+    expected = [Cell("cam", r, d) for d in ("a", "b") for r in ("none", "crf")]
+    assert settings.cells() == expected
+    assert str(settings.root_of("a")) == "x"
+    assert settings.root_of("b") is None
+
+
+def test_a_one_step_method_has_one_cell_a_data_set(monkeypatch):
+    from benchmark import registry
+
+    class OneStep:
+        one_step = True
+
+    monkeypatch.setattr(registry.Family, "load", lambda family, name: OneStep())
+    cells = settings_of({**MINIMAL, "methods": ["cam"], "refiners": ["none", "crf"]}).cells()
+    assert cells == [Cell("cam", "none", "chimera-voc")]
+
+
+def test_a_file_gives_what_the_command_line_gives_and_is_read_back(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, "seeds": [3, 4], "settings": {"TrainCam.lr": 0.01}}))
+    settings = read_settings(path, {"trials": 2})
+    assert settings == settings_of({**MINIMAL, "seeds": [3, 4], "trials": 2, "settings": {"TrainCam.lr": 0.01}})
+    (tmp_path / "try").mkdir()
+    settings.save(tmp_path / "try" / "sweep.yaml")
+    assert saved_settings(tmp_path, "try") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a table"),
+        ("a: [", "not YAML"),
+        ("name: x\ndatasets: [a]\nseed: 3", "unknown key 'seed'"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, text, message):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path, {})
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_an_unknown_sweep_names_those_there_are(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "sweep.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no sweep 'new'\. There are: old"):
+        saved_settings(tmp_path, "new")
+
+
+def test_a_resumed_sweep_may_change_machines_but_no_number():
+    settings = settings_of(MINIMAL)
+    assert change(settings, {"cpus_per_trial": 4, "address": "auto"}).cpus_per_trial == 4
+    with pytest.raises(ConfigError, match=r"--trials cannot change"):
+        change(settings, {"trials": 3})
+    assert settings.differences(dataclasses.replace(settings, workers=3)) == []
+    assert settings.differences(dataclasses.replace(settings, trials=3)) == ["trials"]
+
+
+def test_options_take_several_words(monkeypatch):
+    seen = []
+    monkeypatch.setattr("typer.core.TyperCommand.parse_args", lambda self, context, words: seen.extend(words))
+    words = ["x.yaml", "--seeds", "0", "1", "--name", "n", "--datasets", "a", "b", "--dry-run"]
+    SpacedLists("sweep").parse_args(None, words)
+    expected = "x.yaml --seeds 0 --seeds 1 --name n --datasets a --datasets b --dry-run"
+    assert seen == expected.split()

@@ -1,0 +1,225 @@
+"""Delivery to MLflow: one run a trial whatever happens, whole, in batches, and never in a trial's way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.entities import ViewType
+
+from benchmark.errors import ConfigError
+from benchmark.job import Outcome, write_outcome, write_text
+from benchmark.progress import Reporter
+from benchmark.records import Record, write_records
+from benchmark.tracking import EXPERIMENT, METRICS_A_CALL, Delivery, Tracker, default_uri, sync
+from benchmark.workfolder import WorkFolder
+from tests.sweeping import dealer_of, small
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return a work folder with a new SQLite store, whose making takes seconds."""
+    work = WorkFolder(tmp_path_factory.mktemp("work"))
+    Tracker(None, work)
+    return work
+
+
+@pytest.fixture
+def work(store, tmp_path):
+    """Return a work folder of the test's own with a copy of the empty store."""
+    import shutil
+    import sqlite3
+
+    work = WorkFolder(tmp_path)
+    shutil.copytree(store.root / "mlflow", work.root / "mlflow")
+    # The experiment remembers where its artifacts lie.
+    with sqlite3.connect(work.root / "mlflow" / "mlflow.db") as database:
+        location = (work.root / "mlflow" / "artifacts").as_uri()
+        database.execute("update experiments set artifact_location = ? where name = ?", (location, EXPERIMENT))
+    database.close()
+    return work
+
+
+@pytest.fixture
+def trials(chimera_root, work):
+    """Return the folders of two ended trials, one complete and one failed, and the sweep's folder."""
+    dealer = dealer_of(small(chimera_root, refiners=["none"]), work.root)
+    folders = []
+    for status in ("complete", "failed"):
+        job = dealer.deal()
+        folder = dealer.folder(job)
+        reason = "" if status == "complete" else "TrainCam: the loss is nan"
+        objective = 0.25 if status == "complete" else None
+        stages = {"a1b2c3d4e5f6": 1.5}
+        outcome = Outcome(job.key, status, reason, objective, (), stages, 1.5, 1e9, 1e9 + 2, "cpu", "a processor")
+        if status == "complete":
+            write_records(folder / "records.parquet", records(20))
+            (folder / "per_image").mkdir()
+            write_records(folder / "per_image" / "segmentation.val.parquet", records(1))
+        config = {
+            "stages": [{"stage": "TrainCam", "version": 1, "lr": 0.1, "scales": [1.0, 0.5]}],
+            "data": {"tags": "xml", "masks": "png", "images": {"weak": 20}},
+            "environment": {"code": "abc+dirty"},
+        }
+        write_text(folder / "config.json", json.dumps(config))
+        write_text(
+            folder / "losses.json", json.dumps({"TrainCam": [{"classification": 0.5}, {"classification": 0.25}]})
+        )
+        write_text(folder / "system.json", json.dumps({"system/cpu_utilization_percentage": [[1e12, 50.0]]}))
+        write_outcome(folder, outcome)
+        dealer.finish(outcome)
+        folders.append(folder)
+    description = {**dealer.plan.description(), "expected": dealer.plan.expected(), "code": "abc+dirty"}
+    write_text(dealer.plan.folder / "sweep.json", json.dumps(description))
+    return folders
+
+
+def records(count: int) -> list[Record]:
+    rows = [Record("seed", "train", "mIoU", s, None, 0.1, 7) for s in ("fixed", "tuned", "oracle")]
+    rows += [Record("segmentation", "val", "IoU", "none", f"class {n}", n / count, None) for n in range(count)]
+    return [*rows, Record("segmentation", "val", "IoU", "none", "absent", None, None)]
+
+
+def runs_of(work, kind="trial"):
+    client = Tracker(None, work).client
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    return client, client.search_runs([experiment], f"tags.`seedbed.kind` = '{kind}'", ViewType.ALL)
+
+
+def deliver_all(work, reporter=None):
+    delivery = Delivery(None, work, "small", reporter or Reporter())
+    delivery.start()
+    delivery.stop("FINISHED")
+    return delivery
+
+
+def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
+    deliver_all(work)
+    client, runs = runs_of(work)
+    assert len(runs) == 2
+    run = next(r for r in runs if r.data.tags["status"] == "complete")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"TrainCam.lr": "0.1", "TrainCam.scales": "[1.0, 0.5]"}
+    assert run.data.metrics["seed.train/mIoU_tuned"] == 0.1
+    assert run.data.metrics["val/IoU_class 3"] == 3 / 20
+    assert not any("absent" in name for name in run.data.metrics)
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "TrainCam/classification")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
+    assert run.data.metrics["system/cpu_utilization_percentage"] == 50.0
+    tags = run.data.tags
+    for name in ("method", "refiner", "dataset", "seed", "phase", "settings", "selection", "supervision"):
+        assert tags[name], name
+    for name in ("backbone", "initialisation", "crf_preset", "data_digest", "hardware", "tuning_masks"):
+        assert tags[name], name
+    assert (tags["code"], tags["dirty"]) == ("abc", "true")
+    assert json.loads(tags["stages"]) == {"a1b2c3d4e5f6": 1.5}
+    assert run.inputs.dataset_inputs[0].dataset.name == "chimera-voc"
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "records.parquet", "per_image", "stages.json"} <= artifacts
+
+
+def test_a_failed_trial_is_a_failed_run_with_its_reason(work, trials):
+    deliver_all(work)
+    _, runs = runs_of(work)
+    failed = next(r for r in runs if r.data.tags["status"] == "failed")
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["reason"] == "TrainCam: the loss is nan"
+
+
+def test_the_parent_run_is_the_sweep(work, trials):
+    deliver_all(work)
+    client, (parent,) = runs_of(work, "sweep")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "small"
+    _, runs = runs_of(work)
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
+    local = client.download_artifacts(parent.info.run_id, "sweep.json")
+    assert json.loads(Path(local).read_text())["cells"][0]["method"] == "cam"
+
+
+def test_delivering_again_makes_no_second_run_and_no_second_number(work, trials):
+    """The trap: after a kill and a restore there must be no duplicates."""
+    for _ in range(3):
+        for folder in trials:
+            (folder / "delivered.json").unlink(missing_ok=True)
+        deliver_all(work)
+    client, runs = runs_of(work)
+    assert len(runs) == 2
+    assert len(runs_of(work, "sweep")[1]) == 1
+    run = next(r for r in runs if r.data.tags["status"] == "complete")
+    assert len(client.get_metric_history(run.info.run_id, "seed.train/mIoU_tuned")) == 1
+
+
+def test_a_delivery_killed_in_the_middle_is_completed(work, trials, monkeypatch):
+    monkeypatch.setattr(Tracker, "_log_artifacts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    tracker = Tracker(None, work)
+    parent = tracker.sweep("small", {}, "abc")
+    with pytest.raises(KeyboardInterrupt):
+        tracker.deliver(parent, trials[0])
+    _, (half,) = runs_of(work)
+    assert half.info.status == "FAILED"  # Closed in any case.
+    monkeypatch.undo()
+    deliver_all(work)
+    _, runs = runs_of(work)
+    assert len(runs) == 2
+    assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
+
+
+def test_metrics_go_in_calls_of_at_most_a_thousand(work, trials, monkeypatch):
+    """The trap: `log_batch` refuses more, and one call a metric is slow."""
+    write_records(trials[0] / "records.parquet", records(2500))
+    calls = []
+    from mlflow import MlflowClient
+
+    original = MlflowClient.log_batch
+
+    def counted(self, run, metrics=(), params=(), tags=(), **options):
+        calls.append(len(metrics))
+        return original(self, run, metrics=metrics, params=params, tags=tags, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    tracker = Tracker(None, work)
+    run = tracker.deliver(tracker.sweep("small", {}, "abc"), trials[0])
+    assert max(calls) <= METRICS_A_CALL
+    assert sum(size > 0 for size in calls) == 3
+    assert len(tracker.client.get_run(run).data.metrics) > 2500
+
+
+def test_numbers_that_are_not_finite_are_left_out(work, trials):
+    write_text(trials[0] / "losses.json", '{"TrainCam": [{"classification": NaN}, {"classification": 0.5}]}')
+    deliver_all(work)
+    client, runs = runs_of(work)
+    run = next(r for r in runs if r.data.tags["status"] == "complete")
+    history = client.get_metric_history(run.info.run_id, "TrainCam/classification")
+    assert [(m.step, m.value) for m in history] == [(2, 0.5)]
+
+
+def test_a_server_that_is_away_delays_nothing_and_sync_delivers_later(work, trials, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    delivery = Delivery("http://127.0.0.1:9", work, "small", Reporter(quiet=False))
+    delivery.start()
+    delivery.put(trials[0])
+    delivery.stop("FINISHED")
+    assert delivery.undelivered == 2
+    assert "`seedbed sync` delivers them" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot be used"):
+        sync(work, "http://127.0.0.1:9", Reporter())
+    assert sync(work, None, Reporter()) == (2, 0)
+    assert sync(work, None, Reporter()) == (0, 0)
+    _, runs = runs_of(work)
+    assert len(runs) == 2
+
+
+def test_sync_ends_the_parent_of_a_sweep_that_did_not_come_to_its_end(work, trials):
+    sync(work, None, Reporter())
+    _, (parent,) = runs_of(work, "sweep")
+    assert parent.info.status == "KILLED"
+
+
+def test_the_default_store_is_sqlite_in_the_work_folder(work):
+    assert default_uri(work) == f"sqlite:///{work.root}/mlflow/mlflow.db"
+    experiment = Tracker(None, work).client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == (work.root / "mlflow" / "artifacts").as_uri()

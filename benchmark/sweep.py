@@ -12,9 +12,9 @@ new Tune run over what is left. The driver deals trials out (benchmark/dealer.py
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,39 +27,20 @@ import ray.tune
 from filelock import FileLock, Timeout
 from ray.tune import Callback, Trainable
 from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from benchmark.cluster import Pulse, check_nodes, connected
 from benchmark.dealer import Dealer, SweepPlan, plan_sweep
-from benchmark.environment import CODE_VARIABLE, code_version
-from benchmark.errors import ConfigError, DataError, SeedbedError
+from benchmark.environment import code_version
+from benchmark.errors import ConfigError, DataError
 from benchmark.job import Job, Outcome, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.sweep_settings import SweepSettings, read_settings
 from benchmark.tracking import Delivery
 from benchmark.worker import run_job
-from benchmark.workfolder import Place, WorkFolder
+from benchmark.workfolder import WorkFolder
 
 DEATHS = 3
 """So many times a trial whose worker or node died is started again."""
-NOT_SHIPPED = (
-    ".git/",
-    ".venv/",
-    "**/__pycache__/",
-    ".mypy_cache/",
-    ".ruff_cache/",
-    ".pytest_cache/",
-    "seedbed-work/",
-    "docs/",
-    "tests/",
-    "dist/",
-    "*.pth",
-    "*.pt",
-    "*.npy",
-    "*.arrow",
-    "*.db",
-    "*.zip",
-    "*.tar",
-)
 
 
 @dataclass(frozen=True)
@@ -85,9 +66,9 @@ def run_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder):
         _same_sweep(folder, settings)
+        settings.save(folder / "sweep.yaml")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
         plan = plan_sweep(settings, work, reporter)
-        settings.save(folder / "sweep.yaml")
         _describe(folder, plan)
         dealer = Dealer(plan)
         delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
@@ -240,11 +221,13 @@ class Watch:
 def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
-    with _ray(settings, reporter):
+    with connected(settings, reporter):
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-        _check_nodes(plan)
+        check_nodes(
+            list({cell.place.name: cell.place for cell in plan.cells}.values()), plan.folder / "sweep.json"
+        )
         watch = Watch(dealer, delivery, reporter)
         constants = {
             "work": str(plan.work.root),
@@ -272,15 +255,11 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
             ),
         )
         try:
-            tuner.fit()
-        except SeedbedError:
-            raise
+            with Pulse(lambda: _ray_died(settings.name, delivery)):
+                tuner.fit()
         except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
             text = (str(error).splitlines() or [""])[0]
-            raise ConfigError(
-                f"Ray stopped ({type(error).__name__}: {text}). Nothing that ended is lost; go on with: "
-                f"seedbed sweep --resume {settings.name}"
-            ) from error
+            raise ConfigError(f"{_stopped(settings.name)} ({type(error).__name__}: {text})") from error
     if not dealer.done:
         raise ConfigError(
             f"Ray Tune ended with {dealer.finished} of {plan.expected()} trials; go on with: "
@@ -288,102 +267,19 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         )
 
 
+def _stopped(name: str) -> str:
+    return f"Ray stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
+
+
+def _ray_died(name: str, delivery: Delivery) -> None:
+    """End this process: Tune waits for ever for a Ray that is gone. All that counts is in files."""
+    delivery.stop("KILLED")
+    print(f"error: {_stopped(name)}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 class _KeepQuiet(Callback):
     """Stands in for Tune's own loggers, which would write a line a trial and import TensorBoard."""
-
-
-@contextmanager
-def _ray(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
-    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards."""
-    os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        TUNE_GLOBAL_CHECKPOINT_S="600",
-        TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
-        RAY_AIR_NEW_OUTPUT="0",
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-        RAY_USAGE_STATS_ENABLED="0",
-    )
-    if settings.address is not None:
-        # More trials in the queue show the autoscaler how many nodes are wanted.
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    variables = {
-        "OMP_NUM_THREADS": str(settings.cpus_per_trial),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        CODE_VARIABLE: code_version(),
-    }
-    environment: dict[str, Any] = {"env_vars": variables}
-    if settings.address is not None:
-        environment |= _shipped_code()
-    reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
-    try:
-        ray.init(
-            address=settings.address or "local",
-            runtime_env=environment,
-            include_dashboard=False if settings.address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--address {settings.address}: no Ray cluster there ({text})") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _shipped_code() -> dict[str, Any]:
-    """Return what sends this code to all nodes: the checkout, or the packages where there is none."""
-    root = Path(__file__).resolve().parent.parent
-    if (root / "pyproject.toml").exists():
-        return {"working_dir": str(root), "excludes": list(NOT_SHIPPED)}
-    return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
-
-
-def _check_nodes(plan: SweepPlan) -> None:
-    """Raise ConfigError, listing all problems, where a node does not see the work folder or the data."""
-    places = list({cell.place.name: asdict(cell.place) for cell in plan.cells}.values())
-    ids = {cell.place.name: _ids_of(cell.place) for cell in plan.cells}
-    token = plan.folder / "sweep.json"
-    check = ray.remote(num_cpus=0)(_problems_of_node)
-    asked = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            name = node.get("NodeManagerAddress", node["NodeID"])
-            asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                places, ids, str(token)
-            )
-    problems = [f"node {name}: {problem}" for name, answer in asked.items() for problem in ray.get(answer)]
-    if problems:
-        raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
-
-
-def _ids_of(place: Place) -> list[int]:
-    from datasets.base import Split
-
-    data = place.open()
-    return [len(data.ids(split)) for split in Split]
-
-
-def _problems_of_node(places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str) -> list[str]:
-    problems = []
-    if not Path(token).exists():
-        problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
-    for content in places:
-        place = Place(**content)
-        try:
-            if not Path(place.root).is_dir():
-                raise DataError(f"{place.root}: no such folder (the root of {place.name})")
-            if (found := _ids_of(place)) != ids[place.name]:
-                raise DataError(
-                    f"{place.root}: {place.name} has other images here ({found}, not {ids[place.name]})"
-                )
-        except Exception as error:
-            problems.append(str(error))
-    return problems
 
 
 @contextmanager
@@ -402,7 +298,10 @@ def _only_driver(folder: Path) -> Iterator[None]:
 
 def _same_sweep(folder: Path, settings: SweepSettings) -> None:
     path = folder / "sweep.yaml"
-    if path.exists() and (names := read_settings(path, {}).differences(settings)):
+    # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
+    if not path.exists() or not (folder / "sweep.json").exists():
+        return
+    if names := read_settings(path, {}).differences(settings):
         raise ConfigError(
             f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
             f"`seedbed sweep --resume {settings.name}`, or choose another --name"

@@ -175,5 +175,6 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
 
 
 def _hours(row: Row, *, gpu: bool) -> float | None:
+    """Return hours to one decimal: a duration is measured anew each time, and more digits would be noise."""
     seconds = [seconds for device, seconds in row.seconds.items() if (device != "cpu") == gpu]
-    return sum(seconds) / 3600 if seconds else None
+    return round(sum(seconds) / 3600, 1) if seconds else None

@@ -85,7 +85,9 @@ def value_of(settings) -> float:
 
 def run(path, order) -> list[dict]:
     """Run nine trials, three at a time, that end in an order of the test's choice."""
-    cell, running, settings = study(path), [], []
+    cell = study(path)
+    running: list[int] = []
+    settings: list[dict] = []
     while len(settings) < 9 or running:
         while len(settings) < 9 and cell.ready(len(settings)):
             settings.append(cell.begin(len(settings)))

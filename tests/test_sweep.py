@@ -88,8 +88,9 @@ class Sweep:
         from mlflow import MlflowClient
 
         client = MlflowClient(uri or f"sqlite:///{self.work}/mlflow/mlflow.db")
-        experiment = client.get_experiment_by_name("seedbed").experiment_id
-        runs = client.search_runs([experiment], max_results=1000)
+        experiment = client.get_experiment_by_name("seedbed")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
         keys = Counter(run.data.tags["seedbed.key"] for run in runs)
         assert max(keys.values()) == 1
         assert len(keys) == 1 + 2 * (3 + 4)
@@ -161,7 +162,9 @@ def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
 
 def children(process: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
     """Return the living processes below a driver whose command has a word in it."""
-    found = []
+    found: list[psutil.Process] = []
+    if process.poll() is not None:
+        return found
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if word in " ".join(child.cmdline()):
@@ -174,7 +177,7 @@ def kill_driver(process):
 
 
 def kill_worker(process):
-    for worker in children(process, "ray::")[:1]:
+    for worker in [*children(process, "Trainable"), *children(process, "TrialActor")][:1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.kill()
 
@@ -206,8 +209,9 @@ def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, dat
             sweep.wait_for(sweep.ended() + 1, process)
             process.kill()
         process.wait()
-        words = ["sweep", "--resume", "s"]
-    sweep.run("sweep", "--resume", "s")
+        if (sweep.work / "sweeps" / "s" / "sweep.yaml").exists():
+            words = ["sweep", "--resume", "s"]
+    sweep.run(*words)
     sweep.check()
     assert sweep.tables() == straight[1]
 
@@ -320,11 +324,11 @@ def code_of(sweep: Sweep) -> str:
 
 
 def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path, data):
-    from benchmark.sweep import _problems_of_node
+    from benchmark.cluster import problems_of_node
 
     place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
     other = {"name": "chimera-voc", "loader": "chimera", "root": str(data), "options": {}}
-    problems = _problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, str(tmp_path / "sweep.json"))
+    problems = problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, str(tmp_path / "sweep.json"))
     assert len(problems) == 3
     assert "a file system that all nodes share" in problems[0]
     assert f"{tmp_path / 'away'}: no such folder" in problems[1]

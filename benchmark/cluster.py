@@ -1,0 +1,173 @@
+"""The connection to Ray: start or join it, send the code, ask every node for the data, notice its death."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from benchmark.environment import CODE_VARIABLE, code_version
+from benchmark.errors import ConfigError, DataError
+from benchmark.progress import Reporter
+from benchmark.sweep_settings import SweepSettings
+from benchmark.workfolder import Place
+
+NOT_SHIPPED = (
+    ".git/",
+    ".venv/",
+    "**/__pycache__/",
+    ".mypy_cache/",
+    ".ruff_cache/",
+    ".pytest_cache/",
+    "seedbed-work/",
+    "docs/",
+    "tests/",
+    "dist/",
+    "*.pth",
+    "*.pt",
+    "*.npy",
+    "*.arrow",
+    "*.db",
+    "*.zip",
+    "*.tar",
+)
+
+
+@contextmanager
+def connected(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
+    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_GLOBAL_CHECKPOINT_S="600",
+        TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+        RAY_AIR_NEW_OUTPUT="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    if settings.address is not None:
+        # More trials in the queue show the autoscaler how many nodes are wanted.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    # What becomes of a trial is told by Watch; Tune would print a traceback for each death of a worker.
+    for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
+    variables = {
+        "OMP_NUM_THREADS": str(settings.cpus_per_trial),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        CODE_VARIABLE: code_version(),
+    }
+    environment: dict[str, Any] = {"env_vars": variables}
+    if settings.address is not None:
+        environment |= _shipped_code()
+    reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
+    try:
+        ray.init(
+            address=settings.address or "local",
+            runtime_env=environment,
+            include_dashboard=False if settings.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"--address {settings.address}: no Ray cluster there ({text})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _shipped_code() -> dict[str, Any]:
+    """Return what sends this code to all nodes: the checkout, or the packages where there is none."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").exists():
+        return {"working_dir": str(root), "excludes": list(NOT_SHIPPED)}
+    return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
+
+
+def check_nodes(all_places: Sequence[Place], token: Path) -> None:
+    """Raise ConfigError, listing all problems, where a node does not see the data or the file `token`."""
+    places = [asdict(place) for place in all_places]
+    ids = {place.name: _counts(place) for place in all_places}
+    check = ray.remote(num_cpus=0)(problems_of_node)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node.get("NodeManagerAddress", node["NodeID"])
+            asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
+                places, ids, str(token)
+            )
+    problems = [f"node {name}: {problem}" for name, answer in asked.items() for problem in ray.get(answer)]
+    if problems:
+        raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
+
+
+def _counts(place: Place) -> list[int]:
+    from datasets.base import Split
+
+    data = place.open()
+    return [len(data.ids(split)) for split in Split]
+
+
+def problems_of_node(places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str) -> list[str]:
+    """Return what keeps this node from running trials: data sets by place, and their images a split."""
+    problems = []
+    if not Path(token).exists():
+        problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
+    for content in places:
+        place = Place(**content)
+        try:
+            if not Path(place.root).is_dir():
+                raise DataError(f"{place.root}: no such folder (the root of {place.name})")
+            if (found := _counts(place)) != ids[place.name]:
+                raise DataError(
+                    f"{place.root}: {place.name} has other images here ({found}, not {ids[place.name]})"
+                )
+        except Exception as error:
+            problems.append(str(error))
+    return problems
+
+
+class Pulse:
+    """Looks every second whether Ray still lives, and calls `died` where it does not."""
+
+    def __init__(self, died: Callable[[], None]) -> None:
+        self._died = died
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        ours = psutil.Process().children(recursive=True)
+        self._processes = [p for p in ours if p.name() in ("raylet", "gcs_server")]
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        missed = 0
+        while not self._stop.wait(1):
+            missed = 0 if self._alive() else missed + 1
+            # A cluster's head that does not answer once may only be busy.
+            if missed >= (1 if self._processes else 10) and not self._stop.is_set():
+                self._died()
+
+    def _alive(self) -> bool:
+        try:
+            if self._processes:
+                return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._processes)
+            # In a cluster that somebody else started, the head says whether this node is there.
+            return any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes())
+        except (psutil.NoSuchProcess, ray.exceptions.RayError, ConnectionError, RuntimeError):
+            return False

@@ -93,8 +93,8 @@ def _shipped_code() -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
 
 
-def check_nodes(all_places: Sequence[Place], token: Path) -> None:
-    """Raise ConfigError, listing all problems, where a node does not see the data or the file `token`."""
+def check_nodes(all_places: Sequence[Place], token: Path, weights: str | None) -> None:
+    """Raise ConfigError, listing all problems, where a node lacks the data, the file `token` or the weights."""
     places = [asdict(place) for place in all_places]
     ids = {place.name: _counts(place) for place in all_places}
     check = ray.remote(num_cpus=0)(problems_of_node)
@@ -104,7 +104,7 @@ def check_nodes(all_places: Sequence[Place], token: Path) -> None:
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerAddress", node["NodeID"])
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                places, ids, str(token)
+                places, ids, str(token), weights
             )
     problems = [f"node {name}: {problem}" for name, answer in asked.items() for problem in ray.get(answer)]
     if problems:
@@ -118,11 +118,15 @@ def _counts(place: Place) -> list[int]:
     return [len(data.ids(split)) for split in Split]
 
 
-def problems_of_node(places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str) -> list[str]:
+def problems_of_node(
+    places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, weights: str | None = None
+) -> list[str]:
     """Return what keeps this node from running trials: data sets by place, and their images a split."""
     problems = []
     if not Path(token).exists():
         problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
+    if weights not in (None, "none", "imagenet") and not Path(str(weights)).is_file():
+        problems.append(f"{weights}: no such file (--weights)")
     for content in places:
         place = Place(**content)
         try:

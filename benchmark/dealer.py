@@ -1,13 +1,14 @@
 """Which trial is next: all cells of a sweep, their two phases, and what must wait for what.
 
 Search: the trials of a cell on `tune`, under its Optuna study. Confirm: default and best settings with every seed.
-Cells take turns. A trial that needs a stage which another one is computing is held back until that stage is in the
+Cells take turns, and searching goes first; the default settings are confirmed whenever no search trial can start.
+A trial that needs a stage which another one is computing is held back until that stage is in the
 store, so that nothing is computed twice and no machine waits. Nothing here knows Ray or MLflow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ class _CellState:
     waiting: list[Job] = field(default_factory=list)
     begun: int = 0
     dealt: int = 0
-    confirming: bool = False
+    confirming: set[SettingsName] = field(default_factory=set)
 
 
 class Dealer:
@@ -234,19 +235,22 @@ class Dealer:
 
     def deal(self) -> Job | None:
         """Return the next trial, None where none can start now (`done` says whether any is left)."""
-        for state in sorted(self._cells, key=lambda s: s.dealt):
-            self._advance(state)
-            for job in state.waiting:
-                missing = self._missing(job)
-                if self._busy() & missing.keys():
-                    continue
-                state.waiting.remove(job)
-                state.dealt += 1
-                self._running[job.key] = (job, missing)
-                folder = self.folder(job)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_text(folder / JOB, job.to_json())
-                return job
+        self.refresh()
+        busy = self._busy()
+        for phase in ("search", "confirm"):
+            for state in sorted(self._cells, key=lambda s: s.dealt):
+                for job in state.waiting:
+                    if job.phase != phase:
+                        continue
+                    missing = self._missing(job)
+                    if busy.isdisjoint(missing):
+                        state.waiting.remove(job)
+                        state.dealt += 1
+                        self._running[job.key] = (job, missing)
+                        folder = self.folder(job)
+                        folder.mkdir(parents=True, exist_ok=True)
+                        write_text(folder / JOB, job.to_json())
+                        return job
         return None
 
     @property
@@ -299,18 +303,18 @@ class Dealer:
             )
             state.begun += 1
             self._add(state, job)
-        if not state.confirming and all(state.study.finished(n) for n in range(settings.trials)):
-            state.confirming = True
-            for name, changes in self._confirmed(state):
-                for seed in settings.seeds:
-                    self._add(state, self.plan.job(state.plan, "confirm", name, None, seed, changes))
-
-    def _confirmed(self, state: _CellState) -> Iterator[tuple[SettingsName, Settings]]:
-        yield "default", {}
-        if self.plan.settings.trials:
+        if "default" not in state.confirming:
+            self._confirm(state, "default", {})
+        searched = settings.trials and all(state.study.finished(n) for n in range(settings.trials))
+        if searched and "best" not in state.confirming:
             best = state.study.best()
             # Where no search trial came to its end, the best known settings are the default ones.
-            yield "best", state.study.begin(best) if best else {}
+            self._confirm(state, "best", state.study.begin(best) if best else {})
+
+    def _confirm(self, state: _CellState, name: SettingsName, changes: Settings) -> None:
+        state.confirming.add(name)
+        for seed in self.plan.settings.seeds:
+            self._add(state, self.plan.job(state.plan, "confirm", name, None, seed, changes))
 
     def _add(self, state: _CellState, job: Job) -> None:
         outcome = read_outcome(self.folder(job))

@@ -225,9 +225,8 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-        check_nodes(
-            list({cell.place.name: cell.place for cell in plan.cells}.values()), plan.folder / "sweep.json"
-        )
+        places = {cell.place.name: cell.place for cell in plan.cells}
+        check_nodes(list(places.values()), plan.folder / "sweep.json", settings.weights)
         watch = Watch(dealer, delivery, reporter)
         constants = {
             "work": str(plan.work.root),

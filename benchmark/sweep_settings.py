@@ -168,7 +168,10 @@ def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
 
 
 def settings_of(content: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings given by a table. Raises ConfigError for unknown keys and missing ones."""
+    """Return the settings given by a table. Raises ConfigError for unknown keys and missing ones.
+
+    Relative paths are made absolute: workers run in a folder of Ray's, and a sweep may be resumed from anywhere.
+    """
     for key in content:
         if key not in _hints():
             raise unknown_name("key", str(key), _hints())
@@ -176,7 +179,16 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
         if key not in content:
             raise ConfigError(f"a sweep needs {key}")
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    if isinstance(values["datasets"], tuple):
+        values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
+    if isinstance(weights := values.get("weights"), str) and weights not in ("none", "imagenet"):
+        values["weights"] = str(Path(weights).resolve())
     return SweepSettings(**values)
+
+
+def _absolute(text: Any) -> Any:
+    name, equals, root = str(text).partition("=")
+    return f"{name}={Path(root).resolve()}" if equals and root else text
 
 
 def saved_settings(sweeps: Path, name: str) -> SweepSettings:

@@ -18,14 +18,15 @@ def settings(chimera_root):
     return small(chimera_root)
 
 
-def test_search_comes_before_confirmation_with_the_searchs_own_seed(settings, tmp_path):
+def test_the_best_settings_are_confirmed_after_a_search_with_a_seed_of_its_own(settings, tmp_path):
     dealer = dealer_of(settings, tmp_path)
     jobs = run_to_its_end(dealer)
     assert len(jobs) == dealer.plan.expected() == 2 * (2 + 2 * 2)
     for cell in settings.cells():
         mine = [job for job in jobs if job.cell == cell]
-        phases = [job.phase for job in mine]
-        assert phases == ["search"] * 2 + ["confirm"] * 4
+        last_search = max(n for n, job in enumerate(mine) if job.phase == "search")
+        assert all(job.settings == "default" for job in mine[:last_search] if job.phase == "confirm")
+        assert all(n > last_search for n, job in enumerate(mine) if job.settings == "best")
         assert {job.trial.seed for job in mine if job.phase == "search"} == {1000}
         confirmed = {(job.settings, job.trial.seed) for job in mine if job.phase == "confirm"}
         assert confirmed == {("default", 0), ("default", 1), ("best", 0), ("best", 1)}
@@ -51,7 +52,9 @@ def test_without_a_search_only_the_default_is_confirmed(chimera_root, tmp_path):
 def test_where_every_search_trial_failed_the_best_is_the_default(chimera_root, tmp_path):
     dealer = dealer_of(small(chimera_root, refiners=["none"]), tmp_path)
     for _ in range(2):
-        end(dealer, dealer.deal(), None, status="failed", reason="a NaN")
+        job = dealer.deal()
+        assert job.phase == "search"
+        end(dealer, job, None, status="failed", reason="a NaN")
     rest = run_to_its_end(dealer)
     assert len(rest) == 4
     assert all("TrainCam.lr" not in job.trial.settings for job in rest)
@@ -95,6 +98,13 @@ def first_trial(dealer, cell):
     return dealer.plan.trial(cell, 0, {}, "confirm")
 
 
+def test_the_default_is_confirmed_while_search_trials_wait(chimera_root, tmp_path):
+    """All search trials need one training: meanwhile a second machine confirms, and does not stand still."""
+    dealer = dealer_of(small(chimera_root, trials=4, tune=["crf", "threshold"]), tmp_path)
+    first, second = dealer.deal(), dealer.deal()
+    assert (first.phase, second.phase, second.settings) == ("search", "confirm", "default")
+
+
 def test_no_stage_is_dealt_to_two_trials_at_once(chimera_root, tmp_path):
     dealer = dealer_of(small(chimera_root, trials=4, tune=["crf", "threshold"]), tmp_path)
     running: dict[str, set[str]] = {}
@@ -115,11 +125,13 @@ def test_no_stage_is_dealt_to_two_trials_at_once(chimera_root, tmp_path):
 
 
 def test_a_search_over_postprocessing_trains_each_network_once(chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, trials=4, tune=["crf", "threshold"], segment=False), tmp_path)
+    settings = small(
+        chimera_root, trials=4, tune=["crf", "threshold"], segment=False, settings={"TrainCam.epochs": 1}
+    )
+    dealer = dealer_of(settings, tmp_path)
     jobs = run_to_its_end(dealer, objective=lambda job: 0.1 * (job.number or 0))
-    steps = {
-        key: step for job in jobs for key, step in dealer.plan.plan(dealer.cell_of(job), job.trial).steps().items()
-    }
+    plans = [dealer.plan.plan(dealer.cell_of(job), job.trial) for job in jobs]
+    steps = {key: step for plan in plans for key, step in plan.steps().items()}
     trainings = [step for step in steps.values() if step.stage.produces is Kind.CHECKPOINT]
     assert len(trainings) == 1 + 2  # The search's seed, and the two that confirm.
 

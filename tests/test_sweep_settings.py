@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -59,7 +60,7 @@ def test_cells_are_methods_times_refiners_times_data_sets():
     settings = settings_of({**MINIMAL, "methods": ["cam"], "refiners": ["none", "crf"], "datasets": ["a=x", "b"]})
     expected = [Cell("cam", r, d) for d in ("a", "b") for r in ("none", "crf")]
     assert settings.cells() == expected
-    assert str(settings.root_of("a")) == "x"
+    assert settings.root_of("a") == Path("x").resolve()
     assert settings.root_of("b") is None
 
 
@@ -115,6 +116,14 @@ def test_a_resumed_sweep_may_change_machines_but_no_number():
         change(settings, {"trials": 3})
     assert settings.differences(dataclasses.replace(settings, workers=3)) == []
     assert settings.differences(dataclasses.replace(settings, trials=3)) == ["trials"]
+
+
+def test_paths_are_absolute_from_the_beginning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of({**MINIMAL, "datasets": ["voc2012=here", "chimera-voc"], "weights": "w.pth"})
+    assert settings.datasets == (f"voc2012={tmp_path}/here", "chimera-voc")
+    assert settings.weights == f"{tmp_path}/w.pth"
+    assert settings_of({**MINIMAL, "weights": "imagenet"}).weights == "imagenet"
 
 
 def test_options_take_several_words(monkeypatch):

@@ -43,8 +43,12 @@ NOT_SHIPPED = (
 
 
 @contextmanager
-def connected(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
-    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards."""
+def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter) -> Iterator[None]:
+    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards.
+
+    `apart` are folders and files that are not sent to other nodes, should they lie in the checkout. Raises
+    ConfigError where there is no cluster.
+    """
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_GLOBAL_CHECKPOINT_S="600",
@@ -66,7 +70,7 @@ def connected(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
     }
     environment: dict[str, Any] = {"env_vars": variables}
     if settings.address is not None:
-        environment |= _shipped_code()
+        environment |= shipped_code(apart)
     reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
     try:
         ray.init(
@@ -85,11 +89,12 @@ def connected(settings: SweepSettings, reporter: Reporter) -> Iterator[None]:
         ray.shutdown()
 
 
-def _shipped_code() -> dict[str, Any]:
-    """Return what sends this code to all nodes: the checkout, or the packages where there is none."""
+def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
+    """Return what sends this code to all nodes: the checkout without `apart`, or else the packages."""
     root = Path(__file__).resolve().parent.parent
     if (root / "pyproject.toml").exists():
-        return {"working_dir": str(root), "excludes": list(NOT_SHIPPED)}
+        inside = [f"/{path.relative_to(root)}" for path in apart if root in path.parents]
+        return {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside]}
     return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
 
 

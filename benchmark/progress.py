@@ -84,7 +84,7 @@ class Reporter:
 
 @dataclass(frozen=True)
 class LogFile(Reporter):
-    """Writes what is said to a file, with the time, and shows no bars."""
+    """Writes what is said to a file, with the time; a bar is a line now and then."""
 
     path: Path = Path("log.txt")
 
@@ -92,6 +92,24 @@ class LogFile(Reporter):
         """Append one line."""
         with self.path.open("a") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def bar(self, label: str, total: int) -> Iterator[Bar]:
+        """Write how far the loop is, every quarter of a minute."""
+        yield Bar(label, total, display=_Lines(self, label))
+
+
+class _Lines:
+    """Stands in for a bar's display in a file."""
+
+    def __init__(self, log: LogFile, label: str) -> None:
+        self._log, self._label, self._last = log, label, time.monotonic()
+
+    def update(self, _: Any, completed: int | None = None, note: str = "", **__: Any) -> None:
+        now = time.monotonic()
+        if completed is not None and now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            self._log.say(f"  {self._label}: step {completed} {note}".rstrip())
 
 
 class _Nothing:

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -221,11 +222,12 @@ class Watch:
 def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
-    with connected(settings, reporter):
+    places = {cell.place.name: cell.place for cell in plan.cells}
+    apart = [plan.work.root, *(Path(place.root) for place in places.values())]
+    with connected(settings, apart, reporter):
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
-        places = {cell.place.name: cell.place for cell in plan.cells}
         check_nodes(list(places.values()), plan.folder / "sweep.json", settings.weights)
         watch = Watch(dealer, delivery, reporter)
         constants = {
@@ -310,7 +312,12 @@ def _same_sweep(folder: Path, settings: SweepSettings) -> None:
 def _describe(folder: Path, plan: SweepPlan) -> None:
     """Write `sweep.json`. Raises DataError where the data is not what the sweep began with."""
     path = folder / "sweep.json"
-    description = {**plan.description(), "expected": plan.expected(), "code": code_version()}
+    description = {
+        **plan.description(),
+        "id": uuid.uuid4().hex,
+        "expected": plan.expected(),
+        "code": code_version(),
+    }
     if path.exists():
         before = json.loads(path.read_text())
         for old, new in zip(before["cells"], description["cells"], strict=True):
@@ -318,7 +325,7 @@ def _describe(folder: Path, plan: SweepPlan) -> None:
                 raise DataError(
                     f"{new['dataset']}: its files have changed since this sweep began; give the sweep a new name"
                 )
-        description["code"] = before["code"]
+        description |= {"id": before["id"], "code": before["code"]}
     write_text(path, json.dumps(description, indent=1))
 
 

@@ -75,7 +75,10 @@ class Tracker:
             return str(found.experiment_id)
         location = None if artifacts is None else artifacts.resolve().as_uri()
         try:
-            return self.client.create_experiment(EXPERIMENT, artifact_location=location)
+            # The kind tells MLflow's page to begin with runs, and not with its tools for language models.
+            return self.client.create_experiment(
+                EXPERIMENT, artifact_location=location, tags={"mlflow.experimentKind": "custom_model_development"}
+            )
         except MlflowException:
             # Somebody else made it in between.
             found = self.client.get_experiment_by_name(EXPERIMENT)
@@ -91,13 +94,21 @@ class Tracker:
         return found[0].info.run_id if found else None
 
     def sweep(self, name: str, description: Mapping[str, Any], code: str) -> str:
-        """Return the id of a sweep's parent run, made with `sweep.json` where it is not there yet."""
+        """Return the id of a sweep's parent run, made with `sweep.json` where it is not there yet.
+
+        Raises ConfigError where the store has another sweep of this name, for example a colleague's.
+        """
         run = self.find(f"sweep:{name}")
+        if run is not None and self.client.get_run(run).data.tags.get("seedbed.id") != description.get("id", ""):
+            raise ConfigError(
+                f"{self.uri} has another sweep named {name!r}; delete that one there, or give this one a new name"
+            )
         if run is None:
             tags = {
                 "seedbed.kind": "sweep",
                 "seedbed.sweep": name,
                 "seedbed.key": f"sweep:{name}",
+                "seedbed.id": description.get("id", ""),
                 "code": code.removesuffix("+dirty"),
                 "dirty": str(code.endswith("+dirty")).lower(),
             }
@@ -140,7 +151,7 @@ class Tracker:
 
         tags = [RunTag(name, value) for name, value in tags_of(job, outcome, config).items()]
         params = [
-            Param(f"{stage['stage']}.{name}", json.dumps(value) if isinstance(value, list) else str(value))
+            Param(f"{stage['stage']}.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
             for stage in config.get("stages", [])
             for name, value in stage.items()
             if name not in ("stage", "version")

@@ -136,6 +136,20 @@ def test_a_search_over_postprocessing_trains_each_network_once(chimera_root, tmp
     assert len(trainings) == 1 + 2  # The search's seed, and the two that confirm.
 
 
+def test_with_early_stopping_a_job_carries_the_curves_that_it_may_be_compared_with(chimera_root, tmp_path):
+    settings = small(chimera_root, refiners=["none"], trials=3, window=1, early_stopping=True)
+    dealer = dealer_of(settings, tmp_path)
+    first = dealer.deal()
+    assert first.rivals == []
+    end(dealer, first, losses=[0.5, 0.25])
+    second = dealer.deal()
+    assert second.rivals == [[0.5, 0.25]]
+    end(dealer, second, None, status="pruned", losses=[0.9])
+    assert dealer.deal().rivals == [[0.5, 0.25], [0.9]]
+    without = dealer_of(small(chimera_root, refiners=["none"]), tmp_path / "without")
+    assert without.deal().rivals is None
+
+
 def test_cells_take_turns(chimera_root, tmp_path):
     dealer = dealer_of(small(chimera_root, trials=6), tmp_path)
     dealt: Counter[str] = Counter()

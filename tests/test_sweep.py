@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -321,6 +322,46 @@ cluster.shutdown()
 
 def code_of(sweep: Sweep) -> str:
     return str(json.loads((sweep.work / "sweeps" / "s" / "sweep.json").read_text())["code"])
+
+
+def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path):
+    """The failed ones say why, in MLflow and on the leaderboard."""
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    for image in (broken / "JPEGImages").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[:200])
+    sweep = Sweep(tmp_path, data)
+    sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
+    sizes = ["--trials", "0", "--seeds", "0", "1", "2", "--refiners", "none", "--no-segment"]
+    sweep.run("sweep", "--name", "s", *sets, *sizes, "--set", "TrainCam.epochs=1")
+    assert "6 of 6 trials have ended" in sweep.output()
+    text = sweep.tables()["leaderboard.md"].decode()
+    good, bad = sorted(text.split("## ")[1:3])[::-1]
+    assert "failed" not in good.split("Columns")[0]
+    assert "failed" in bad
+    assert "broken/JPEGImages/" in bad
+    assert "not ranked" in bad
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{sweep.work}/mlflow/mlflow.db")
+    runs = client.search_runs(["1"], "tags.dataset = 'chimera-coco'")
+    assert {run.info.status for run in runs} == {"FAILED"}
+    before = len(sweep.output())
+    sweep.run("sweep", "--resume", "s")
+    assert "3 failed trials are tried again" in sweep.output()[before:]
+    assert len(client.search_runs(["1"])) == 1 + 6
+
+
+def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):
+    from benchmark.cluster import shipped_code
+
+    inside, outside = CHECKOUT / "mine" / "VOC2012", Path("/elsewhere/data")
+    sent = shipped_code([inside, outside])
+    assert sent["working_dir"] == str(CHECKOUT)
+    assert "/mine/VOC2012" in sent["excludes"]
+    assert not any("elsewhere" in pattern for pattern in sent["excludes"])
+    for pattern in ("seedbed-work/", "*.pth", ".git/", ".venv/"):
+        assert pattern in sent["excludes"]
 
 
 def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path, data):

@@ -100,7 +100,7 @@ def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
     assert len(runs) == 2
     run = next(r for r in runs if r.data.tags["status"] == "complete")
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"TrainCam.lr": "0.1", "TrainCam.scales": "[1.0, 0.5]"}
+    assert run.data.params == {"TrainCam.lr": "0.1", "TrainCam.scales": "1.0,0.5"}
     assert run.data.metrics["seed.train/mIoU_tuned"] == 0.1
     assert run.data.metrics["val/IoU_class 3"] == 3 / 20
     assert not any("absent" in name for name in run.data.metrics)
@@ -138,6 +138,15 @@ def test_the_parent_run_is_the_sweep(work, trials):
     assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
     local = client.download_artifacts(parent.info.run_id, "sweep.json")
     assert json.loads(Path(local).read_text())["cells"][0]["method"] == "cam"
+
+
+def test_another_sweep_of_the_same_name_is_not_mixed_with_it(work, trials):
+    """On a server that a group shares."""
+    Tracker(None, work).sweep("small", {"id": "a colleague's"}, "abc")
+    with pytest.raises(ConfigError, match="has another sweep named 'small'"):
+        sync(work, None, Reporter())
+    assert deliver_all(work).undelivered == 2
+    assert runs_of(work)[1] == []
 
 
 def test_delivering_again_makes_no_second_run_and_no_second_number(work, trials):

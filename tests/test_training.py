@@ -153,3 +153,17 @@ def test_the_sampler_gives_each_image_once_an_epoch_in_an_order_of_the_seed():
     sampler.epoch = 1
     assert [index for batch in sampler for _, index in batch] != [index for batch in first for _, index in batch]
     assert len(EpochSampler(2, 16, seed=0)) == 1
+
+
+def test_a_log_file_tells_how_far_a_loop_is(tmp_path, monkeypatch):
+    from benchmark import progress
+
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    log = progress.LogFile(path=tmp_path / "log.txt")
+    log.say("begins")
+    with log.bar("TrainCam", 3) as bar:
+        bar.retotal(4)
+        bar.show(2, "loss 0.5")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert lines[0].endswith(" begins")
+    assert lines[1].endswith("TrainCam: step 2 loss 0.5")

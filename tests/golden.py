@@ -1,6 +1,6 @@
 """One number a stage on the tiny Chimera, which guards `Stage.version`.
 
-    python -m tests.golden      records the numbers of today's code in golden.json
+    OMP_NUM_THREADS=1 python -m tests.golden      records the numbers of today's code in golden.json
 
 A number that moves while the version stands still means that old entries of somebody's store are wrong without
 anybody noticing. Then raise the stage's version, and record the numbers again.

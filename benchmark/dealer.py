@@ -8,6 +8,7 @@ store, so that nothing is computed twice and no machine waits. Nothing here know
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,7 +271,8 @@ class Dealer:
         """Write down that a trial failed whose worker could not say so itself."""
         job, _ = self._running[key]
         outcome = read_outcome(self.folder(job)) or Outcome(key, "failed", reason)
-        write_outcome(self.folder(job), outcome)
+        with contextlib.suppress(OSError):
+            write_outcome(self.folder(job), outcome)
         return outcome
 
     def remaining(self) -> dict[Phase, int]:

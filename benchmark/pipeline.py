@@ -6,6 +6,7 @@ on `weak`; stages that make SCORES, MASKS or RECORDS work on the split that is a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,5 +136,9 @@ class Pipeline:
         scope = self.scope.get(kind)
         if scope is None or split not in NESTED or NESTED.index(split) >= NESTED.index(scope):
             return split
-        covered = set(self.data.ids(split)) <= set(self.data.ids(scope))
-        return scope if covered else split
+        return scope if _covered(self.data.ids(split), self.data.ids(scope)) else split
+
+
+@functools.lru_cache(maxsize=32)
+def _covered(few: tuple[str, ...], many: tuple[str, ...]) -> bool:
+    return set(few) <= set(many)

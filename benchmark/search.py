@@ -169,11 +169,11 @@ class CellStudy:
 
 
 class StoppedEarlyError(Exception):
-    """A search trial was stopped inside its first training, after `epoch` epochs."""
+    """A search trial was stopped inside its first training, whose losses by epoch were `losses`."""
 
-    def __init__(self, epoch: int, loss: float) -> None:
-        super().__init__(f"its loss {loss:.4f} in epoch {epoch} is above the median of earlier trials")
-        self.epoch = epoch
+    def __init__(self, losses: Sequence[float]) -> None:
+        super().__init__(f"its loss {losses[-1]:.4f} in epoch {len(losses)} is above the median of earlier trials")
+        self.losses = losses
 
 
 def stop_if_above_median(rivals: Sequence[Sequence[float]], losses: Sequence[float], epochs: int) -> None:
@@ -194,7 +194,7 @@ def stop_if_above_median(rivals: Sequence[Sequence[float]], losses: Sequence[flo
     for epoch, loss in enumerate(losses[: epochs - 1], 1):
         trial.report(loss, epoch)
         if trial.should_prune():
-            raise StoppedEarlyError(epoch, loss)
+            raise StoppedEarlyError(losses[:epoch])
 
 
 def _within(space: BaseDistribution, value: Any) -> bool:

@@ -258,7 +258,7 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         try:
             with Pulse(lambda: _ray_died(settings.name, delivery)):
                 tuner.fit()
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             raise ConfigError(f"{_stopped(settings.name)} ({type(error).__name__}: {text})") from error
     if not dealer.done:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from benchmark.errors import ConfigError, unknown_name
 from benchmark.hparams import conform
@@ -178,7 +178,13 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
     for key in ("name", "datasets"):
         if key not in content:
             raise ConfigError(f"a sweep needs {key}")
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        many = get_origin(_hints()[key]) is tuple
+        # `methods: all` is as good as `methods: [all]`.
+        values[key] = (value,) if many and isinstance(value, str | int) else value
+        if isinstance(value, list):
+            values[key] = tuple(value)
     if isinstance(values["datasets"], tuple):
         values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
     if isinstance(weights := values.get("weights"), str) and weights not in ("none", "imagenet"):

@@ -40,7 +40,9 @@ class SystemMetrics:
         self._stop.set()
         self._thread.join()
         self._sample()
-        self._path.write_text(json.dumps(self._samples))
+        # A full disk must not hide what the trial itself ended with.
+        with contextlib.suppress(OSError):
+            self._path.write_text(json.dumps(self._samples))
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,29 +63,30 @@ def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) ->
             _write(folder, plan, records, pictures=job.phase == "confirm")
             outcome = replace(outcome, objective=objective_of(records))
     except StoppedEarlyError as error:
-        losses = losses_of(plan, error.epoch) if plan is not None else []
+        losses = list(error.losses)
         outcome = replace(outcome, status="pruned", reason=str(error))
     except Exception as error:
         outcome = replace(outcome, status="failed", reason=reason_of(error))
         # A full disk may refuse even this.
         with contextlib.suppress(OSError):
             write_text(folder / "error.txt", traceback.format_exc())
-    environment_now = environment()
+    now = environment()
     outcome = replace(
         outcome,
         losses=losses,
-        stages={} if plan is None else _seconds(plan),
         computed=sum(entry.seconds for entry in plan.executed) if plan is not None else 0.0,
         started=started,
         finished=time.time(),
         device=device,
-        hardware=str((environment_now["gpu"] if device != "cpu" else None) or environment_now["processor"]),
+        hardware=str((now["gpu"] if device != "cpu" else None) or now["processor"]),
     )
-    if plan is not None:
-        with contextlib.suppress(OSError):
+    # What cannot be written now, on a full disk, is computed again when the sweep is resumed.
+    with contextlib.suppress(OSError, SeedbedError):
+        if plan is not None:
+            outcome = replace(outcome, stages=_seconds(plan))
             write_text(folder / "config.json", json.dumps(plan.describe(), indent=1))
             write_text(folder / "losses.json", json.dumps(curves(plan)))
-    write_outcome(folder, outcome)
+        write_outcome(folder, outcome)
     return outcome
 
 
@@ -116,19 +117,6 @@ def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def losses_of(plan: Plan, epochs: int | None = None) -> list[float]:
-    """Return the sum of the losses of each epoch of the first training, finished or stopped."""
-    target = plan.first_training()
-    if target is None:
-        return []
-    history = _history(plan.work.store.path(target.step.key)) or _stopped.get(target.step.key, [])
-    return [sum(epoch.values()) for epoch in history][:epochs]
-
-
-_stopped: dict[str, list[Mapping[str, float]]] = {}
-"""The epochs of trainings that were stopped in this process, by key."""
-
-
 def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
     """Run the first training, stop it where it is worse than its rivals, and return its losses by epoch."""
     target = plan.first_training()
@@ -140,7 +128,6 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
 
         def judge(stage: str, history: Sequence[Mapping[str, float]]) -> None:
             if stage == name:
-                _stopped[target.step.key] = list(history)
                 stop_if_above_median(rivals, [sum(epoch.values()) for epoch in history], epochs)
 
         judged = replace(target.pipeline.machine, on_epoch=judge)
@@ -149,8 +136,8 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
         # What was in the store already is judged as if it had run now, so that a resumed sweep decides the same.
         judge(name, _history(folder) or [])
     else:
-        target.pipeline.compute(target.step)
-    return losses_of(plan)
+        folder = target.pipeline.compute(target.step).path
+    return [sum(epoch.values()) for epoch in _history(folder) or []]
 
 
 def _history(entry: Path) -> list[dict[str, float]] | None:
@@ -206,11 +193,3 @@ def _opened(place: tuple[str, str, str, str]) -> Dataset:
     """Open a data set once a process: reading the lists and tags of COCO takes seconds."""
     name, loader, root, options = place
     return Place(name, loader, root, json.loads(options)).open()
-
-
-def metrics_of(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[tuple[str, int, float]]:
-    """Yield (name, epoch from 1, value) of all losses, `TrainCam/classification`."""
-    for stage, history in curves.items():
-        for epoch, losses in enumerate(history, 1):
-            for loss, value in losses.items():
-                yield f"{stage}/{loss}", epoch, value

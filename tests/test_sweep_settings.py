@@ -75,6 +75,11 @@ def test_a_one_step_method_has_one_cell_a_data_set(monkeypatch):
     assert cells == [Cell("cam", "none", "chimera-voc")]
 
 
+def test_one_word_is_as_good_as_a_list_of_one():
+    settings = settings_of({**MINIMAL, "methods": "all", "datasets": "chimera-voc", "seeds": 3})
+    assert (settings.methods, settings.datasets, settings.seeds) == (("all",), ("chimera-voc",), (3,))
+
+
 def test_a_file_gives_what_the_command_line_gives_and_is_read_back(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump({**MINIMAL, "seeds": [3, 4], "settings": {"TrainCam.lr": 0.01}}))

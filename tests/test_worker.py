@@ -132,6 +132,20 @@ def test_a_crash_and_a_full_disk_end_the_trial_as_failed(dealt, monkeypatch):
     assert "Traceback" in (dealer.folder(job) / "error.txt").read_text()
 
 
+def test_a_disk_too_full_for_the_result_still_gives_an_outcome(dealt, monkeypatch):
+    work, dealer, search, _ = dealt
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "write_outcome", full)
+    monkeypatch.setattr(worker, "write_text", full)
+    job = job_like(search, 98, **{"TrainCam.weight_decay": 0.005})
+    outcome = run_job(job, work, "cpu", 0)
+    assert outcome.status == "complete"
+    assert read_outcome(dealer.folder(job)) is None
+
+
 def test_impossible_settings_end_the_trial_as_failed(dealt):
     work, _, search, _ = dealt
     outcome = run_job(job_like(search, 93, **{"TrainCam.stride": 7}), work, "cpu", 0)

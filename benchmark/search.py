@@ -59,9 +59,8 @@ def check_tune(chains: Sequence[Sequence[Stage]], tune: Sequence[str]) -> None:
     searchable = {key for stages in chains for key in search_space(stages, ["."], {})}
     for word in tune:
         if word != ALL and not any(_asked(key, True, [word]) for key in searchable):
-            raise ConfigError(
-                f"tune: nothing to search is called {word!r}. Valid: {', '.join(sorted(searchable))}"
-            )
+            valid = ", ".join([ALL, *sorted(searchable)])
+            raise ConfigError(f"tune: nothing to search is called {word!r}. Valid: {valid}")
 
 
 def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:

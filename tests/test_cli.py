@@ -271,3 +271,30 @@ def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
     command = re.search(r"seedbed (data prepare coco --root \S+)", refused.stderr)[1]
     assert "40 masks" in seedbed(work, *command.split()).stdout
     assert "griffin" in seedbed(work, "data", "stats", "chimera", "--root", root).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep"], "error: a sweep needs name"),
+        (["sweep", "--name", "x", "--datasets", "nowhere"], "error: unknown data set 'nowhere'"),
+        (
+            ["sweep", "--name", "x", "--datasets", "small", "--tune", "nothing"],
+            "is called 'nothing'. Valid: all, ",
+        ),
+        (["sweep", "--resume", "x"], "no sweep 'x'. There are: (none)"),
+        (["sweep", "absent.yaml"], "error: absent.yaml: No such file"),
+        (["leaderboard", "--sweep", "x", "--out", "o"], "there is no such file; sweeps write it"),
+        (["ui"], "no MLflow store yet"),
+    ],
+)
+def test_commands_of_a_sweep_say_what_is_missing(work, tmp_path, words, message):
+    (tmp_path / "seedbed.toml").write_text(f'[datasets.small]\ndataset = "chimera"\nroot = "{work / "data"}"\n')
+    done = seedbed(tmp_path, *words, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_to_deliver_is_no_error(tmp_path):
+    assert seedbed(tmp_path, "sync").stdout == "0 trials delivered, 0 left\n"

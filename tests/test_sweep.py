@@ -140,6 +140,32 @@ def test_the_same_command_again_ends_at_once_without_ray(straight):
     assert sweep.tables() == tables
 
 
+def test_the_ui_shows_the_store_on_this_machine_alone(straight):
+    sweep, _ = straight
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = sweep.start("ui", "--port", str(port))
+    try:
+        wait_for_server(f"http://127.0.0.1:{port}/health", server)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=seedbed"
+        )
+        assert b"seedbed" in urllib.request.urlopen(request, timeout=30).read()
+        listening = {
+            connection.laddr.ip
+            for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    finally:
+        for child in psutil.Process(server.pid).children(recursive=True):
+            child.kill()
+        server.kill()
+        server.wait()
+
+
 def test_other_settings_under_the_same_name_are_refused(straight):
     sweep, _ = straight
     words = [word if word != "3" else "4" for word in sweep.words]

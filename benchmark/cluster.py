@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -82,7 +83,8 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--address {settings.address}: no Ray cluster there ({text})") from None
+        where = "Ray does not start here" if settings.address is None else f"no Ray cluster at {settings.address}"
+        raise ConfigError(f"{where} ({text})") from None
     try:
         yield
     finally:
@@ -111,7 +113,11 @@ def check_nodes(all_places: Sequence[Place], token: Path, weights: str | None) -
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
                 places, ids, str(token), weights
             )
-    problems = [f"node {name}: {problem}" for name, answer in asked.items() for problem in ray.get(answer)]
+    problems = []
+    for name, answer in asked.items():
+        # A node that dies meanwhile runs no trials either.
+        with contextlib.suppress(ray.exceptions.RayError):
+            problems += [f"node {name}: {problem}" for problem in ray.get(answer)]
     if problems:
         raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
 

@@ -8,13 +8,12 @@ store, so that nothing is computed twice and no machine waits. Nothing here know
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import SeedbedError, unknown_name
+from benchmark.errors import unknown_name
 from benchmark.job import JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.progress import Reporter
@@ -241,7 +240,7 @@ class Dealer:
         for phase in ("search", "confirm"):
             for state in sorted(self._cells, key=lambda s: s.dealt):
                 for job in state.waiting:
-                    if job.phase != phase:
+                    if job.phase != phase or not busy.isdisjoint(self._steps.get(job.key, ())):
                         continue
                     missing = self._missing(job)
                     if busy.isdisjoint(missing):
@@ -261,19 +260,20 @@ class Dealer:
 
     def finish(self, outcome: Outcome) -> Job:
         """Note how a dealt trial ended, and return it."""
-        job, _ = self._running.pop(outcome.key)
+        job, _ = self._running[outcome.key]
+        # The file comes first: what Optuna is told must be known after a kill too.
+        if read_outcome(self.folder(job)) is None:
+            write_outcome(self.folder(job), outcome)
         self._note(self._state(job), job, outcome)
+        del self._running[outcome.key]
         if outcome.computed:
             self.computed_seconds[job.phase].append(outcome.finished - outcome.started)
         return job
 
     def give_up(self, key: str, reason: str) -> Outcome:
-        """Write down that a trial failed whose worker could not say so itself."""
+        """Return how a trial ended whose worker could not say so itself: failed, unless it left a result."""
         job, _ = self._running[key]
-        outcome = read_outcome(self.folder(job)) or Outcome(key, "failed", reason)
-        with contextlib.suppress(OSError):
-            write_outcome(self.folder(job), outcome)
-        return outcome
+        return read_outcome(self.folder(job)) or Outcome(key, "failed", reason)
 
     def remaining(self) -> dict[Phase, int]:
         """Return how many trials of each phase have not ended."""
@@ -340,7 +340,7 @@ class Dealer:
         if job.key not in self._steps:
             try:
                 self._steps[job.key] = self.plan.plan(self.cell_of(job), job.trial).steps()
-            except SeedbedError:
+            except Exception:
                 # Settings that do not go together: the worker meets the same error and writes it down.
                 self._steps[job.key] = {}
         store = self.plan.work.store

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import optuna
 
 from benchmark.dealer import CellPlan, SweepPlan, plan_sweep
+from benchmark.errors import ConfigError
 from benchmark.pipeline import Step
 from benchmark.progress import Reporter
 from benchmark.seeding import derive_seed
@@ -77,7 +78,12 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
         for trial in _trials(plan, cell):
             searching += trial.measure_on == "tune"
             confirming += trial.measure_on == "report"
-            for key, step in plan.plan(cell, trial).steps().items():
+            try:
+                planned = plan.plan(cell, trial).steps()
+            except ConfigError:
+                # Random settings that do not go together; such a trial would fail at no cost.
+                continue
+            for key, step in planned.items():
                 needed[type(step.stage).__name__] += 1
                 steps[type(step.stage).__name__][key] = step
                 data[key] = cell.digest

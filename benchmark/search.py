@@ -74,7 +74,8 @@ def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:
 
 def storage_at(path: Path) -> optuna.storages.BaseStorage:
     """Open, or make, the SQLite file that holds a sweep's studies."""
-    return optuna.storages.RDBStorage(f"sqlite:///{path}")
+    # Somebody may look at the file with optuna-dashboard at the same time.
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 class CellStudy:
@@ -96,9 +97,6 @@ class CellStudy:
             storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
         self._trials = self._study.get_trials()
-
-    def __len__(self) -> int:
-        return len(self._trials)
 
     def ready(self, number: int) -> bool:
         """Say whether suggestion `number` can be made: all that it may see has ended."""
@@ -149,8 +147,8 @@ class CellStudy:
         return number < len(self._trials) and self._trials[number].state.is_finished()
 
     def rivals(self, number: int) -> list[list[float]]:
-        """Return the losses by epoch of the trials that trial `number` may be compared with."""
-        curves = (t.intermediate_values for t in self._visible(number) if t.state is not TrialState.FAIL)
+        """Return the losses by epoch of the complete trials that trial `number` may be compared with."""
+        curves = (t.intermediate_values for t in self._visible(number) if t.state is TrialState.COMPLETE)
         return [[-curve[epoch] for epoch in sorted(curve)] for curve in curves if curve]
 
     def best(self) -> int | None:

@@ -131,7 +131,13 @@ class Store:
         _flush(out)
         final = self.path(key)
         final.parent.mkdir(parents=True, exist_ok=True)
-        out.rename(final)
+        try:
+            out.rename(final)
+        except OSError:
+            # On a network file system an entry of another node may become visible only now.
+            if (entry := self.get(key)) is None:
+                raise
+            return entry
         shutil.rmtree(partial, ignore_errors=True)
         return Entry(key, final, record)
 

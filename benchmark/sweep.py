@@ -37,7 +37,7 @@ from benchmark.job import Job, Outcome, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.sweep_settings import SweepSettings, read_settings
 from benchmark.tracking import Delivery
-from benchmark.worker import run_job
+from benchmark.worker import reason_of, run_job
 from benchmark.workfolder import WorkFolder
 
 DEATHS = 3
@@ -55,19 +55,24 @@ class SweepResult:
     seconds: float
 
 
-def run_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepResult:
-    """Run a sweep, or go on with it, to its end.
+def run_sweep(
+    settings: SweepSettings, work: WorkFolder, reporter: Reporter, retry_failed: bool = False
+) -> SweepResult:
+    """Run a sweep, or go on with it, to its end; `retry_failed` tries failed confirming trials again.
 
     Raises ConfigError for settings that disagree with those of an earlier sweep of the same name, where another
     process drives it, and where a node of the cluster does not see the data; DataError where the data changed.
     """
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
+    settings = settings.resolved()
     folder = work.sweeps / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder):
         _same_sweep(folder, settings)
         settings.save(folder / "sweep.yaml")
+        if retry_failed and (count := _forget_failures(folder)):
+            reporter.say(f"{count} failed trials are tried again")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
         plan = plan_sweep(settings, work, reporter)
         _describe(folder, plan)
@@ -85,13 +90,13 @@ def run_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> 
     return SweepResult(folder, dealer.finished, plan.expected(), delivery.undelivered, seconds)
 
 
-def forget_failures(work: WorkFolder, name: str) -> int:
+def _forget_failures(folder: Path) -> int:
     """Make the confirming trials of a sweep that failed wait again, and return how many they are.
 
     A search trial that failed stays failed: later suggestions were made knowing it.
     """
     count = 0
-    for path in sorted((work.sweeps / name / "trials").glob("*/result.json")):
+    for path in sorted((folder / "trials").glob("*/result.json")):
         outcome = read_outcome(path.parent)
         phase = json.loads((path.parent / "job.json").read_text())["phase"]
         if outcome is not None and outcome.status == "failed" and phase == "confirm":
@@ -105,7 +110,9 @@ class TrialActor(Trainable):
     """A worker of Ray: runs one job after another, so that libraries and data are loaded once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first job."""
+        """Take the first job. Raises DataError on a node, perhaps a new one, that does not see the work folder."""
+        if not Path(config["token"]).exists():
+            raise DataError(f"{config['token']}: not on this node; all nodes must share the work folder")
         self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -117,7 +124,10 @@ class TrialActor(Trainable):
         """Run the job to its end."""
         config = self._config
         job = Job.from_json(config["job"])
-        outcome = run_job(job, WorkFolder(Path(config["work"])), config["device"], config["workers"])
+        try:
+            outcome = run_job(job, WorkFolder(Path(config["work"])), config["device"], config["workers"])
+        except Exception as error:
+            outcome = Outcome(job.key, "failed", reason_of(error))
         return {"done": True, "outcome": json.dumps(asdict(outcome))}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -134,6 +144,8 @@ class DealerSearcher(Searcher):
         super().__init__(metric="outcome", mode="max")
         self._dealer, self._watch, self._constants = dealer, watch, dict(constants)
         self._jobs: dict[str, Job] = {}
+        self.broken: Exception | None = None
+        """What went wrong while a trial's end was noted; Tune itself would go on without the trial."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Give Tune, which pickles its searcher for a restore that Seedbed never does, nothing to keep."""
@@ -141,6 +153,8 @@ class DealerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next job, None while none can start, FINISHED after the last."""
+        if self.broken is not None:
+            raise self.broken
         if self._dealer.done:
             return Searcher.FINISHED
         job = self._dealer.deal()
@@ -148,7 +162,6 @@ class DealerSearcher(Searcher):
             # The dealer may just have found the last trials done.
             return Searcher.FINISHED if self._dealer.done else None
         self._jobs[trial_id] = job
-        self._watch.begun(job)
         return {**self._constants, "job": job.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -156,6 +169,12 @@ class DealerSearcher(Searcher):
         job = self._jobs.pop(trial_id, None)
         if job is None:
             return
+        try:
+            self._ended(job, result, error)
+        except Exception as problem:
+            self.broken = problem
+
+    def _ended(self, job: Job, result: Any, error: bool) -> None:
         if error or not result or "outcome" not in result:
             outcome = self._dealer.give_up(job.key, f"its worker died {DEATHS + 1} times, or could not start")
         else:
@@ -176,19 +195,15 @@ class DealerSearcher(Searcher):
 class Watch:
     """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
 
-    def __init__(self, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
-        self._dealer, self._delivery, self._reporter = dealer, delivery, reporter
-        self._slots = 1
-        self._running: dict[str, float] = {}
-
-    def begun(self, job: Job) -> None:
-        """Note that a trial was dealt."""
-        self._running[job.key] = time.monotonic()
-        self._slots = max(self._slots, len(self._running))
+    def __init__(
+        self, dealer: Dealer, delivery: Delivery, wanted: Mapping[str, float], reporter: Reporter
+    ) -> None:
+        """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
+        self._dealer, self._delivery, self._wanted, self._reporter = dealer, delivery, wanted, reporter
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Tell of a trial's end and deliver its records."""
-        seconds = time.monotonic() - self._running.pop(job.key)
+        seconds = outcome.finished - outcome.started
         self._delivery.put(self._dealer.folder(job))
         total = self._dealer.plan.expected()
         numbers = ""
@@ -202,6 +217,12 @@ class Watch:
             f"[{self._dealer.finished}/{total}] {job.label}{numbers}{state}  {seconds:.0f} s{self._left()}"
         )
 
+    def _slots(self) -> int:
+        """Return how many trials the cluster runs at once, as it is now."""
+        there = ray.cluster_resources()
+        fits = [there.get(what, 0) / wanted for what, wanted in self._wanted.items() if wanted]
+        return max(1, int(min(fits)))
+
     def _left(self) -> str:
         remaining = self._dealer.remaining()
         seconds = 0.0
@@ -213,7 +234,7 @@ class Watch:
             if count:
                 samples = known or other
                 seconds += count * sum(samples) / len(samples)
-        seconds /= self._slots
+        seconds /= self._slots()
         if not any(remaining.values()):
             return ""
         return f"; about {seconds / 60:.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
@@ -229,11 +250,12 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
         check_nodes(list(places.values()), plan.folder / "sweep.json", settings.weights)
-        watch = Watch(dealer, delivery, reporter)
+        watch = Watch(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
         constants = {
             "work": str(plan.work.root),
             "device": "cuda" if gpus else "cpu",
             "workers": settings.workers,
+            "token": str(plan.folder / "sweep.json"),
         }
         searcher = DealerSearcher(dealer, watch, constants)
         ray_folder = plan.folder / "ray"
@@ -258,6 +280,8 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         try:
             with Pulse(lambda: _ray_died(settings.name, delivery)):
                 tuner.fit()
+            if searcher.broken is not None:
+                raise searcher.broken
         except Exception as error:
             text = (str(error).splitlines() or [""])[0]
             raise ConfigError(f"{_stopped(settings.name)} ({type(error).__name__}: {text})") from error
@@ -269,14 +293,16 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
 
 
 def _stopped(name: str) -> str:
-    return f"Ray stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
+    return f"The sweep stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
 
 
 def _ray_died(name: str, delivery: Delivery) -> None:
     """End this process: Tune waits for ever for a Ray that is gone. All that counts is in files."""
-    delivery.stop("KILLED")
     print(f"error: {_stopped(name)}", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        delivery.stop("KILLED")
+    finally:
+        os._exit(1)
 
 
 class _KeepQuiet(Callback):

@@ -82,7 +82,7 @@ class SweepSettings:
             value = conform(declared.name, value, _hints()[declared.name])
             low = declared.metadata.get("low")
             for number in value if isinstance(value, tuple) else (value,):
-                if low is not None and number is not None and number < low:
+                if low is not None and number is not None and not number >= low:
                     raise ConfigError(f"{declared.name} = {number}: at least {low:g}")
             object.__setattr__(self, declared.name, value)
         if not NAME.fullmatch(self.name):
@@ -93,11 +93,20 @@ class SweepSettings:
                 raise ConfigError(f"{what}: give at least one")
             if len(set(values)) < len(values):
                 raise ConfigError(f"{what}: {', '.join(map(str, values))} names one of them twice")
-        if self.search_seed in self.seeds:
+        names = self.dataset_names()
+        if len(set(names)) < len(names) or "" in names:
+            raise ConfigError(f"datasets: {', '.join(self.datasets)}: each needs a name of its own")
+        for what in ("methods", "refiners"):
+            if ALL in getattr(self, what) and len(getattr(self, what)) > 1:
+                raise ConfigError(f"{what}: {ALL!r} stands alone")
+        if self.trials and self.search_seed in self.seeds:
             raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; a search has its own")
 
-    def cells(self) -> list[Cell]:
-        """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
+    def resolved(self) -> SweepSettings:
+        """Return the settings with `all` methods and refiners by name, so that later ones do not join a sweep.
+
+        Raises ConfigError for an unknown method or refiner.
+        """
         from benchmark.registry import METHODS, REFINERS
 
         methods = METHODS.names() if self.methods == (ALL,) else self.methods
@@ -106,6 +115,13 @@ class SweepSettings:
             for name in names:
                 if name not in family.names():
                     raise unknown_name(family.what, name, {*family.names(), ALL})
+        return replace(self, methods=methods, refiners=refiners)
+
+    def cells(self) -> list[Cell]:
+        """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
+        from benchmark.registry import METHODS
+
+        methods, refiners = self.resolved().methods, self.resolved().refiners
         cells = []
         for dataset in self.dataset_names():
             for method in methods:
@@ -210,7 +226,7 @@ def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings
     """Return the settings with changes of where it runs. Raises ConfigError for one that changes numbers."""
     for declared in fields(settings):
         if declared.name in changes and not declared.metadata.get("where"):
-            option = "--" + declared.name.replace("_", "-")
+            option = "--set" if declared.name == "settings" else "--" + declared.name.replace("_", "-")
             raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
     return replace(settings, **changes)
 

@@ -39,14 +39,15 @@ class SystemMetrics:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._sample()
-        # A full disk must not hide what the trial itself ended with.
-        with contextlib.suppress(OSError):
+        # Neither a full disk nor a broken GPU may hide what the trial itself ended with.
+        with contextlib.suppress(Exception):
+            self._sample()
             self._path.write_text(json.dumps(self._samples))
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
-            self._sample()
+            with contextlib.suppress(Exception):
+                self._sample()
 
     def _sample(self) -> None:
         now = round(time.time() * 1000)
@@ -72,6 +73,6 @@ def _gpu() -> dict[str, float]:
         "gpu_0_memory_usage_percentage": 100 * (total - free) / total,
     }
     # Utilisation needs NVIDIA's management library for Python; memory does not.
-    with contextlib.suppress(ModuleNotFoundError, RuntimeError):
+    with contextlib.suppress(Exception):
         values["gpu_0_utilization_percentage"] = float(torch.cuda.utilization())
     return values

@@ -18,10 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from benchmark.errors import ConfigError
 from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.records import read_records
+from benchmark.sweep_settings import read_settings
 from benchmark.workfolder import WorkFolder
 
 if TYPE_CHECKING:
@@ -31,6 +34,8 @@ EXPERIMENT = "seedbed"
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
 """Limits of MLflow's `log_batch`."""
 DELIVERED = "delivered.json"
+CLOSED = "closed"
+"""Says that a sweep's parent run was ended."""
 FACTS_AS_TAGS = (
     "supervision",
     "backbone",
@@ -48,6 +53,12 @@ ARTIFACTS = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.t
 def default_uri(work: WorkFolder) -> str:
     """Return the address of the work folder's own SQLite store."""
     return f"sqlite:///{(work.root / 'mlflow' / 'mlflow.db').resolve()}"
+
+
+def uri_of(work: WorkFolder, sweep: str) -> str:
+    """Return where the records of a sweep go: the server that it was started with, or the work folder's store."""
+    path = work.sweeps / sweep / "sweep.yaml"
+    return (read_settings(path, {}).tracking_uri if path.exists() else None) or default_uri(work)
 
 
 class Tracker:
@@ -126,13 +137,17 @@ class Tracker:
         """Write the trial in `folder` as one run below `parent`, and return the run's id."""
         job, outcome = read_job(folder), read_outcome(folder)
         assert outcome is not None
-        run = self.find(job.key)
+        run, attempt = self.find(job.key), str(outcome.started)
+        if run is not None and self.client.get_run(run).data.tags.get("seedbed.attempt") != attempt:
+            # The trial failed, was delivered, and was tried again: nothing of the old run is to remain.
+            self.client.delete_run(run)
+            run = None
         if run is None:
             created = self.client.create_run(
                 self._experiment,
                 start_time=_milliseconds(outcome.started),
                 run_name=job.label,
-                tags={"seedbed.key": job.key, "mlflow.parentRunId": parent},
+                tags={"seedbed.key": job.key, "seedbed.attempt": attempt, "mlflow.parentRunId": parent},
             )
             run = str(created.info.run_id)
         status = "FAILED"
@@ -195,7 +210,7 @@ class Tracker:
 
 
 def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags of a trial's run (docs/protocol.md lists them)."""
+    """Return the tags of a trial's run (docs/sweeps.md lists them)."""
     code = str(config.get("environment", {}).get("code", ""))
     return {
         "seedbed.kind": "trial",
@@ -251,6 +266,7 @@ class Delivery:
 
     def start(self) -> None:
         """Begin, with the trials that ended earlier and were not delivered."""
+        (self._folder / CLOSED).unlink(missing_ok=True)
         self._thread.start()
 
     def put(self, folder: Path) -> None:
@@ -265,6 +281,7 @@ class Delivery:
         if self._tracker is not None:
             with self._forgiving():
                 self._tracker.close(self._parent, status)
+                write_text(self._folder / CLOSED, status)
         if self.undelivered:
             self._reporter.say(
                 f"note: {self.undelivered} trials could not be delivered to MLflow; their records are kept, "
@@ -276,12 +293,10 @@ class Delivery:
         for folder in self._pending():
             self._deliver(folder)
         while (item := self._queue.get()) is not None:
-            if time.monotonic() >= self._retry_at:
-                self._deliver(item)
+            self._deliver(item)
         self._retry_at = 0.0
         for folder in self._pending():
-            if time.monotonic() >= self._retry_at:
-                self._deliver(folder)
+            self._deliver(folder)
 
     def _connect(self) -> None:
         if self._tracker is None:
@@ -292,12 +307,12 @@ class Delivery:
                 self._tracker = tracker
 
     def _deliver(self, folder: Path) -> None:
-        self._connect()
-        if self._tracker is None or (folder / DELIVERED).exists():
+        if time.monotonic() < self._retry_at:
             return
-        with self._forgiving():
-            run = self._tracker.deliver(self._parent, folder)
-            write_text(folder / DELIVERED, json.dumps({"run": run, "uri": self._tracker.uri}))
+        self._connect()
+        if self._tracker is not None:
+            with self._forgiving():
+                _deliver_once(self._tracker, self._parent, folder)
 
     def _pending(self) -> Iterable[Path]:
         results = sorted(self._folder.glob("trials/*/result.json"))
@@ -317,34 +332,63 @@ class Delivery:
 def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = False) -> tuple[int, int]:
     """Deliver all trials of the work folder that were not delivered yet; `again` delivers every trial.
 
-    Returns the numbers of trials delivered and left. Raises ConfigError where MLflow cannot be reached at all.
+    `uri` is an MLflow server; None: the one that each sweep was started with. Returns the numbers of trials
+    delivered and left. Raises ConfigError where MLflow cannot be reached.
     """
-    tracker = None
+    trackers: dict[str, Tracker] = {}
     delivered = left = 0
-    for folder in sorted(work.sweeps.glob("*/sweep.json")):
-        trials = sorted(path.parent for path in folder.parent.glob("trials/*/result.json"))
+    for path in sorted(work.sweeps.glob("*/sweep.json")):
+        folder = path.parent
+        trials = sorted(result.parent for result in folder.glob("trials/*/result.json"))
         waiting = [trial for trial in trials if again or not (trial / DELIVERED).exists()]
-        if not waiting:
+        driven = _is_driven(folder)
+        if not waiting and (driven or (folder / CLOSED).exists()):
             continue
+        place = uri or uri_of(work, folder.name)
         try:
-            tracker = tracker or Tracker(uri, work)
-            description = json.loads(folder.read_text())
-            parent = tracker.sweep(folder.parent.name, description, description.get("code", ""))
+            if place not in trackers:
+                trackers[place] = Tracker(None if place == default_uri(work) else place, work)
         except Exception as error:
-            raise ConfigError(f"MLflow at {uri or default_uri(work)} cannot be used: {error}") from None
-        with reporter.bar(f"delivering {folder.parent.name}", len(waiting)) as bar:
+            raise ConfigError(f"MLflow at {place} cannot be used: {error}") from None
+        description = json.loads(path.read_text())
+        try:
+            parent = trackers[place].sweep(folder.name, description, description.get("code", ""))
+        except ConfigError as error:
+            reporter.say(f"note: {error}")
+            left += len(waiting)
+            continue
+        with reporter.bar(f"delivering {folder.name}", len(waiting)) as bar:
             for trial in waiting:
                 try:
-                    run = tracker.deliver(parent, trial)
-                    write_text(trial / DELIVERED, json.dumps({"run": run, "uri": tracker.uri}))
+                    _deliver_once(trackers[place], parent, trial, again)
                     delivered += 1
                 except Exception as error:
                     reporter.say(f"note: {trial}: {type(error).__name__}: {str(error)[:300]}")
                     left += 1
                 bar.advance()
-        complete = len(trials) >= description.get("expected", 0)
-        tracker.close(parent, "FINISHED" if complete else "KILLED")
+        if not driven:
+            status = "FINISHED" if len(trials) >= description.get("expected", 0) else "KILLED"
+            trackers[place].close(parent, status)
+            write_text(folder / CLOSED, status)
     return delivered, left
+
+
+def _deliver_once(tracker: Tracker, parent: str, folder: Path, again: bool = False) -> None:
+    """Deliver the trial in `folder`, unless it was, or has no result yet. One process at a time."""
+    with FileLock(folder / "delivery.lock"):
+        if read_outcome(folder) is None or ((folder / DELIVERED).exists() and not again):
+            return
+        run = tracker.deliver(parent, folder)
+        write_text(folder / DELIVERED, json.dumps({"run": run, "uri": tracker.uri}))
+
+
+def _is_driven(folder: Path) -> bool:
+    """Say whether a driver is at work on a sweep."""
+    try:
+        with FileLock(folder / "driver.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:

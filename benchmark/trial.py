@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -352,6 +353,11 @@ def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, 
     return Plan(trial, meta, build_chain(trial, meta), data, digest, work, machine)
 
 
+@functools.lru_cache(maxsize=8)
+def _digest_of_weights(path: Path, size: int, changed: int) -> str:
+    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:
     """Fill in the defaults that depend on the data set, and the digest of a weights file."""
     backbone = trial.backbone or ("tiny" if data.long_side <= SMALL_IMAGES else "resnet50")
@@ -361,7 +367,7 @@ def _resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta
         path = Path(weights)
         if not path.is_file():
             raise ConfigError(f"--weights {weights}: no such file. Valid: none, imagenet, or a state-dict file")
-        weights = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+        weights = _digest_of_weights(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)
         machine = replace(machine, weights_files={**machine.weights_files, weights: path})
     trial = replace(trial, backbone=backbone, weights=weights)
     long_side = min(trial.size or data.long_side, data.long_side)

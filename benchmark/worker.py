@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import json
+import os
 import shutil
 import time
 import traceback
@@ -66,6 +67,7 @@ def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) ->
         losses = list(error.losses)
         outcome = replace(outcome, status="pruned", reason=str(error))
     except Exception as error:
+        _leave_if_broken(device)
         outcome = replace(outcome, status="failed", reason=reason_of(error))
         # A full disk may refuse even this.
         with contextlib.suppress(OSError):
@@ -88,6 +90,19 @@ def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) ->
             write_text(folder / "losses.json", json.dumps(curves(plan)))
         write_outcome(folder, outcome)
     return outcome
+
+
+def _leave_if_broken(device: str) -> None:
+    """End this process where its GPU no longer answers: the next trials would fail on it, whatever they are."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        os._exit(1)
 
 
 def objective_of(records: Sequence[Record]) -> float | None:

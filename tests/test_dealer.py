@@ -145,7 +145,7 @@ def test_with_early_stopping_a_job_carries_the_curves_that_it_may_be_compared_wi
     second = dealer.deal()
     assert second.rivals == [[0.5, 0.25]]
     end(dealer, second, None, status="pruned", losses=[0.9])
-    assert dealer.deal().rivals == [[0.5, 0.25], [0.9]]
+    assert dealer.deal().rivals == [[0.5, 0.25]]
     without = dealer_of(small(chimera_root, refiners=["none"]), tmp_path / "without")
     assert without.deal().rivals is None
 
@@ -198,6 +198,22 @@ def test_a_result_that_the_dead_driver_did_not_see_is_told_to_optuna(settings, t
     second.refresh()
     assert second.finished == 1
     assert second.best(job) == 0.25
+
+
+def test_an_outcome_that_the_worker_could_not_write_is_written_before_optuna_is_told(settings, tmp_path):
+    """A full disk there, room here: files and study must agree after a kill."""
+    from benchmark.job import read_outcome
+
+    dealer = dealer_of(settings, tmp_path)
+    job = dealer.deal()
+    dealer.finish(Outcome(job.key, "failed", "no space"))
+    assert read_outcome(dealer.folder(job)).reason == "no space"
+
+
+def test_settings_that_crash_a_plan_are_left_to_the_worker(settings, tmp_path, monkeypatch):
+    dealer = dealer_of(settings, tmp_path)
+    monkeypatch.setattr(type(dealer.plan), "plan", lambda *_: 1 / 0)
+    assert dealer.deal() is not None
 
 
 def test_a_trial_whose_worker_is_gone_is_written_down_as_failed(settings, tmp_path):

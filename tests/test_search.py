@@ -152,7 +152,7 @@ def test_a_stopped_trial_is_told_as_pruned_and_is_never_the_best(tmp_path):
         TrialState.FAIL,
     ]
     assert cell.best() == 0
-    assert cell.rivals(5) == [[0.9, 0.5], [5.0]]
+    assert cell.rivals(5) == [[0.9, 0.5]]  # As with Optuna, only complete trials are compared with.
     assert cell.rivals(3) == [[0.9, 0.5]]
 
 

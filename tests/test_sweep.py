@@ -6,6 +6,7 @@ All sweeps here have the same settings and so, whatever happens to them, must en
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -348,6 +349,42 @@ cluster.shutdown()
 
 def code_of(sweep: Sweep) -> str:
     return str(json.loads((sweep.work / "sweeps" / "s" / "sweep.json").read_text())["code"])
+
+
+def test_what_goes_wrong_when_a_trial_ends_stops_the_sweep_and_is_told():
+    """The trap: Tune swallows an error of `on_trial_complete`, and would wait for ever for the lost trial."""
+    from benchmark.job import Outcome
+    from benchmark.sweep import DealerSearcher
+
+    class Job:
+        key = "k"
+
+        def to_json(self):
+            return "{}"
+
+    class Dealer:
+        done = False
+
+        def deal(self):
+            return Job()
+
+        def finish(self, outcome):
+            raise OSError("no space left")
+
+    searcher = DealerSearcher(Dealer(), None, {})
+    assert searcher.suggest("a") == {"job": "{}"}
+    searcher.on_trial_complete("a", {"outcome": json.dumps(dataclasses.asdict(Outcome("k", "complete")))})
+    with pytest.raises(OSError, match="no space left"):
+        searcher.suggest("b")
+
+
+def test_a_node_that_does_not_see_the_work_folder_takes_no_trial(tmp_path):
+    from benchmark.errors import DataError
+    from benchmark.sweep import TrialActor
+
+    actor = object.__new__(TrialActor)
+    with pytest.raises(DataError, match="all nodes must share the work folder"):
+        actor.setup({"token": str(tmp_path / "sweep.json")})
 
 
 def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path):

@@ -33,6 +33,10 @@ def test_defaults_are_the_protocols():
         ({"name": "a/b"}, "name = 'a/b'"),
         ({"selections": ["best"]}, "expected one of 'fixed', 'tuned', 'oracle'"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial = -0.5: at least 0"),
+        ({"gpus_per_trial": float("nan")}, "gpus_per_trial = nan: at least 0"),
+        ({"datasets": ["a=x", "a=y"]}, "each needs a name of its own"),
+        ({"datasets": ["=x"]}, "each needs a name of its own"),
+        ({"methods": ["all", "cam"]}, "methods: 'all' stands alone"),
         ({"window": 0}, "window = 0: at least 1"),
         ({"settings": 3}, "settings: expected a table"),
     ],
@@ -73,6 +77,14 @@ def test_a_one_step_method_has_one_cell_a_data_set(monkeypatch):
     monkeypatch.setattr(registry.Family, "load", lambda family, name: OneStep())
     cells = settings_of({**MINIMAL, "methods": ["cam"], "refiners": ["none", "crf"]}).cells()
     assert cells == [Cell("cam", "none", "chimera-voc")]
+
+
+def test_later_methods_do_not_join_a_sweep_that_began_with_all():
+    from benchmark.registry import METHODS, REFINERS
+
+    settings = settings_of(MINIMAL).resolved()
+    assert (settings.methods, settings.refiners) == (METHODS.names(), REFINERS.names())
+    assert settings.resolved() == settings
 
 
 def test_one_word_is_as_good_as_a_list_of_one():

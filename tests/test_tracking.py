@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from mlflow.entities import ViewType
 
 from benchmark.errors import ConfigError
-from benchmark.job import Outcome, write_outcome, write_text
+from benchmark.job import Outcome, read_outcome, write_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.records import Record, write_records
-from benchmark.tracking import EXPERIMENT, METRICS_A_CALL, Delivery, Tracker, default_uri, sync
+from benchmark.tracking import EXPERIMENT, METRICS_A_CALL, Delivery, Tracker, default_uri, sync, uri_of
 from benchmark.workfolder import WorkFolder
 from tests.sweeping import dealer_of, small
 
@@ -143,8 +144,7 @@ def test_the_parent_run_is_the_sweep(work, trials):
 def test_another_sweep_of_the_same_name_is_not_mixed_with_it(work, trials):
     """On a server that a group shares."""
     Tracker(None, work).sweep("small", {"id": "a colleague's"}, "abc")
-    with pytest.raises(ConfigError, match="has another sweep named 'small'"):
-        sync(work, None, Reporter())
+    assert sync(work, None, Reporter()) == (0, 2)
     assert deliver_all(work).undelivered == 2
     assert runs_of(work)[1] == []
 
@@ -226,6 +226,56 @@ def test_sync_ends_the_parent_of_a_sweep_that_did_not_come_to_its_end(work, tria
     sync(work, None, Reporter())
     _, (parent,) = runs_of(work, "sweep")
     assert parent.info.status == "KILLED"
+
+
+def test_a_trial_that_was_tried_again_leaves_nothing_of_its_first_run(work, trials):
+    from dataclasses import replace
+
+    deliver_all(work)
+    (trials[1] / "delivered.json").unlink()
+    write_text(trials[1] / "config.json", '{"stages": [{"stage": "TrainCam", "version": 1, "lr": 0.2}]}')
+    again = replace(read_outcome(trials[1]), status="complete", reason="", started=2e9, finished=2e9 + 1)
+    write_outcome(trials[1], again)
+    assert deliver_all(work).undelivered == 0
+    _, runs = runs_of(work)
+    active = [run for run in runs if run.info.lifecycle_stage == "active"]
+    assert len(active) == 2
+    assert {run.data.tags["status"] for run in active} == {"complete"}
+    assert {run.data.params["TrainCam.lr"] for run in active} == {"0.1", "0.2"}
+
+
+def test_sync_delivers_to_where_the_sweep_was_told_to(work, trials):
+    settings = small(work.root, tracking_uri="http://127.0.0.1:9")
+    settings.save(work.sweeps / "small" / "sweep.yaml")
+    assert uri_of(work, "small") == "http://127.0.0.1:9"
+    with pytest.raises(ConfigError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
+        sync(work, None, Reporter())
+    assert sync(work, default_uri(work), Reporter()) == (2, 0)
+
+
+def test_sync_ends_a_parent_that_a_killed_driver_left_running(work, trials):
+    deliver_all(work)
+    (work.sweeps / "small" / "closed").unlink()
+    tracker = Tracker(None, work)
+    tracker.client.update_run(tracker.find("sweep:small"), status="RUNNING")
+    assert sync(work, None, Reporter()) == (0, 0)
+    _, (parent,) = runs_of(work, "sweep")
+    assert parent.info.status == "KILLED"
+
+
+def test_sync_leaves_the_parent_of_a_running_sweep_alone(work, trials):
+    with FileLock(work.sweeps / "small" / "driver.lock"):
+        assert sync(work, None, Reporter()) == (2, 0)
+    _, (parent,) = runs_of(work, "sweep")
+    assert parent.info.status == "RUNNING"
+
+
+def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_delivered(work, trials):
+    Tracker(None, work).sweep("another", {"id": "theirs"}, "abc")
+    import shutil
+
+    shutil.copytree(work.sweeps / "small", work.sweeps / "another")
+    assert sync(work, None, Reporter()) == (2, 2)
 
 
 def test_the_default_store_is_sqlite_in_the_work_folder(work):

@@ -18,13 +18,13 @@ def leaderboard(
     work: Work = WORK,
 ) -> None:
     """Build the leaderboard of a sweep from what MLflow has: Markdown, HTML, LaTeX, CSV."""
-    from benchmark.tracking import default_uri
+    from benchmark.tracking import uri_of
     from benchmark.workfolder import WorkFolder
     from leaderboard.build import SNAPSHOT, build
     from leaderboard.snapshot import read_snapshot
     from leaderboard.standing import board_of
     from leaderboard.tables import terminal
 
-    build(tracking_uri or default_uri(WorkFolder(work)), sweep, out)
+    build(tracking_uri or uri_of(WorkFolder(work), sweep), sweep, out)
     print(terminal(board_of(read_snapshot(out / SNAPSHOT))))
     print(f"pages: {out / 'leaderboard.html'}")

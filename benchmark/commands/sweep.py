@@ -125,15 +125,16 @@ def sweep(
     if dry_run:
         _print_forecast(settings, folder, reporter)
         return
-    from benchmark.sweep import forget_failures, run_sweep
+    from benchmark.sweep import run_sweep
 
-    if resume is not None and (again := forget_failures(folder, resume)):
-        reporter.say(f"{again} failed trials are tried again")
-    result = run_sweep(settings, folder, reporter)
+    result = run_sweep(settings, folder, reporter, retry_failed=resume is not None)
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     print(f"sweep {settings.name}: {result.finished} of {result.expected} trials have ended  ({minutes})")
     print(f"records: {result.folder}")
-    print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR, or seedbed ui")
+    where = "" if work == WORK else f" --work {work}"
+    if result.undelivered:
+        print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where}")
+    print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where}")
 
 
 def _settings(

@@ -165,11 +165,17 @@ def sections() -> Iterator[tuple[str, int]]:
         yield section, len(list(columns))
 
 
+def initialisation(group: Group) -> str:
+    """Return how the backbone of a group began; of a weights file the first digits of its digest."""
+    kind, colon, digest = group.initialisation.partition(":")
+    return f"{kind}:{digest[:12]}" if colon else kind or NOTHING
+
+
 def group_title(group: Group) -> str:
     """Return the conditions that the lines of a group share."""
     return (
         f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
-        f" · initialisation {group.initialisation or NOTHING}"
+        f" · initialisation {initialisation(group)}"
     )
 
 

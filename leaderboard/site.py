@@ -7,7 +7,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from leaderboard.columns import COLUMNS, cells, ranked_by, remarks, sections
+from leaderboard.columns import COLUMNS, cells, initialisation, ranked_by, remarks, sections
 from leaderboard.standing import NOTHING, Board, Group, Row
 from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
 
@@ -27,6 +27,7 @@ def page(board: Board) -> str:
         board=board,
         summary=summary(board),
         columns=COLUMNS,
+        initialisation=initialisation,
         sections=list(sections()),
         cells=cells,
         remarks=remarks,

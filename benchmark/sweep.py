@@ -249,6 +249,10 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+            if settings.address is not None and not gpus:
+                reporter.say(
+                    "note: the cluster has no GPU now, so trials get none; say --gpus-per-trial otherwise"
+                )
         check_nodes(list(places.values()), plan.folder / "sweep.json", settings.weights)
         watch = Watch(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
         constants = {

@@ -239,6 +239,12 @@ def test_a_setting_of_no_cell_is_refused(chimera_root, tmp_path):
         dealer_of(small(chimera_root, settings={"CrfMasks.preset": "best"}), tmp_path)
 
 
+def test_a_grid_of_rays_is_refused(chimera_root, tmp_path):
+    """The trap: `grid_search` cannot become a space of Optuna's; a list of values is no value."""
+    with pytest.raises(ConfigError, match=r"TrainCam\.lr = \{'grid_search': \[0\.1\]\}: expected number"):
+        dealer_of(small(chimera_root, settings={"TrainCam.lr": {"grid_search": [0.1]}}), tmp_path)
+
+
 def test_the_roots_that_workers_get_are_absolute(settings, tmp_path, monkeypatch, chimera_root):
     """The trap: a worker's current folder is Ray's session folder."""
     monkeypatch.chdir(chimera_root.parent)

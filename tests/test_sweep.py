@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
@@ -287,6 +288,13 @@ def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard(straight
         server = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for_server(f"{uri}/health", server)
+        # The trap of docs/cluster.md: a name that is not among `--allowed-hosts`.
+        request = urllib.request.Request(
+            f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": "elsewhere.example"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert b"Invalid Host header" in refused.value.read()
         sweep = Sweep(tmp_path, data)
         sweep.run(*sweep.words, "--tracking-uri", uri)
         assert not (sweep.work / "mlflow").exists()

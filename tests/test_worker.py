@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +201,13 @@ def test_losses_of_a_stage_that_occurs_again_have_names_of_their_own(tmp_path):
         folder.mkdir(parents=True)
         (folder / "training.json").write_text(json.dumps({"history": [{"loss": float(key[-1])}]}))
     assert curves(Plan()) == {"TrainSub": [{"loss": 1.0}], "TrainSub_2": [{"loss": 2.0}]}
+
+
+def test_a_worker_does_not_know_mlflow_or_ray():
+    """The trap: a new SQLite store that several processes touch at once fails in all of them."""
+    program = "import sys, benchmark.worker; print([m for m in ('mlflow', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_reasons_are_one_line():

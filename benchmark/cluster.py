@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
         environment |= shipped_code(apart)
     reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
     try:
+        _knock(settings.address)
         ray.init(
             address=settings.address or "local",
             runtime_env=environment,
@@ -89,6 +91,16 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None, seconds: float = 10.0) -> None:
+    """Raise ConnectionError where nothing answers at `address`; Ray itself would ask again for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from None
 
 
 def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:

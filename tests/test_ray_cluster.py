@@ -10,6 +10,7 @@ import copy
 import json
 import re
 import shlex
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,11 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
+
+from benchmark.cluster import connected
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+from tests.sweeping import small
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LAUNCHER_FILE = CHECKOUT / "ray_cluster.yaml"
@@ -262,3 +268,13 @@ def test_commands_and_options_in_the_guide_exist(program):
 def test_the_guide_keeps_to_the_line_length():
     assert max(len(line) for line in GUIDE.read_text().splitlines()) <= 120
     assert max(len(line) for line in LAUNCHER_FILE.read_text().splitlines()) <= 120
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        settings = small(tmp_path, address=f"127.0.0.1:{port}")
+        message = rf"no Ray cluster at 127\.0\.0\.1:{port} \(Connection refused\)"
+        with pytest.raises(ConfigError, match=message), connected(settings, [], Reporter()):
+            raise AssertionError("connected to nothing")

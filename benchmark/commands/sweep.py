@@ -177,9 +177,11 @@ def _print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Repor
         ],
     )
     unknown = [row.stage for row in found.stages if row.hours is None]
-    print(
-        f"\nestimate: {sum(row.hours or 0 for row in found.stages):.2f} hours of one trial's share of the machine"
-    )
+    known = sum(row.hours or 0 for row in found.stages)
+    if known or not unknown:
+        print(f"\nestimate: {known:.2f} hours, one trial after another")
+    else:
+        print("\nestimate: none")
     if unknown:
         print(f"without {', '.join(unknown)}, which this store has never timed")
     print("suggestions are not known before the search: random ones stand for them")

@@ -82,7 +82,8 @@ class SweepPlan:
         """Return the trial of a cell with a seed and changed settings."""
         settings = {**cell.fixed, **changes}
         if phase == "search":
-            searched = {type(s).__name__ for s in (*cell.default.chain.localise, *cell.default.chain.refine)}
+            chain = cell.default.chain
+            searched = {type(s).__name__ for s in chain.configured} - {type(s).__name__ for s in chain.segment}
             settings = {key: value for key, value in settings.items() if key.partition(".")[0] in searched}
         return _trial(self.settings, cell.cell, seed, settings, phase)
 
@@ -149,7 +150,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     for cell in settings.cells():
         place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
         bare = plan_trial(_trial(settings, cell, settings.seeds[0], {}, "confirm"), data, work, Machine(), digest)
-        names = {type(stage).__name__ for stage in bare.chain.stages}
+        names = {type(stage).__name__ for stage in bare.chain.configured}
         known |= names
         fixed = {key: value for key, value in settings.settings.items() if key.partition(".")[0] in names}
         trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")

@@ -12,18 +12,17 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
 from benchmark.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-    from benchmark.stage import Stage
 
-StageType = TypeVar("StageType", bound="Stage")
+Configured = TypeVar("Configured")
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,32 @@ def hp(
     return field(default=default, metadata={"hp": HyperParameter(space, low, high, on_request, when, source)})
 
 
-def declared(stage: type[Stage]) -> dict[str, HyperParameter]:
-    """Return the hyper-parameters of a stage class by field name, in the order of declaration."""
-    return {f.name: f.metadata["hp"] for f in dataclasses.fields(stage)}
+def declared(stage: type[object]) -> dict[str, HyperParameter]:
+    """Return the hyper-parameters of a stage or method class by field name, in the order of declaration."""
+    return {f.name: f.metadata["hp"] for f in dataclasses.fields(cast(Any, stage)) if "hp" in f.metadata}
+
+
+def values(stage: Any) -> dict[str, Any]:
+    """Return the hyper-parameters of a stage or method by field name, as plain JSON values."""
+    named = {name: getattr(stage, name) for name in declared(type(stage))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+
+
+def hints(stage: type[object]) -> dict[str, Any]:
+    """Return the resolved types of the hyper-parameters of a stage or method class."""
+    return _hints(cast(Hashable, stage))
 
 
 @functools.cache
-def hints(stage: type[Stage]) -> dict[str, Any]:
-    """Return the resolved types of a stage's fields."""
+def _hints(stage: Any) -> dict[str, Any]:
     all_hints = typing.get_type_hints(stage)
-    return {f.name: all_hints[f.name] for f in dataclasses.fields(stage)}
+    return {name: all_hints[name] for name in declared(stage)}
 
 
-def validate(stage: Stage) -> None:
-    """Check every field of a stage against its type and bounds; whole numbers given for floats become floats.
+def validate(stage: Any) -> None:
+    """Check every hyper-parameter of a stage or method against its type and bounds.
+
+    Whole numbers given for floats become floats.
 
     Raises ConfigError that names stage, field, value and what is valid.
     """
@@ -88,7 +99,7 @@ def validate(stage: Stage) -> None:
         object.__setattr__(stage, name, value)
 
 
-def parse(stage: type[Stage], name: str, text: str) -> Any:
+def parse(stage: type[object], name: str, text: str) -> Any:
     """Return the value that `text` (from a command line) means for a field. Bounds are checked by `validate`.
 
     Tuples are written with commas (`0.5,1.0,1.5`), None as `none`. Raises ConfigError.
@@ -96,10 +107,11 @@ def parse(stage: type[Stage], name: str, text: str) -> Any:
     return _parse(f"{stage.__name__}.{name}", text.strip(), hints(stage)[name])
 
 
-def override(stages: list[Stage], settings: Mapping[str, Any]) -> list[Stage]:
-    """Return the stages with `{"Stage.field": value}` applied to every stage of that class.
+def override(stages: Sequence[Configured], settings: Mapping[str, Any]) -> list[Configured]:
+    """Return the stages (or methods) with `{"Stage.field": value}` applied to every one of that class.
 
-    Values that are strings are parsed. Raises ConfigError for an unknown stage or field, with the valid ones.
+    Values that are strings are parsed; bounds are checked. Raises ConfigError for an unknown stage or field,
+    with the valid ones.
     """
     known = {type(stage).__name__: type(stage) for stage in stages}
     changes: dict[str, dict[str, Any]] = {}
@@ -112,7 +124,10 @@ def override(stages: list[Stage], settings: Mapping[str, Any]) -> list[Stage]:
             raise unknown_name(f"setting of {stage_name}", field_name, valid)
         parsed = parse(known[stage_name], field_name, value) if isinstance(value, str) else value
         changes.setdefault(stage_name, {})[field_name] = parsed
-    return [dataclasses.replace(stage, **changes.get(type(stage).__name__, {})) for stage in stages]
+    replaced = [dataclasses.replace(cast(Any, s), **changes.get(type(s).__name__, {})) for s in stages]
+    for stage in replaced:
+        validate(stage)
+    return replaced
 
 
 def describe(hint: Any) -> str:

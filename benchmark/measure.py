@@ -1,7 +1,8 @@
 """The measuring stages: what they read is on disk, what they write are Records. None changes a mask.
 
 Levels: `classification` (tags by the classifier), `seed` (maps by threshold), `pseudo_mask` (after the
-refiner) and `segmentation` (the network's predictions).
+refiner), `one_step` (the predictions of a one-step method's own network) and `segmentation` (the predictions of
+the network that was trained on pseudo-masks).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class MeasureMasks(Stage):
     produces = Kind.RECORDS
     seeded = False
 
-    level: Literal["pseudo_mask", "segmentation"] = hp("pseudo_mask", source="docs/protocol.md")
+    level: Literal["pseudo_mask", "one_step", "segmentation"] = hp("pseudo_mask", source="docs/protocol.md")
     selection: Literal["fixed", "tuned", "oracle", "none"] = hp(
         "none", source="how the masks' threshold was chosen"
     )

@@ -12,12 +12,12 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from benchmark.hparams import validate
+from benchmark.hparams import validate, values
 from benchmark.progress import Reporter
 from datasets.base import Dataset, Split
 
@@ -118,7 +118,7 @@ class Stage(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Return the fields by name, as plain JSON values."""
-        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+        return values(self)
 
     def identity(self, seed: int, data_digest: str, split: Split, inputs: Mapping[Kind, str]) -> dict[str, Any]:
         """Return all that decides the stage's result, as plain JSON values. Its sha256 is the cache key."""
@@ -138,21 +138,32 @@ def cache_key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-class Method(Protocol):
-    """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`."""
+class Method(ABC):
+    """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`.
+
+    A method is a frozen dataclass. Those of its fields that are declared by `hp` decide which stages there are,
+    and are set as those of a stage are: `--set ScCam.rounds=2`.
+    """
 
     name: str
     paper: str
     one_step: bool
-    """True where `localise` ends in MASKS: no refinement, no separate segmentation network."""
+    """True where `localise` ends in the MASKS that its own network predicts: there is no refiner."""
     supervision: Literal["I", "I+S"]
     """Image tags only, or tags and saliency maps."""
     fixed_threshold: float
     """The paper's constant background threshold for its maps, in [0, 1]."""
 
+    @abstractmethod
     def localise(self, meta: Meta) -> list[Stage]:
-        """Return the stages from images and tags to SCORES (or MASKS, if `one_step`)."""
-        ...
+        """Return the stages from images and tags to SCORES (and on to MASKS, if `one_step`)."""
+
+    def measurements(self, meta: Meta) -> list[Stage]:
+        """Return stages that make RECORDS, and pictures `*.png`, of what `localise` leaves on `train`.
+
+        They are for the numbers of a method's own tables; what every method is measured by is not among them.
+        """
+        return []
 
 
 class Refiner(Protocol):

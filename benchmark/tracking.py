@@ -189,8 +189,9 @@ class Tracker:
         for name in ARTIFACTS:
             if (folder / name).exists():
                 self.client.log_artifact(run, str(folder / name))
-        if (folder / "per_image").is_dir():
-            self.client.log_artifacts(run, str(folder / "per_image"), "per_image")
+        for name in ("per_image", "figures"):
+            if (folder / name).is_dir():
+                self.client.log_artifacts(run, str(folder / name), name)
         self.client.log_text(run, json.dumps(dict(outcome.stages), indent=1), "stages.json")
 
     def _log_input(self, run: str, job: Job, config: Mapping[str, Any]) -> None:

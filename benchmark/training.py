@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from optuna.distributions import FloatDistribution
@@ -34,13 +34,26 @@ class TrainingStage(Stage):
 
     epochs: int = hp(15, low=1, high=10_000, source="PSA code")
     batch: int = hp(16, low=1, high=4096, source="PSA code")
-    optimiser: Literal["sgd", "adamw"] = hp("sgd", source="PSA code")
+    measured: ClassVar[tuple[str, ...]] = ()
+    """Names among the losses that are recorded beside them and not minimised."""
+
+    optimiser: Literal["sgd", "adam", "adamw"] = hp("sgd", source="PSA code")
     lr: float = hp(0.1, FloatDistribution(1e-5, 1.0, log=True), low=0, high=100, source="PSA code")
     momentum: float = hp(0.0, low=0, high=0.9999, source="docs/methods.md, CAM: the momentum trap (A1)")
     weight_decay: float = hp(5e-4, FloatDistribution(1e-6, 1e-2, log=True), low=0, high=1, source="PSA code")
     power: float = hp(0.9, low=0, high=10, source="PSA code: lr · (1 − step/steps)^power")
+    decay_every: Literal["step", "epoch"] = hp("step", source="PSA code; ICD lowers the rate once an epoch")
     head_multiplier: float = hp(10.0, low=0, high=1000, source="PSA code: new layers learn ten times faster")
     biases: Literal["as_weights", "psa"] = hp("as_weights", source="PSA code: 2 × lr, no weight decay")
+
+    @property
+    def stop_after(self) -> int:
+        """The number of epochs that are run; the learning rate falls as if there were `epochs`."""
+        return self.epochs
+
+    def totals(self, history: Sequence[Mapping[str, float]]) -> list[float]:
+        """Return what was minimised, by epoch, of the means of losses by epoch."""
+        return [sum(v for name, v in epoch.items() if name not in self.measured) for epoch in history]
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,16 @@ class Group:
 
 
 def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage) -> list[Group]:
-    """Return the groups of a backbone and its new layers. Frozen parameters are left out.
+    """Return the groups of pretrained layers and of new ones, which may be part of them. Frozen ones are left out.
 
     `biases="psa"` gives biases twice the learning rate of their layer and no weight decay.
     """
     groups = []
-    for modules, multiplier in (([pretrained], 1.0), (list(new), settings.head_multiplier)):
-        named = [p for m in modules for p in m.named_parameters() if p[1].requires_grad]
+    added = [p for m in new for p in m.named_parameters()]
+    taken = {id(p) for _, p in added}
+    old = [p for p in pretrained.named_parameters() if id(p[1]) not in taken]
+    for parameters, multiplier in ((old, 1.0), (added, settings.head_multiplier)):
+        named = [p for p in parameters if p[1].requires_grad]
         if settings.biases == "as_weights":
             groups.append(Group([p for _, p in named], multiplier))
         else:
@@ -84,7 +100,8 @@ def fit(
     batch of an epoch is dropped where it is not full. After each epoch the state of network, optimiser and
     random number generators is saved to `ctx.scratch`, and a call that finds such a state goes on from it to
     the same weights, bit for bit. Writes `training.json` to `out`: the optimiser's groups and, for each epoch,
-    the mean of each loss. `ctx.on_epoch` is told the losses of all epochs so far after each one, and may raise.
+    the mean of each loss and of each of `settings.measured`. `ctx.on_epoch` is told the losses of all epochs so
+    far after each one, and may raise.
 
     Raises NonFiniteLossError, naming epoch, step and loss, where a loss is NaN or infinite.
     """
@@ -95,7 +112,7 @@ def fit(
     rates = [group["lr"] for group in optimiser.param_groups]
     sampler = EpochSampler(len(examples), settings.batch, ctx.seed)  # type: ignore[arg-type]
     steps = len(sampler)
-    total = steps * settings.epochs
+    total = steps * settings.epochs  # of the schedule, which a training that stops before its end has too
     checkpoint = ctx.scratch / "training.pt"
     history, first = _resume(checkpoint, network, optimiser)
     loader = torch.utils.data.DataLoader(
@@ -106,23 +123,25 @@ def fit(
         persistent_workers=ctx.workers > 0,
     )
     name = type(settings).__name__
-    with ctx.reporter.bar(name, total) as bar:
+    with ctx.reporter.bar(name, steps * settings.stop_after) as bar:
         bar.start_at(first * steps)
         if history:
             ctx.on_epoch(name, history)
-        for epoch in range(first, settings.epochs):
+        for epoch in range(first, settings.stop_after):
             network.train()
             sampler.epoch = epoch
             meter = _Meter(name, epoch, settings.batch, every=1 if ctx.device == "cpu" else 20)
             for step, batch in enumerate(loader):
                 done = epoch * steps + step
+                decayed = done if settings.decay_every == "step" else epoch * steps
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                    group["lr"] = rate * (1 - done / total) ** settings.power
+                    group["lr"] = rate * (1 - decayed / total) ** settings.power
                 moved = _to_device(batch, ctx.device)
                 with torch.autocast("cuda", torch.bfloat16, enabled=ctx.device != "cpu"):
                     named = losses(moved, epoch + step / steps)
-                loss = torch.stack([value.float() for value in named.values()]).sum()
-                meter.add(named)
+                minimised = [value.float() for name, value in named.items() if name not in settings.measured]
+                loss = torch.stack(minimised).sum()
+                meter.add(named, loss)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -172,21 +191,23 @@ class _Meter:
         self._sum: Tensor | None = None
         self._start = time.monotonic()
 
-    def add(self, named: Mapping[str, Tensor]) -> None:
+    def add(self, named: Mapping[str, Tensor], loss: Tensor) -> None:
         self._names = list(named)
         values = torch.stack([value.detach().double() for value in named.values()])
         self._sum = values if self._sum is None else self._sum + values
         self.steps += 1
         if self.steps % self.every == 0:
-            self._check(values)
+            self._check()
+            rate = self.steps * self.batch / (time.monotonic() - self._start)
+            self.note = f"epoch {self.epoch + 1}  loss {float(loss.detach()):.4f}  {rate:.1f} images/s"
 
     def means(self) -> dict[str, float]:
         if self._sum is None:
             return {}
-        self._check(self._sum)
+        self._check()
         return dict(zip(self._names, (self._sum / self.steps).tolist(), strict=True))
 
-    def _check(self, values: Tensor) -> None:
+    def _check(self) -> None:
         # A NaN stays in the running sum, so a look at the sum now and then misses none.
         assert self._sum is not None
         for loss, value in zip(self._names, self._sum.tolist(), strict=True):
@@ -195,8 +216,6 @@ class _Meter:
                     f"{self.name}: the loss {loss!r} is {value} in epoch {self.epoch + 1}, "
                     f"step {self.steps}; try a lower learning rate, for example --set {self.name}.lr=…"
                 )
-        rate = self.steps * self.batch / (time.monotonic() - self._start)
-        self.note = f"epoch {self.epoch + 1}  loss {float(values.sum()):.4f}  {rate:.1f} images/s"
 
 
 def _to_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
@@ -220,7 +239,8 @@ def _optimiser(groups: Sequence[Group], settings: TrainingStage) -> torch.optim.
     ]
     if settings.optimiser == "sgd":
         return torch.optim.SGD(described, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.AdamW(described, lr=settings.lr)
+    kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
+    return kind(described, lr=settings.lr)
 
 
 def _describe(optimiser: torch.optim.Optimizer, rates: Sequence[float]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, cast
 
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
-from benchmark.hparams import override
+from benchmark.hparams import declared, override, values
 from benchmark.pipeline import Machine, Pipeline, Step
 from benchmark.records import Record, read_records, write_records
 from benchmark.registry import BACKBONES, METHODS, REFINERS
@@ -60,7 +61,7 @@ class Result:
     run: str
     """The run's id: the same trial on the same data and code settings has the same id."""
     folder: Path
-    """Holds `run.json`, `records.parquet` and `examples.png`."""
+    """Holds `run.json`, `records.parquet`, `examples.png`, and `figures/` where the method draws any."""
     records: list[Record]
     executed: list[Entry]
     """The stages that were computed; those found in the store are not among them."""
@@ -73,10 +74,20 @@ class Chain:
     localise: list[Stage]
     refine: list[Stage]
     segment: list[Stage]
+    measurements: list[Stage] = field(default_factory=list)
+    """The method's own, beside the chain."""
+    method: Method | None = None
+    """With its settings applied; None for the upper bound."""
 
     @property
     def stages(self) -> list[Stage]:
         return [*self.localise, *self.refine, *self.segment]
+
+    @property
+    def configured(self) -> list[Method | Stage]:
+        """All that has settings."""
+        method = [self.method] if self.method is not None and declared(type(self.method)) else []
+        return [*method, *self.stages, *self.measurements]
 
 
 def build_chain(trial: Trial, meta: Meta) -> Chain:
@@ -85,15 +96,19 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
 
     segment = segmentation_stages(meta, trial.supervision) if trial.segment else []
     if trial.supervision == "full":
-        parts = Chain([], [], segment)
-    else:
-        method: Method = METHODS.load(trial.method)
-        localise = method.localise(meta)
-        refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
-        parts = Chain(localise, refine, segment)
-    stages = override(parts.stages, trial.settings)
-    first, second = len(parts.localise), len(parts.localise) + len(parts.refine)
-    return Chain(stages[:first], stages[first:second], stages[second:])
+        return Chain([], [], override(segment, trial.settings))
+    method: Method = METHODS.load(trial.method)
+    name = type(method).__name__
+    of_method = {key: value for key, value in trial.settings.items() if key.partition(".")[0] == name}
+    (method,) = override([method], of_method)
+    if method.one_step and trial.refiner != "none":
+        raise ConfigError(f"the method {method.name!r} predicts its masks itself; it takes no refiner but 'none'")
+    refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
+    parts = [method.localise(meta), refine, segment, method.measurements(meta)]
+    settings = {key: value for key, value in trial.settings.items() if key not in of_method}
+    stages = iter(override([stage for part in parts for stage in part], settings))
+    localise, refine, segment, measurements = ([next(stages) for _ in part] for part in parts)
+    return Chain(localise, refine, segment, measurements, method)
 
 
 def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -> Result:
@@ -107,10 +122,18 @@ def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "records.parquet", records)
     plan.pictures(folder / "examples.png")
+    copy_figures(plan, folder / "figures")
     temporary = folder / "run.json.tmp"
     temporary.write_text(json.dumps(plan.describe(), indent=1))
     temporary.replace(folder / "run.json")
     return Result(plan.run_id(), folder, records, plan.executed)
+
+
+def copy_figures(plan: Plan, folder: Path) -> None:
+    """Copy the pictures of the method's own measurements to `folder`, which is made where there are any."""
+    for name, path in plan.figures().items():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
 
 
 def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
@@ -173,7 +196,7 @@ class Plan:
             return self._masks_on_tune()
         targets: list[Target] = []
         if self.trial.supervision == "weak":
-            targets += [*self._classifier(), *self._seeds(), *self._pseudo_masks()]
+            targets += [*self._classifier(), *self._seeds(), *self._own(), *self._pseudo_masks()]
         if self.chain.segment:
             targets += self._segmentation()
         return targets
@@ -195,6 +218,16 @@ class Plan:
             if target.step.stage.produces is Kind.RECORDS:
                 records += read_records(folder / "records.parquet")
         return records
+
+    def figures(self) -> dict[str, Path]:
+        """Return the pictures that the method's own measurements have left in the store, by file name."""
+        found = {}
+        for target in (
+            self._own() if self.trial.measure_on == "report" and self.trial.supervision == "weak" else ()
+        ):
+            for path in sorted(self.work.store.path(target.step.key).glob("*.png")):
+                found[f"{type(target.step.stage).__name__}_{path.name}"] = path
+        return found
 
     def first_training(self) -> Target | None:
         """Return the first training stage of the method; None where there is none."""
@@ -225,7 +258,8 @@ class Plan:
                 "images": {str(split): len(self.data.ids(split)) for split in Split},
             },
             "stages": [
-                {"stage": type(s).__name__, "version": s.version, **s.settings()} for s in self.chain.stages
+                {"stage": type(s).__name__, "version": getattr(s, "version", 1), **values(s)}
+                for s in self.chain.configured
             ],
             "artifacts": {name: path.name for name, path in self.artifacts.items()},
             "environment": environment(),
@@ -270,25 +304,30 @@ class Plan:
         from benchmark.measure import MeasureMaps
         from methods.refine.none import SelectThreshold
 
-        method: Method = METHODS.load(self.trial.method)
-        if method.one_step:
+        makes_scores = [i for i, stage in enumerate(self.chain.localise) if stage.produces is Kind.SCORES]
+        if not makes_scores or self.chain.method is None:
             return []
+        localise = self.chain.localise[: makes_scores[-1] + 1]
         chosen = next((stage for stage in self.chain.refine if isinstance(stage, SelectThreshold)), None)
-        fixed = method.fixed_threshold if chosen is None else chosen.value
+        fixed = self.chain.method.fixed_threshold if chosen is None else chosen.value
         measuring = [
             SelectThreshold(selection="tuned", value=fixed, tuned=None if chosen is None else chosen.tuned),
             MeasureMaps(fixed=fixed),
         ]
         return [
-            self._target(self.chain.localise, Split.TRAIN, name="scores"),
-            self._target([*self.chain.localise, *measuring], Split.TRAIN),
+            self._target(localise, Split.TRAIN, name="scores"),
+            self._target([*localise, *measuring], Split.TRAIN),
         ]
+
+    def _own(self) -> list[Target]:
+        """Return what the method measures besides what all are measured by."""
+        return [self._target([*self.chain.localise, stage], Split.TRAIN) for stage in self.chain.measurements]
 
     def _pseudo_masks(self) -> list[Target]:
         from benchmark.measure import MeasureMasks
 
-        if not self.chain.refine:
-            return []
+        if self.chain.method is not None and self.chain.method.one_step:
+            return self._masks_in_one_step()
         chosen = self._selection()
         targets = []
         for selection in dict.fromkeys([chosen, *(self.trial.selections if chosen != "none" else ())]):
@@ -304,6 +343,18 @@ class Plan:
             if main:
                 targets.append(self._target(stages, Split.TRAIN, name="masks"))
         return targets
+
+    def _masks_in_one_step(self) -> list[Target]:
+        """Return the masks of the method's own network: on `val` its result, on `train` pseudo-masks."""
+        from benchmark.measure import MeasureMasks
+
+        stages, pseudo_mask = self.chain.localise, MeasureMasks(level="pseudo_mask")
+        return [
+            self._target([*stages, pseudo_mask], Split.TRAIN),
+            self._target([*stages, pseudo_mask], Split.TUNE),
+            self._target(stages, Split.TRAIN, name="masks"),
+            self._target([*stages, MeasureMasks(level="one_step")], Split.VAL),
+        ]
 
     def _segmentation(self) -> list[Target]:
         from benchmark.measure import MeasureMasks

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 
@@ -30,9 +30,12 @@ from benchmark.records import Record, write_records
 from benchmark.search import StoppedEarlyError, stop_if_above_median
 from benchmark.stage import Kind
 from benchmark.system_metrics import SystemMetrics
-from benchmark.trial import Plan, plan_trial
+from benchmark.trial import Plan, copy_figures, plan_trial
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import Dataset
+
+if TYPE_CHECKING:
+    from benchmark.training import TrainingStage
 
 NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
 
@@ -137,13 +140,13 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
     target = plan.first_training()
     if target is None:
         return []
+    training = cast("TrainingStage", target.step.stage)
     if rivals:
-        epochs = int(target.step.stage.settings()["epochs"])
         name = type(target.step.stage).__name__
 
         def judge(stage: str, history: Sequence[Mapping[str, float]]) -> None:
             if stage == name:
-                stop_if_above_median(rivals, [sum(epoch.values()) for epoch in history], epochs)
+                stop_if_above_median(rivals, training.totals(history), training.stop_after)
 
         judged = replace(target.pipeline.machine, on_epoch=judge)
         pipeline = replace(target.pipeline, machine=judged, executed=plan.executed)
@@ -152,7 +155,7 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
         judge(name, _history(folder) or [])
     else:
         folder = target.pipeline.compute(target.step).path
-    return [sum(epoch.values()) for epoch in _history(folder) or []]
+    return training.totals(_history(folder) or [])
 
 
 def _history(entry: Path) -> list[dict[str, float]] | None:
@@ -182,6 +185,7 @@ def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) 
             shutil.copyfile(source, target)
     if pictures:
         plan.pictures(folder / "examples.png")
+        copy_figures(plan, folder / "figures")
 
 
 def _write_per_class(path: Path, records: Sequence[Record]) -> None:

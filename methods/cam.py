@@ -34,7 +34,7 @@ from benchmark.hparams import hp
 from benchmark.inference import multi_scale
 from benchmark.maps import MapWriter, ScoreMaps
 from benchmark.seeding import derive_seed
-from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.training import Batch, TrainingStage, fit, parameter_groups
 from datasets.base import Dataset, Split
 from datasets.transforms import Examples, classification
@@ -101,7 +101,7 @@ class TrainCam(TrainingStage):
         if self.freeze_early:
             for module in network.backbone.early:
                 module.requires_grad_(False)
-        groups = parameter_groups(network.backbone, [network.classifier], self)
+        groups = parameter_groups(network.backbone, [*network.backbone.new_layers(), network.classifier], self)
 
         def losses(batch: Batch, _: float) -> dict[str, Tensor]:
             return {"classification": multi_label_soft_margin(network(batch["image"]), batch["tags"])}
@@ -231,7 +231,7 @@ def inference_settings(meta: Meta) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Cam:
+class Cam(Method):
     """The baseline that every paper starts from."""
 
     name: str = "cam"

@@ -129,7 +129,7 @@ class TrainSegmentation(TrainingStage):
         pretrained = self.weights != "none"
         network = DeepLab(self.backbone, len(data.classes), self.stride, self.rates, pretrained)
         initialise(network.backbone, self.backbone, self.weights, ctx)
-        groups = parameter_groups(network.backbone, [network.aspp], self)
+        groups = parameter_groups(network.backbone, [*network.backbone.new_layers(), network.aspp], self)
         fit(network, self.losses(network), self.examples(data, inputs, ctx), groups, self, out, ctx)
         save_network(out, network)
 

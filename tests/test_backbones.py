@@ -11,8 +11,10 @@ from torch import nn
 from benchmark.errors import ConfigError
 from benchmark.registry import BACKBONES
 from benchmark.stage import Context
+from benchmark.training import parameter_groups
 from datasets.base import Split
 from methods.backbones.base import build_backbone, initialise
+from methods.cam import CamNetwork, TrainCam
 
 NAMES = BACKBONES.names()
 
@@ -145,3 +147,30 @@ def test_the_real_squeezenet_weights_fit(real_weights):
     backbone = build_backbone("squeezenet", 8, pretrained=True)
     initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": real_weights}))
     assert backbone.features[0].weight.abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_features_are_what_the_blocks_make_one_after_another(name):
+    backbone = build_backbone(name, BACKBONES.load(name).strides[0], pretrained=False).eval()
+    images = torch.randn(1, 3, 64, 48)
+    with torch.inference_mode():
+        outputs = backbone.outputs(images)
+        torch.testing.assert_close(list(outputs.values())[-1], backbone(images))
+    blocks = backbone.blocks()
+    assert list(outputs) == [block.name for block in blocks]
+    assert [output.shape[1] for output in outputs.values()] == [block.channels for block in blocks]
+    assert len(blocks) >= 3
+    inside = {id(p) for block in blocks for p in block.layers.parameters()}
+    assert inside == {id(p) for p in backbone.parameters()}
+
+
+def test_layers_that_no_weights_fill_learn_at_the_heads_rate():
+    network = CamNetwork("vgg16", 3, stride=8, dropout=0.0, pretrained=True)
+    stage = TrainCam(lr=0.1, head_multiplier=10.0)
+    new = [*network.backbone.new_layers(), network.classifier]
+    slow, fast = parameter_groups(network.backbone, new, stage)
+    assert (slow.multiplier, fast.multiplier) == (1.0, 10.0)
+    count = {name: sum(p.numel() for p in module.parameters()) for name, module in network.named_children()}
+    head = sum(p.numel() for layers in (network.backbone.fc6, network.backbone.fc7) for p in layers.parameters())
+    assert sum(p.numel() for p in fast.parameters) == head + count["classifier"]
+    assert sum(p.numel() for p in slow.parameters) == count["backbone"] - head

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from benchmark.commands.shared import known_method, print_table
+
+if TYPE_CHECKING:
+    from benchmark.stage import Method, Stage
 
 app = typer.Typer(help="The methods, and their hyper-parameters.", invoke_without_command=True)
 
@@ -31,7 +34,7 @@ def show_method(
     long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
-    from benchmark.hparams import declared, describe, hints
+    from benchmark.hparams import declared, describe, hints, values
     from benchmark.registry import METHODS
     from benchmark.stage import Meta
     from benchmark.trial import Trial, build_chain
@@ -42,17 +45,25 @@ def show_method(
     )
     chain = build_chain(Trial(dataset="", method=name, refiner=refiner), meta)
     print(f"{method.name}: {METHODS.summary(name)}\npaper: {method.paper}\nsupervision: {method.supervision}")
-    for stage in chain.stages:
-        kinds = " + ".join(k.value for k in stage.consumes) or "images + tags"
-        print(f"\n{type(stage).__name__}  ({kinds} → {stage.produces.value}, version {stage.version})")
+    for stage in chain.configured:
+        print(f"\n{type(stage).__name__}  ({_what(stage)})")
         rows = []
         for field, parameter in declared(type(stage)).items():
             bounds = "" if parameter.low is None else f"{parameter.low:g} … {parameter.high:g}"
             space = "" if parameter.space is None else str(parameter.space).replace("Distribution", "")
             kind = describe(hints(type(stage))[field])
-            value = stage.settings()[field]
+            value = values(stage)[field]
             source = parameter.source
-            if value != type(stage)().settings()[field] and not source.startswith("--"):
+            if value != values(type(stage)())[field] and not source.startswith("--"):
                 source = f"recipe of {backbone}, in the file of the stage; elsewhere: {source}"
             rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
         print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)
+
+
+def _what(stage: Method | Stage) -> str:
+    from benchmark.stage import Method
+
+    if isinstance(stage, Method):
+        return "which stages there are"
+    kinds = " + ".join(k.value for k in stage.consumes) or "images + tags"
+    return f"{kinds} → {stage.produces.value}, version {stage.version}"

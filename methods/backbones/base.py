@@ -15,6 +15,18 @@ from benchmark.registry import BACKBONES
 from benchmark.stage import Context
 
 
+@dataclass(frozen=True)
+class Block:
+    """A part of a backbone; its layers belong to the backbone."""
+
+    name: str
+    layers: nn.Module
+    channels: int
+    """Of its output."""
+    new: bool = False
+    """No published weights file fills its layers; they learn at the head's rate."""
+
+
 class Backbone(nn.Module):
     """Features of an image at one stride.
 
@@ -22,27 +34,52 @@ class Backbone(nn.Module):
     (B, `channels`, ⌈H/stride⌉, ⌈W/stride⌉).
     """
 
-    channels: int
     stride: int
     early: tuple[nn.Module, ...] = ()
     """The layers that the published recipes keep frozen when they start from ImageNet weights."""
-    new: tuple[nn.Module, ...] = ()
-    """Layers that no published weights file fills; they learn at the head's rate."""
     frozen_norm: bool = False
     """Keep batch norm in eval mode in training, as published for pretrained weights."""
 
     @abstractmethod
+    def blocks(self) -> list[Block]:
+        """Return the parts, at least three; the features are what they make of the images one after another."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the features."""
+        return self.blocks()[-1].channels
+
+    def new_layers(self) -> list[nn.Module]:
+        """Return the layers that no published weights file fills."""
+        return [block.layers for block in self.blocks() if block.new]
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the features."""
+        features = images
+        for block in self.blocks():
+            features = block.layers(features)
+        return features
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Return what each block makes of the images, by the block's name."""
+        outputs, features = {}, images
+        for block in self.blocks():
+            features = outputs[block.name] = block.layers(features)
+        return outputs
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode of all layers; batch norm stays in eval mode where `frozen_norm`."""
         super().train(mode)
         if self.frozen_norm:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            hold_norm(self)
         return self
+
+
+def hold_norm(network: nn.Module) -> None:
+    """Put the batch norm of pretrained layers in eval mode: its statistics stay those of the weights file."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 @dataclass(frozen=True)
@@ -107,7 +144,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _fill(backbone: Backbone, family: BackboneFamily, state: Mapping[str, Tensor], source: str) -> None:
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith(family.classifier)}
-    new = {id(p) for module in backbone.new for p in module.parameters()}
+    new = {id(p) for layers in backbone.new_layers() for p in layers.parameters()}
     filled_later = {name for name, p in backbone.named_parameters() if id(p) in new}
     own = backbone.state_dict()
     missing = sorted(n for n in own if n not in wanted and n not in filled_later)

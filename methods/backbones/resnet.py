@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily
+from methods.backbones.base import Backbone, BackboneFamily, Block
 
 
 class ResNet(Backbone):
@@ -15,8 +15,6 @@ class ResNet(Backbone):
     Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. Stride 8 as DeepLab: layer3 and layer4 keep their size
     and are dilated by 2 and 4. The stem, layer1 and layer2 are the early layers (IRN trains layer3 and later).
     """
-
-    channels = 2048
 
     def __init__(self, builder: Callable[..., nn.Module], stride: int) -> None:
         super().__init__()
@@ -30,11 +28,14 @@ class ResNet(Backbone):
             block.get_submodule("downsample.0").stride = (1, 1)  # type: ignore[assignment]
         self.early = tuple(self.get_submodule(name) for name in ("conv1", "bn1", "layer1", "layer2"))
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = images
-        for layer in self.children():
-            features = layer(features)
-        return features
+    def blocks(self) -> list[Block]:
+        """Return the stem and the four layers."""
+        stem = nn.Sequential(*(self.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")))
+        widths = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
+        return [
+            Block("stem", stem, 64),
+            *(Block(name, self.get_submodule(name), width) for name, width in widths.items()),
+        ]
 
 
 def family(name: str, builder: Callable[..., nn.Module], imagenet: str) -> BackboneFamily:

@@ -7,15 +7,13 @@ they lie in a ResNet; at stride 8 the last pool keeps its size and the last modu
 from __future__ import annotations
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily
+from methods.backbones.base import Backbone, BackboneFamily, Block
 
 
 class SqueezeNet(Backbone):
     """(B, 3, H, W) → (B, 512, ⌈H/stride⌉, ⌈W/stride⌉)."""
-
-    channels = 512
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -30,9 +28,15 @@ class SqueezeNet(Backbone):
             for fire in self.features[pools[-1] + 1 :]:
                 fire.expand3x3.dilation = fire.expand3x3.padding = (2, 2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.features(images)
-        return features
+    def blocks(self) -> list[Block]:
+        """Return the first convolution, and the modules between the pools, each with the pool before it."""
+        layers = self.features
+        return [
+            Block("conv1", layers[:2], 96),
+            Block("fire2-4", layers[2:6], 256),
+            Block("fire5-8", layers[6:11], 512),
+            Block("fire9", layers[11:], 512),
+        ]
 
 
 BACKBONE = BackboneFamily(

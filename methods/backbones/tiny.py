@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily
+from methods.backbones.base import Backbone, BackboneFamily, Block
 
 WIDTHS = (16, 32, 64, 128)
 
 
 class Tiny(Backbone):
     """Four pairs of 3×3 convolutions with batch norm; (B, 3, H, W) → (B, 128, ⌈H/stride⌉, ⌈W/stride⌉)."""
-
-    channels = WIDTHS[-1]
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -26,9 +24,9 @@ class Tiny(Backbone):
             before = width
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.layers(images)
-        return features
+    def blocks(self) -> list[Block]:
+        """Return the four pairs."""
+        return [Block(f"pair{i + 1}", self.layers[2 * i : 2 * i + 2], width) for i, width in enumerate(WIDTHS)]
 
 
 def _block(before: int, after: int, stride: int) -> nn.Sequential:

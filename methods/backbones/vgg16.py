@@ -10,15 +10,13 @@ at random and learn at the head's rate.
 from __future__ import annotations
 
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily
+from methods.backbones.base import Backbone, BackboneFamily, Block
 
 
 class Vgg16(Backbone):
     """(B, 3, H, W) → (B, 1024, ⌈H/stride⌉, ⌈W/stride⌉)."""
-
-    channels = 1024
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -35,13 +33,19 @@ class Vgg16(Backbone):
         self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
         self.dropout = nn.Dropout(0.5)
         self.early = tuple(layers[: pools[1]])
-        self.new = (self.fc6, self.fc7)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.features(images)
-        features = self.dropout(self.fc6(features).relu())
-        fc7: Tensor = self.dropout(self.fc7(features).relu())
-        return fc7
+    def blocks(self) -> list[Block]:
+        """Return conv1 to conv5, each but the first with the pool before it, and fc6 and fc7."""
+        starts = [0, *(i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
+        ends = [*starts[1:], len(self.features)]
+        return [
+            *(
+                Block(f"conv{i + 1}", self.features[start:end], width)
+                for i, (start, end, width) in enumerate(zip(starts, ends, (64, 128, 256, 512, 512), strict=True))
+            ),
+            Block("fc6", nn.Sequential(self.fc6, nn.ReLU(), self.dropout), 1024, new=True),
+            Block("fc7", nn.Sequential(self.fc7, nn.ReLU(), self.dropout), 1024, new=True),
+        ]
 
 
 BACKBONE = BackboneFamily(

@@ -85,6 +85,7 @@ _MEANINGS = {
     "seed_soft_precision": "how much of the maps is on the object",
     "seed_soft_recall": "how much of the object is covered by the maps",
     "pseudo_mask_mIoU": "masks after the refiner on `train`, at the tuned threshold where there is one",
+    "one_step_mIoU": "the network of a one-step method itself, on `val`",
     "val_mIoU": "the segmentation network that was trained on the pseudo-masks, on `val`",
 }
 RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank is None else str(row.rank), True)

@@ -44,9 +44,10 @@ MEASURES = (
     Measure(
         "pseudo_mask_mIoU", "Pseudo-masks", "mIoU", ("pseudo_mask.train/mIoU_tuned", "pseudo_mask.train/mIoU")
     ),
+    Measure("one_step_mIoU", "Segmentation", "one-step val", ("one_step.val/mIoU",)),
     Measure("val_mIoU", "Segmentation", "val mIoU", ("val/mIoU",)),
 )
-PSEUDO_MASK, VAL = MEASURES[-2:]
+PSEUDO_MASK, _, VAL = MEASURES[-3:]
 SPLITS = {PSEUDO_MASK: "train", VAL: "val"}
 FIELDS = {
     "crf_preset": "CRF preset",

@@ -69,7 +69,7 @@ def train(tmp_path: Path, stage: TrainToy, *, stop_in_epoch: int | None = None, 
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
 def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, optimiser):
     stage = TrainToy(epochs=4, batch=4, optimiser=optimiser, momentum=0.9, lr=0.05)
     whole = train(tmp_path / "whole", stage)
@@ -167,3 +167,62 @@ def test_a_log_file_tells_how_far_a_loop_is(tmp_path, monkeypatch):
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert lines[0].endswith(" begins")
     assert lines[1].endswith("TrainCam: step 2 loss 0.5")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainPart(TrainToy):
+    """Stops before the end of its schedule, and watches a number that it does not minimise."""
+
+    measured = ("watched",)
+
+    @property
+    def stop_after(self) -> int:
+        return 2
+
+
+TrainPart.__name__ = TrainToy.__name__  # Random numbers depend on the stage's name.
+
+
+def history_of(tmp_path: Path, stage: TrainToy) -> tuple[list[dict[str, float]], list[float], dict]:
+    torch.manual_seed(5)
+    network = Toy()
+    rates = []
+
+    def losses(batch, _):
+        value = nn.functional.binary_cross_entropy_with_logits(network(batch["image"]), batch["tags"])
+        return {"bce": value, "watched": 100 * value.detach()} if stage.measured else {"bce": value}
+
+    original = torch.optim.SGD.step
+
+    def spy(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", spy)
+        groups = parameter_groups(network.body, [network.head], stage)
+        fit(network, losses, Examples(), groups, stage, tmp_path, context(tmp_path))
+    return json.loads((tmp_path / "training.json").read_text())["history"], rates, network.state_dict()
+
+
+def test_what_is_watched_is_recorded_and_changes_nothing(tmp_path):
+    plain, _, weights = history_of(tmp_path / "a", TrainToy(epochs=2, batch=4, lr=0.05, power=0.0))
+    stage = TrainPart(epochs=2, batch=4, lr=0.05, power=0.0)
+    watched, _, same = history_of(tmp_path / "b", stage)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    assert [epoch["bce"] for epoch in watched] == [epoch["bce"] for epoch in plain]
+    assert [epoch["watched"] for epoch in watched] == pytest.approx([100 * epoch["bce"] for epoch in plain])
+    assert stage.totals(watched) == [epoch["bce"] for epoch in plain]
+
+
+def test_a_training_that_stops_early_has_the_schedule_of_the_whole(tmp_path):
+    whole, rates, _ = history_of(tmp_path / "a", TrainToy(epochs=4, batch=4, lr=0.05))
+    part, rates_of_part, _ = history_of(tmp_path / "b", TrainPart(epochs=4, batch=4, lr=0.05))
+    assert len(part) == 2
+    assert rates_of_part == rates[:6]
+    assert [epoch["bce"] for epoch in part] == [epoch["bce"] for epoch in whole[:2]]
+
+
+def test_the_rate_can_fall_once_an_epoch(tmp_path):
+    _, rates, _ = history_of(tmp_path, TrainToy(epochs=2, batch=4, lr=0.4, power=1.0, decay_every="epoch"))
+    assert rates == pytest.approx([0.4] * 3 + [0.2] * 3)

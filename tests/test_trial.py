@@ -1,0 +1,146 @@
+"""A trial's chain: settings of a method, its own measurements and pictures, and methods that end in masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+import benchmark.trial
+from benchmark.errors import ConfigError
+from benchmark.hparams import hp
+from benchmark.measure import RECORDS_FILE
+from benchmark.pipeline import Machine
+from benchmark.records import Record, write_records
+from benchmark.stage import Context, Kind, Meta, Method, Stage
+from benchmark.trial import Trial, build_chain, plan_trial, run_trial
+from benchmark.workfolder import WorkFolder
+from datasets.base import Dataset, Split
+from datasets.files import write_mask
+from methods.cam import METHOD as CAM
+from methods.cam import TrainCam
+
+META = Meta(classes=6, long_side=64, backbone="tiny")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountImages(Stage):
+    """A measurement: the number of images, in a picture too."""
+
+    version = 1
+    consumes = (Kind.CHECKPOINT,)
+    produces = Kind.RECORDS
+    factor: int = hp(1, low=1, high=9, source="test")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        count = float(len(data.split(ctx.split)) * self.factor)
+        write_records(out / RECORDS_FILE, [Record("counted", str(ctx.split), "images", "none", None, count, None)])
+        (out / "cat.png").write_bytes(b"a picture")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrueMasks(Stage):
+    """Stands for the prediction of a one-step method: the true masks."""
+
+    version = 1
+    consumes = (Kind.CHECKPOINT,)
+    produces = Kind.MASKS
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        view = data.split(ctx.split, supervision="full")
+        for image_id in view.ids:
+            write_mask(out / f"{image_id}.png", view.mask(image_id))
+
+
+@dataclass(frozen=True)
+class Odd(Method):
+    """One or two trainings, maps unless told otherwise, and a measurement of its own."""
+
+    name: str = "odd"
+    paper: str = "none"
+    one_step: bool = False
+    supervision: Literal["I", "I+S"] = "I"
+    fixed_threshold: float = 0.15
+    trainings: int = hp(1, low=1, high=2, source="test")
+
+    def localise(self, meta: Meta) -> list[Stage]:
+        train, infer = CAM.localise(meta)
+        masks = [TrueMasks()] if self.one_step else []
+        return [*[train] * self.trainings, infer, *masks]
+
+    def measurements(self, meta: Meta) -> list[Stage]:
+        return [CountImages()]
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return what puts a variant of the odd method in the registry."""
+
+    class Registry:
+        def __init__(self, method: Method) -> None:
+            self.method = method
+
+        def load(self, _: str) -> Method:
+            return self.method
+
+    def put(**fields: Any) -> None:
+        monkeypatch.setattr(benchmark.trial, "METHODS", Registry(Odd(**fields)))
+
+    return put
+
+
+def trial(**changes: Any) -> Trial:
+    settings = {"TrainCam.epochs": 1, **changes.pop("settings", {})}
+    return Trial(dataset="chimera", method="odd", segment=False, settings=settings, **changes)
+
+
+def test_a_setting_of_the_method_decides_which_stages_there_are(odd):
+    odd()
+    assert len(build_chain(trial(), META).localise) == 2
+    chain = build_chain(trial(settings={"Odd.trainings": "2"}), META)
+    assert [type(stage).__name__ for stage in chain.localise] == ["TrainCam", "TrainCam", "InferCam"]
+    assert all(stage.epochs == 1 for stage in chain.localise if isinstance(stage, TrainCam))
+    assert chain.configured[0] == Odd(trainings=2)
+    with pytest.raises(ConfigError, match=r"Odd\.trainings = 3: outside 1 … 2"):
+        build_chain(trial(settings={"Odd.trainings": 3}), META)
+    with pytest.raises(ConfigError, match=r"'training'.*trainings"):
+        build_chain(trial(settings={"Odd.training": 2}), META)
+
+
+def test_a_methods_own_measurements_are_recorded_with_its_pictures(odd, chimera, tmp_path):
+    odd()
+    result = run_trial(trial(settings={"CountImages.factor": 2}), chimera, WorkFolder(tmp_path), Machine())
+    counted = [record for record in result.records if record.level == "counted"]
+    assert [(r.split, r.value) for r in counted] == [("train", 2.0 * len(chimera.ids(Split.TRAIN)))]
+    assert (result.folder / "figures" / "CountImages_cat.png").read_bytes() == b"a picture"
+    assert {"seed", "pseudo_mask", "counted"} <= {record.level for record in result.records}
+
+
+def test_a_search_leaves_the_own_measurements_out(odd, chimera, tmp_path):
+    odd()
+    plan = plan_trial(trial(measure_on="tune"), chimera, WorkFolder(tmp_path), Machine())
+    assert "CountImages" not in {type(step.stage).__name__ for step in plan.steps().values()}
+
+
+def test_a_one_step_method_is_measured_on_train_and_val_beside_its_maps(odd, chimera, tmp_path):
+    odd(one_step=True)
+    result = run_trial(trial(), chimera, WorkFolder(tmp_path), Machine())
+    miou = {(r.level, r.split): r.value for r in result.records if r.metric == "mIoU" and r.selection == "none"}
+    assert miou == {("pseudo_mask", "train"): 1.0, ("pseudo_mask", "tune"): 1.0, ("one_step", "val"): 1.0}
+    assert {"fixed", "tuned", "oracle"} <= {r.selection for r in result.records if r.level == "seed"}
+
+
+def test_a_one_step_method_goes_on_to_the_segmentation_network(odd, chimera, tmp_path):
+    odd(one_step=True)
+    plan = plan_trial(Trial(dataset="chimera", method="odd"), chimera, WorkFolder(tmp_path), Machine())
+    names = {(type(t.step.stage).__name__, t.step.stage.settings().get("level")) for t in plan.targets()}
+    assert {("MeasureMasks", "one_step"), ("MeasureMasks", "segmentation")} <= names
+
+
+def test_a_one_step_method_takes_no_refiner(odd):
+    odd(one_step=True)
+    with pytest.raises(ConfigError, match="'odd' predicts its masks itself"):
+        build_chain(trial(refiner="crf"), META)

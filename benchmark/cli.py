@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from benchmark.commands import cache, data, methods
+from benchmark.commands import cache, data, methods, weights
 from benchmark.commands.evaluate import evaluate
 from benchmark.commands.leaderboard import leaderboard
 from benchmark.commands.run import run
@@ -29,6 +29,7 @@ app.command()(sync)
 app.command()(evaluate)
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 app.add_typer(cache.app, name="cache")
 
 

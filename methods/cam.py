@@ -6,7 +6,7 @@ training and inference are those of PSA (Ahn & Kwak, CVPR 2018) and IRN (Ahn et 
 Loss: multi-label soft margin, the mean over classes of binary cross entropy on logits, mean over the batch.
 Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by its maximum + 1e-5.
 
-Published recipes (docs/methods.md, CAM): VGG-16, ResNet-50 (also used for ResNet-101), in `RECIPES`.
+Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also used for ResNet-101), in `RECIPES`.
 
 Departures, all of them settings:
 - `tiny` and `squeezenet` have no published recipe; theirs use AdamW. SqueezeNet's rates and sizes were
@@ -86,7 +86,7 @@ class TrainCam(TrainingStage):
     weights: str = hp("imagenet", source="--weights")
     stride: int = hp(8, low=8, high=16, source="docs/methods.md, Backbones")
     dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
-    freeze_early: bool = hp(True, source="docs/methods.md, Backbones: VGG conv1–2, ResNet up to layer2 (IRN)")
+    freeze_early: bool = hp(True, source="docs/methods.md, Backbones")
     long_side_low: int = hp(256, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     long_side_high: int = hp(512, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     crop: int = hp(448, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
@@ -176,6 +176,7 @@ def multi_label_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "vgg16": {"epochs": 15, "lr": 0.1, "biases": "psa", "stride": 8},
+    "resnet38": {"epochs": 15, "lr": 0.01, "biases": "psa", "stride": 8},
     "resnet50": {
         "epochs": 5,
         "lr": 0.1,

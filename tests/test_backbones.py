@@ -140,6 +140,11 @@ def test_the_published_early_layers_are_named():
     names = [n for n, p in resnet.named_parameters() if id(p) not in early]
     assert names
     assert all(n.startswith(("layer3", "layer4")) for n in names)
+    with torch.device("meta"):
+        wide = build_backbone("resnet38", 8, pretrained=True)
+    early = {id(p) for m in wide.early for p in m.parameters()}
+    frozen = {n.partition(".")[0] for n, p in wide.named_parameters() if id(p) in early}
+    assert frozen == {"conv1a", "b2", "b2_1", "b2_2"}
 
 
 @pytest.mark.real_data

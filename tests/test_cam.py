@@ -27,6 +27,11 @@ def test_the_published_recipes():
     assert (vgg.batch, vgg.epochs, vgg.lr, vgg.head_multiplier, vgg.weight_decay) == (16, 15, 0.1, 10.0, 5e-4)
     assert (vgg.long_side_low, vgg.long_side_high, vgg.crop, vgg.jitter) == (256, 512, 448, True)
     assert (vgg.dropout, vgg.momentum, vgg.biases, vgg.optimiser, vgg.stride) == (0.5, 0.0, "psa", "sgd", 8)
+    wide, _ = stages("resnet38", "sha256:x")
+    assert (wide.batch, wide.epochs, wide.lr, wide.head_multiplier) == (16, 15, 0.01, 10.0)
+    assert (wide.long_side_low, wide.long_side_high, wide.crop, wide.jitter) == (256, 512, 448, True)
+    assert (wide.dropout, wide.momentum, wide.biases, wide.optimiser, wide.stride) == (0.5, 0.0, "psa", "sgd", 8)
+    assert (wide.weight_decay, wide.freeze_early) == (5e-4, True)
     resnet, _ = stages("resnet50")
     assert (resnet.batch, resnet.epochs, resnet.lr, resnet.weight_decay) == (16, 5, 0.1, 1e-4)
     assert (resnet.long_side_low, resnet.long_side_high, resnet.crop) == (320, 640, 512)
@@ -34,7 +39,8 @@ def test_the_published_recipes():
 
 
 def test_only_vgg_takes_the_square_root_of_its_maps():
-    assert [stages(name)[1].square_root for name in ("vgg16", "resnet50", "squeezenet")] == [True, False, False]
+    names = ("vgg16", "resnet38", "resnet50", "squeezenet")
+    assert [stages(name)[1].square_root for name in names] == [True, False, False, False]
 
 
 def test_sizes_shrink_with_the_images_of_the_data_set():

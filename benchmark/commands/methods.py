@@ -35,14 +35,13 @@ def show_method(
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
     from benchmark.hparams import declared, describe, hints, values
-    from benchmark.registry import METHODS
+    from benchmark.registry import BACKBONES, METHODS
     from benchmark.stage import Meta
     from benchmark.trial import Trial, build_chain
 
     method = METHODS.load(known_method(name))
-    meta = Meta(
-        classes=20, long_side=long_side, backbone=backbone, weights="none" if backbone == "tiny" else "imagenet"
-    )
+    weights = "imagenet" if BACKBONES.load(backbone).imagenet else "none"
+    meta = Meta(classes=20, long_side=long_side, backbone=backbone, weights=weights)
     chain = build_chain(Trial(dataset="", method=name, refiner=refiner), meta)
     print(f"{method.name}: {METHODS.summary(name)}\npaper: {method.paper}\nsupervision: {method.supervision}")
     for stage in chain.configured:

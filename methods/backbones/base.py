@@ -39,6 +39,8 @@ class Backbone(nn.Module):
     """The layers that the published recipes keep frozen when they start from ImageNet weights."""
     frozen_norm: bool = False
     """Keep batch norm in eval mode in training, as published for pretrained weights."""
+    frozen_affine: bool = False
+    """Where batch norm is so frozen, its scale and shift do not learn either."""
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -99,7 +101,7 @@ class BackboneFamily:
 
 
 def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
-    """Build a backbone, randomly initialised. `pretrained` keeps its batch norm in eval mode in training.
+    """Build a backbone, randomly initialised. `pretrained` freezes its batch norm as published.
 
     Raises ConfigError for an unknown name or a stride that the backbone does not have.
     """
@@ -110,6 +112,10 @@ def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
         )
     backbone = family.build(stride)
     backbone.frozen_norm = pretrained
+    if pretrained and backbone.frozen_affine:
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
     return backbone
 
 

@@ -66,8 +66,12 @@ class CamNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits (B, C) of normalised images (B, 3, H, W)."""
+        return self.locations(images).mean((2, 3))
+
+    def locations(self, images: Tensor) -> Tensor:
+        """Return the class logits at each location (B, C, h, w), whose means are those of the image."""
         logits: Tensor = self.classifier(self.dropout(self.backbone(images)))
-        return logits.mean((2, 3))
+        return logits
 
     def maps(self, images: Tensor) -> Tensor:
         """Return localisation maps (B, C, h, w), unnormalised, at least 0."""
@@ -76,40 +80,17 @@ class CamNetwork(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainCam(TrainingStage):
-    """Train the classifier on the tags of `weak`."""
+class TagTraining(TrainingStage):
+    """A training on augmented images of `weak` and their tags."""
 
-    version = 1
     produces = Kind.CHECKPOINT
 
-    backbone: str = hp("vgg16", source="--backbone")
-    weights: str = hp("imagenet", source="--weights")
-    stride: int = hp(8, low=8, high=16, source="docs/methods.md, Backbones")
-    dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
-    freeze_early: bool = hp(True, source="docs/methods.md, Backbones")
     long_side_low: int = hp(256, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     long_side_high: int = hp(512, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     crop: int = hp(448, low=8, high=4096, source="PSA code, in pixels of a 500-pixel image")
     jitter: bool = hp(True, source="PSA code: colour jitter 0.3, 0.3, 0.3, 0.1; IRN has none")
 
-    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write the trained CamNetwork."""
-        torch.manual_seed(derive_seed(ctx.seed, "TrainCam", "initialisation"))
-        pretrained = self.weights != "none"
-        network = CamNetwork(self.backbone, len(data.classes), self.stride, self.dropout, pretrained)
-        initialise(network.backbone, self.backbone, self.weights, ctx)
-        if self.freeze_early:
-            for module in network.backbone.early:
-                module.requires_grad_(False)
-        groups = parameter_groups(network.backbone, [*network.backbone.new_layers(), network.classifier], self)
-
-        def losses(batch: Batch, _: float) -> dict[str, Tensor]:
-            return {"classification": multi_label_soft_margin(network(batch["image"]), batch["tags"])}
-
-        fit(network, losses, self.examples(data, ctx), groups, self, out, ctx)
-        save_network(out, network)
-
-    def examples(self, data: Dataset, ctx: Context) -> Examples:
+    def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:
         """Return the augmented training images with their tags."""
         transform = classification(
             long_side=(self.long_side_low, self.long_side_high),
@@ -117,6 +98,44 @@ class TrainCam(TrainingStage):
             jitter=COLOUR_JITTER if self.jitter else None,
         )
         return Examples(data.split(Split.WEAK), transform, seed=ctx.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCam(TagTraining):
+    """Train the classifier on the tags of `weak`."""
+
+    version = 1
+
+    backbone: str = hp("vgg16", source="--backbone")
+    weights: str = hp("imagenet", source="--weights")
+    stride: int = hp(8, low=8, high=16, source="docs/methods.md, Backbones")
+    dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
+    freeze_early: bool = hp(True, source="docs/methods.md, Backbones")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the trained network."""
+        torch.manual_seed(derive_seed(ctx.seed, "TrainCam", "initialisation"))
+        network = self.network(len(data.classes), inputs)
+        initialise(network.backbone, self.backbone, self.weights, ctx)
+        if self.freeze_early:
+            for module in network.backbone.early:
+                module.requires_grad_(False)
+        heads = [layers for name, layers in network.named_children() if name != "backbone"]
+        groups = parameter_groups(network.backbone, [*network.backbone.new_layers(), *heads], self)
+
+        def losses(batch: Batch, _: float) -> dict[str, Tensor]:
+            return self.losses(network, batch)
+
+        fit(network, losses, self.examples(data, inputs, ctx), groups, self, out, ctx)
+        save_network(out, network)
+
+    def network(self, classes: int, inputs: Mapping[Kind, Path]) -> CamNetwork:
+        """Return the network, initialised at random; all but its `backbone` learns at the head's rate."""
+        return CamNetwork(self.backbone, classes, self.stride, self.dropout, self.weights != "none")
+
+    def losses(self, network: CamNetwork, batch: Batch) -> dict[str, Tensor]:
+        """Return what is minimised, and what is measured beside it, by name."""
+        return {"classification": multi_label_soft_margin(network(batch["image"]), batch["tags"])}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +236,13 @@ RECIPES["resnet101"] = RECIPES["resnet50"]
 SIZES = ("long_side_low", "long_side_high", "crop")
 
 
-def classifier_settings(meta: Meta) -> dict[str, Any]:
-    """Return the settings of a CAM classifier's training for a backbone and a data set's image size."""
-    settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **RECIPES.get(meta.backbone, {})}
+def classifier_settings(meta: Meta, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a CAM classifier's training for a backbone and a data set's image size.
+
+    `changes` to the backbone's recipe give sizes in pixels of a 500-pixel image, as the recipe does.
+    """
+    recipe = {**RECIPES.get(meta.backbone, {}), **changes}
+    settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in SIZES})
     if meta.weights == "none":
         settings["freeze_early"] = False

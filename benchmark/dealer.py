@@ -17,7 +17,6 @@ from benchmark.errors import unknown_name
 from benchmark.job import JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.progress import Reporter
-from benchmark.registry import METHODS
 from benchmark.search import CellStudy, Settings, check_tune, search_space, storage_at
 from benchmark.stage import Stage
 from benchmark.sweep_settings import Cell, SweepSettings
@@ -44,7 +43,7 @@ class CellPlan:
 
     def facts(self) -> dict[str, Any]:
         """Return what is told of every trial of the cell, and of the cell where a trial is missing."""
-        trial, stages = self.default.trial, self.default.chain.stages
+        trial, stages, method = self.default.trial, self.default.chain.stages, self.default.chain.method
         values = [stage.settings() for stage in stages]
         crf = next((v["preset"] for v in values if "preset" in v), "none")
         scales = next((v["scales"] for s, v in zip(stages, values, strict=True) if "scales" in v), None)
@@ -53,7 +52,7 @@ class CellPlan:
             "method": self.cell.method,
             "refiner": self.cell.refiner,
             "dataset": self.cell.dataset,
-            "supervision": METHODS.load(self.cell.method).supervision,
+            "supervision": "" if method is None else method.supervision,
             "backbone": trial.backbone,
             "initialisation": trial.weights,
             "crf_preset": crf,

@@ -6,10 +6,13 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+TaskMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""Takes a function and items, as the built-in `map`."""
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
@@ -22,9 +25,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
     if processes <= 1:
         yield from map(function, items)
         return
-    # Not `fork`: the parent may hold torch's threads, whose locks a forked child would wait for in vain.
-    context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(processes, mp_context=context)
+    pool = _executor(processes)
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -35,3 +36,25 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def task_map(processes: int) -> Iterator[TaskMap]:
+    """Give a `map` whose processes live as long as the context: for little work many times.
+
+    With `processes` of at most 1 it is the built-in `map`. Else all items are begun at once, while the caller
+    goes on, and the results come in the order of the items. Functions must be importable by name.
+    """
+    if processes <= 1:
+        yield map
+        return
+    pool = _executor(processes)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _executor(processes: int) -> ProcessPoolExecutor:
+    # Not `fork`: the parent may hold torch's threads, whose locks a forked child would wait for in vain.
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))

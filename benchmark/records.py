@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.errors import DataError
-from benchmark.metrics import Confusion, Values, mean_of_known
+from benchmark.metrics import Confusion, SoftScores, Values, mean_of_known
 
 if TYPE_CHECKING:
     from benchmark.evaluate import MapScores, MaskScores
@@ -82,17 +82,22 @@ def records_of_map_scores(
     for selection, threshold in thresholds.items():
         records += _of_confusion(scores.curve.at(threshold), classes, level, split, selection)
         records.append(Record(level, str(split), "threshold", selection, None, threshold, None))
-    soft = scores.soft.by_class()
-    for metric, values in zip(("soft_overlap", "soft_precision", "soft_recall"), soft, strict=True):
-        records += _by_class(metric, values[1:], classes, level, split, scores.soft.images[1:].tolist())
+    records += records_of_soft_scores(scores.soft, classes, level, split)
     if scores.signed.truths.any():
         for row in scores.signed.results():
             label = f"T={row['threshold']:g}"
             for metric in ("mIoU", "recall", "coverage"):
                 value = _known(row[metric])
                 records.append(Record(level, str(split), f"signed_{metric}", "fixed", label, value, None))
-    records += _by_class("pixel_AP", scores.pixel_ap.by_class()[1:], classes, level, split, None)
+    records += records_by_class("pixel_AP", scores.pixel_ap.by_class()[1:], classes, level, split, None)
     return records
+
+
+def records_of_soft_scores(scores: SoftScores, classes: Sequence[str], level: str, split: str) -> Iterator[Record]:
+    """Yield the records of soft overlap, precision and recall."""
+    metrics = ("soft_overlap", "soft_precision", "soft_recall")
+    for metric, values in zip(metrics, scores.by_class(), strict=True):
+        yield from records_by_class(metric, values[1:], classes, level, split, scores.images[1:].tolist())
 
 
 def records_of_mask_scores(
@@ -122,9 +127,13 @@ def _of_confusion(
             yield Record(level, split, metric, selection, name, _known(value), None)
 
 
-def _by_class(
+def records_by_class(
     metric: str, values: Values, classes: Sequence[str], level: str, split: str, images: list[int] | None
 ) -> Iterator[Record]:
+    """Yield `m` + metric, the mean over the foreground classes whose value is not NaN, and each class's value.
+
+    `values` is (C,), `images` the number of images of each class.
+    """
     present = sum(not math.isnan(value) for value in values)
     yield Record(level, str(split), f"m{metric}", "none", None, _known(mean_of_known(values)), present)
     for index, (name, value) in enumerate(zip(classes, values, strict=True)):

@@ -149,10 +149,13 @@ class Method(ABC):
     paper: str
     one_step: bool
     """True where `localise` ends in the MASKS that its own network predicts: there is no refiner."""
-    supervision: Literal["I", "I+S"]
-    """Image tags only, or tags and saliency maps."""
     fixed_threshold: float
     """The paper's constant background threshold for its maps, in [0, 1]."""
+
+    @property
+    def supervision(self) -> Literal["I", "I+S"]:
+        """Image tags only, or tags and saliency maps."""
+        return "I"
 
     @abstractmethod
     def localise(self, meta: Meta) -> list[Stage]:

@@ -84,18 +84,26 @@ def classification(
     return _augmentation(RandomLongSide(*long_side), crop, jitter)
 
 
-def segmentation(scale: tuple[float, float], base: int, crop: int) -> v2.Compose:
+def squares(side: int, crop: int) -> v2.Compose:
+    """Return ACoL's augmentation (docs/methods.md, Splitting vs. Merging): side × side pixels, flip, random crop.
+
+    It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised. The aspect ratio is not kept.
+    """
+    return _augmentation(v2.Resize((side, side), antialias=True), crop, None)
+
+
+def segmentation(
+    scale: tuple[float, float], base: int, crop: int, jitter: tuple[float, float, float, float] | None = None
+) -> v2.Compose:
     """Return DeepLab's augmentation (docs/methods.md): longer side `base` · U[low, high], flip, crop or pad.
 
     It maps an image uint8 (3, H, W) and a mask uint8 (H, W) to float32 (3, crop, crop), normalised, and
     uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask.
     """
-    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), crop, None)
+    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), crop, jitter)
 
 
-def _augmentation(
-    resize: RandomLongSide, crop: int, jitter: tuple[float, float, float, float] | None
-) -> v2.Compose:
+def _augmentation(resize: v2.Transform, crop: int, jitter: tuple[float, float, float, float] | None) -> v2.Compose:
     to_float = {tv_tensors.Image: torch.float32, "others": None}
     return v2.Compose(
         [

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -261,7 +261,6 @@ class Cam(Method):
     name: str = "cam"
     paper: str = "Zhou et al., CVPR 2016; Ahn & Kwak (PSA), CVPR 2018; Ahn et al. (IRN), CVPR 2019"
     one_step: bool = False
-    supervision: Literal["I", "I+S"] = "I"
     fixed_threshold: float = 0.15
 
     def localise(self, meta: Meta) -> list[Stage]:

@@ -215,7 +215,6 @@ class MixupCam(Method):
     name: str = "mixup_cam"
     paper: str = "Chang et al., BMVC 2020"
     one_step: bool = False
-    supervision: Literal["I", "I+S"] = "I"
     fixed_threshold: float = 0.15
 
     def localise(self, meta: Meta) -> list[Stage]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -317,7 +317,6 @@ class ScCam(Method):
     name: str = "sc_cam"
     paper: str = "Chang et al., CVPR 2020"
     one_step: bool = False
-    supervision: Literal["I", "I+S"] = "I"
     fixed_threshold: float = 0.15
     rounds: int = hp(3, low=0, high=10, source="Algorithm 1 and Table 3.2: 3; 0 is CAM")
 

@@ -198,6 +198,10 @@ class PredictMasks(Stage):
         """Write one palette PNG an image of the context's split, at the image's own size."""
         predict_masks(self, inputs[Kind.CHECKPOINT], data.split(ctx.split), out, ctx)
 
+    def writer(self, view: SplitView, out: Path) -> WritePrediction:
+        """Return what makes the mask of an image of `view` from its probabilities."""
+        return WritePrediction(view, self.crf, out)
+
 
 def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: Path, ctx: Context) -> None:
     """Write the masks that the network in `checkpoint` predicts for the images of `view`."""
@@ -217,7 +221,7 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
         ctx=ctx,
         label=f"PredictMasks on {view.split}",
     )
-    task = WritePrediction(view, stage.crf, out)
+    task = stage.writer(view, out)
     processes = ctx.workers if stage.crf != "none" else 0
     for _ in map_in_order(task, ((i, p.cpu().numpy()) for i, p in predictions), processes):
         pass

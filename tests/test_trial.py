@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -62,7 +62,6 @@ class Odd(Method):
     name: str = "odd"
     paper: str = "none"
     one_step: bool = False
-    supervision: Literal["I", "I+S"] = "I"
     fixed_threshold: float = 0.15
     trainings: int = hp(1, low=1, high=2, source="test")
 

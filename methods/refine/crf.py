@@ -7,7 +7,7 @@ an image take part, but for `icd`, which lets all compete.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -52,13 +52,20 @@ def dense_crf(
 
     `image` is uint8 (H, W, 3) RGB, `unary` float32 (L, H, W): negative log scores, of any normalisation.
     """
+    (marginals,) = dense_crfs(image, [unary], kernels, iterations)
+    return marginals
+
+
+def dense_crfs(
+    image: NDArray[np.uint8], unaries: Sequence[NDArray[np.float32]], kernels: Kernels, iterations: int = 10
+) -> list[NDArray[np.float32]]:
+    """Return `dense_crf` of each of several unaries of one shape; the filters of the image are built once."""
     from pydensecrf.densecrf import DenseCRF2D
 
-    labels, height, width = unary.shape
+    labels, height, width = unaries[0].shape
     if labels == 1:
-        return np.ones_like(unary)
+        return [np.ones_like(unary) for unary in unaries]
     crf = DenseCRF2D(width, height, labels)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), np.float32))
     crf.addPairwiseGaussian(sxy=kernels.gaussian_sxy, compat=kernels.gaussian_compat)
     crf.addPairwiseBilateral(
         sxy=kernels.bilateral_sxy,
@@ -66,8 +73,11 @@ def dense_crf(
         rgbim=np.array(image, np.uint8, order="C"),
         compat=kernels.bilateral_compat,
     )
-    marginals: NDArray[np.float32] = np.array(crf.inference(iterations), np.float32)
-    return marginals.reshape(labels, height, width)
+    marginals = []
+    for unary in unaries:
+        crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), np.float32))
+        marginals.append(np.array(crf.inference(iterations), np.float32).reshape(labels, height, width))
+    return marginals
 
 
 def score_unary(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -188,14 +198,20 @@ class WritePrediction:
     view: SplitView
     preset: Literal["none", "deeplab", "rrm_test"]
     out: Path
+    tagged_only: bool = False
+    """Only background and the classes that the image is tagged with compete."""
 
     def __call__(self, prediction: tuple[str, NDArray[np.float32]]) -> None:
         """Take the image id and softmax probabilities float32 (C + 1, H, W) at the image's own size."""
         image_id, probabilities = prediction
+        labels = np.arange(len(probabilities), dtype=np.uint8)
+        if self.tagged_only:
+            labels = np.array([0, *self.view.tags(image_id)], np.uint8)
+            probabilities = probabilities[labels]
         if self.preset != "none":
             unary = score_unary(probabilities)
             probabilities = dense_crf(self.view.image(image_id), unary, PRESETS[self.preset])
-        write_mask(self.out / f"{image_id}.png", probabilities.argmax(0).astype(np.uint8))
+        write_mask(self.out / f"{image_id}.png", labels[probabilities.argmax(0)])
 
 
 @dataclass(frozen=True)

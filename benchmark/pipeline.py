@@ -1,7 +1,7 @@
 """Chains stages, checks that their kinds fit, and runs them through the store.
 
-A stage gets, of each kind that it consumes, the artifact of the nearest stage before it. Training stages work
-on `weak`; stages that make SCORES, MASKS or RECORDS work on the split that is asked for.
+A stage gets, of each kind that it consumes, the artifact of the nearest stage before it. Training stages and
+superpixels are of `weak`; stages that make SCORES, MASKS or RECORDS work on the split that is asked for.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ class Kind(Enum):
     """A trained network (benchmark/checkpoint.py)."""
     TAGS = "tags"
     """Image-level labels of `weak` that replace the data set's own (for example sub-categories)."""
+    SUPERPIXELS = "superpixels"
+    """A folder of palette PNGs of `weak`: the superpixel of every pixel, 0..254 (methods/superpixels.py)."""
     SCORES = "scores"
     """Localisation maps of one split (benchmark/maps.py)."""
     THRESHOLD = "threshold"
@@ -39,7 +41,8 @@ class Kind(Enum):
     """Measured numbers of one split (benchmark/records.py)."""
 
 
-TRAINED_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS)
+ALWAYS_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS, Kind.SUPERPIXELS)
+"""What a training needs or makes: of `weak`, whatever the split that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class Stage(ABC):
     @property
     def on(self) -> Split | None:
         """The split that the stage always works on; None where it works on the split that is asked for."""
-        return Split.WEAK if self.produces in TRAINED_ON_WEAK else None
+        return Split.WEAK if self.produces in ALWAYS_ON_WEAK else None
 
     @abstractmethod
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:

@@ -44,7 +44,9 @@ class TrainingStage(Stage):
     power: float = hp(0.9, low=0, high=10, source="PSA code: lr · (1 − step/steps)^power")
     decay_every: Literal["step", "epoch"] = hp("step", source="PSA code; ICD lowers the rate once an epoch")
     head_multiplier: float = hp(10.0, low=0, high=1000, source="PSA code: new layers learn ten times faster")
-    biases: Literal["as_weights", "psa"] = hp("as_weights", source="PSA code: 2 × lr, no weight decay")
+    biases: Literal["as_weights", "no_decay", "psa"] = hp(
+        "as_weights", source="PSA code: 2 × lr, no weight decay; ICD code: no weight decay"
+    )
 
     @property
     def stop_after(self) -> int:
@@ -68,7 +70,7 @@ class Group:
 def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage) -> list[Group]:
     """Return the groups of pretrained layers and of new ones, which may be part of them. Frozen ones are left out.
 
-    `biases="psa"` gives biases twice the learning rate of their layer and no weight decay.
+    `biases="no_decay"` gives biases no weight decay, `"psa"` also twice the learning rate of their layer.
     """
     groups = []
     added = [p for m in new for p in m.named_parameters()]
@@ -81,7 +83,8 @@ def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: 
         else:
             weights = [p for name, p in named if not name.endswith("bias")]
             biases = [p for name, p in named if name.endswith("bias")]
-            groups += [Group(weights, multiplier), Group(biases, 2 * multiplier, decay=False)]
+            faster = 2 if settings.biases == "psa" else 1
+            groups += [Group(weights, multiplier), Group(biases, faster * multiplier, decay=False)]
     return [group for group in groups if group.parameters]
 
 

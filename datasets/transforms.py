@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,17 @@ def normalise(image: Tensor) -> Tensor:
     return scaled
 
 
-class RandomLongSide(v2.Transform):  # type: ignore[misc]  # torchvision has no types
-    """Resize image and mask so that the longer side is uniform in [low, high] pixels."""
+class RandomResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """Resize image and mask by a factor that a subclass draws."""
 
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
-        self.low, self.high = low, high
+    def factor(self, long_side: int) -> float:
+        """Draw the factor for an image whose longer side is `long_side` pixels."""
+        raise NotImplementedError
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the size."""
         height, width = flat_inputs[0].shape[-2:]
-        factor = float(torch.empty(()).uniform_(self.low, self.high)) / max(height, width)
+        factor = self.factor(max(height, width))
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -48,12 +48,40 @@ class RandomLongSide(v2.Transform):  # type: ignore[misc]  # torchvision has no 
         return tv_tensors.Mask(TF.resize(plain, params["size"], v2.InterpolationMode.NEAREST_EXACT)[0])
 
 
-class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
-    """Cut a random square, or place the image at random in one: padding is 0 in images, 255 in masks."""
+class RandomLongSide(RandomResize):
+    """Resize image and mask so that the longer side is uniform in [low, high] pixels."""
 
-    def __init__(self, crop: int) -> None:
+    def __init__(self, low: float, high: float) -> None:
         super().__init__()
-        self.crop = crop
+        self.low, self.high = low, high
+
+    def factor(self, long_side: int) -> float:
+        """Draw the longer side."""
+        return float(torch.empty(()).uniform_(self.low, self.high)) / long_side
+
+
+class RandomScale(RandomResize):
+    """Resize image and mask by one of some scales; `base` is the longer side in pixels at scale 1, 0 its own."""
+
+    def __init__(self, scales: Sequence[float], base: int) -> None:
+        super().__init__()
+        self.scales, self.base = scales, base
+
+    def factor(self, long_side: int) -> float:
+        """Draw the scale."""
+        scale = self.scales[int(torch.randint(len(self.scales), ()))]
+        return scale * self.base / long_side if self.base else scale
+
+
+class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
+    """Cut a random square, or place the image at random in one: padding is 0 in images, 255 in masks.
+
+    With `corner` the image is placed at the top left.
+    """
+
+    def __init__(self, crop: int, corner: bool = False) -> None:
+        super().__init__()
+        self.crop, self.corner = crop, corner
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the place."""
@@ -61,7 +89,7 @@ class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
         for length in flat_inputs[0].shape[-2:]:
             inside, room = min(length, self.crop), max(0, self.crop - length)
             start = int(torch.randint(length - inside + 1, ()))
-            before = int(torch.randint(room + 1, ()))
+            before = 0 if self.corner else int(torch.randint(room + 1, ()))
             place.append((start, inside, before, room - before))
         return {"rows": place[0], "columns": place[1]}
 
@@ -81,7 +109,7 @@ def classification(
     It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised; what is padded is 0, the mean colour.
     `jitter` is brightness, contrast, saturation and hue.
     """
-    return _augmentation(RandomLongSide(*long_side), crop, jitter)
+    return _augmentation(RandomLongSide(*long_side), RandomCropOrPad(crop), jitter)
 
 
 def squares(side: int, crop: int) -> v2.Compose:
@@ -89,7 +117,7 @@ def squares(side: int, crop: int) -> v2.Compose:
 
     It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised. The aspect ratio is not kept.
     """
-    return _augmentation(v2.Resize((side, side), antialias=True), crop, None)
+    return _augmentation(v2.Resize((side, side), antialias=True), RandomCropOrPad(crop), None)
 
 
 def segmentation(
@@ -100,10 +128,22 @@ def segmentation(
     It maps an image uint8 (3, H, W) and a mask uint8 (H, W) to float32 (3, crop, crop), normalised, and
     uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask.
     """
-    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), crop, jitter)
+    place = RandomCropOrPad(crop)
+    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), place, jitter)
 
 
-def _augmentation(resize: v2.Transform, crop: int, jitter: tuple[float, float, float, float] | None) -> v2.Compose:
+def scaled_crops(scales: Sequence[float], base: int, crop: int) -> v2.Compose:
+    """Return ICD's augmentation (docs/methods.md): one of some scales, flip, crop, or pad at the bottom and right.
+
+    It maps what `segmentation` maps, in the same way. `base` is the longer side in pixels at scale 1, 0 the
+    image's own.
+    """
+    return _augmentation(RandomScale(scales, base), RandomCropOrPad(crop, corner=True), None)
+
+
+def _augmentation(
+    resize: v2.Transform, place: RandomCropOrPad, jitter: tuple[float, float, float, float] | None
+) -> v2.Compose:
     to_float = {tv_tensors.Image: torch.float32, "others": None}
     return v2.Compose(
         [
@@ -112,7 +152,7 @@ def _augmentation(resize: v2.Transform, crop: int, jitter: tuple[float, float, f
             *([] if jitter is None else [v2.ColorJitter(*jitter)]),
             v2.ToDtype(to_float, scale=True),
             v2.Normalize(list(MEAN), list(STD)),
-            RandomCropOrPad(crop),
+            place,
         ]
     )
 

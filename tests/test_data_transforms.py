@@ -15,8 +15,10 @@ from datasets.transforms import (
     Examples,
     RandomCropOrPad,
     RandomLongSide,
+    RandomScale,
     classification,
     normalise,
+    scaled_crops,
     segmentation,
 )
 from tests.fakes import FolderDataset, random_scene
@@ -138,6 +140,25 @@ def test_large_images_are_cut_everywhere_and_small_ones_put_everywhere():
         assert sorted(found.unique().tolist()) == [1, 255]
         places.add(tuple(int(v) for v in (found == 1).nonzero()[0]))
     assert places == {(row, column) for row in range(2) for column in range(3)}
+
+
+def test_a_scale_is_drawn_from_a_list_and_relative_to_a_base():
+    image, _ = scene(40, 80)
+    torch.manual_seed(0)
+    for base, sides in ((0, {40, 80, 120}), (60, {30, 60, 90})):
+        resize = RandomScale((0.5, 1.0, 1.5), base)
+        assert {max(resize(image).shape[-2:]) for _ in range(40)} == sides
+
+
+def test_icds_padding_is_at_the_bottom_and_right():
+    image, mask = scene(20, 30)
+    transform = scaled_crops((1.0,), 0, 48)
+    for _ in range(5):
+        found, labels = transform(image, mask)
+        assert (labels[:20, :30] != 255).all()
+        assert (labels[20:] == 255).all()
+        assert (labels[:, 30:] == 255).all()
+        assert not found[:, 20:].any()
 
 
 def test_padding_is_exactly_zero_after_colour_jitter():

@@ -292,7 +292,7 @@ def training_settings(meta: Meta) -> dict[str, Any]:
         cam = RECIPES[meta.backbone]
         settings |= {name: cam[name] for name in RECIPE if name in cam} | {"batch": 16}
     if meta.backbone == "tiny":
-        settings |= {"width": 128, "scales": (0.75, 1.0, 1.25)}
+        settings |= {"epochs": 40, "width": 128, "scales": (0.75, 1.0, 1.25)}
     settings["crop"] = meta.scaled(settings["crop"])
     settings["pools"] = meta.backbone == "vgg16"
     return {"backbone": meta.backbone, "weights": meta.weights, "long_side": meta.size, **settings}

@@ -24,7 +24,8 @@ Open in the paper, with the choice made (docs/methods.md, Splitting vs. Merging)
 Departures:
 - The published backbone is VGG-16 with 2×2 pools; here it has DeepLab's padded 3×3 ones. fc6 and fc7 are left out.
 - ResNets have no published recipe and get that of VGG-16; `tiny` and `squeezenet` get the optimiser of their CAM
-  recipe. `tiny` sees images as large as CAM's, since 224 pixels of 500 leave it 4 × 4 cells.
+  recipe. Both see images as large as in CAM: on images of 224 pixels a crop of 448 of 500
+  leaves SqueezeNet about the 14 × 14 cells that the published crop has.
 - M_fore is the maximum over classes; `SplittingMerging.saliency` adds the data set's saliency maps.
 """
 
@@ -200,7 +201,15 @@ class TrainSplittingMerging(TrainingStage):
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "squeezenet": {"optimiser": "adamw", "lr": 1e-4, "head_multiplier": 20.0, "weight_decay": 1e-4, "epochs": 12},
+    "squeezenet": {
+        "optimiser": "adamw",
+        "lr": 1e-4,
+        "head_multiplier": 20.0,
+        "weight_decay": 1e-4,
+        "epochs": 12,
+        "side": 512,
+        "crop": 448,
+    },
     "tiny": {
         "optimiser": "adamw",
         "lr": 2e-3,

@@ -101,6 +101,82 @@ CLAIMS: dict[str, Claim] = {
     claim.method: claim
     for claim in (
         Claim(
+            "splitting_merging",
+            "A larger β lowers the similarity of M_A and M_B (Table 1) and raises the recall of their union "
+            "(Table 2). Overlap, precision and recall of the maps are soft; AB is the union of A and B.",
+            {
+                "CAM": {"method": "cam"},
+                **{f"β = {beta}": {"TrainSplittingMerging.beta": beta} for beta in (0, 10, 20, 50)},
+                "β = 20, no intersection": {"TrainSplittingMerging.intersection": False},
+            },
+            {
+                "similarity": "streams_AB.train/msimilarity",
+                "AB overlap": "union_AB.train/msoft_overlap",
+                "AB precision": "union_AB.train/msoft_precision",
+                "AB recall": "union_AB.train/msoft_recall",
+                **SEEDS_USED,
+            },
+            [
+                *(Expected("similarity", f"β = {a}", f"β = {b}") for a, b in ((0, 10), (10, 20), (20, 50))),
+                *(Expected("AB recall", f"β = {a}", f"β = {b}") for a, b in ((10, 0), (20, 0), (50, 0))),
+                Expected("recall", "β = 20", "CAM"),
+            ],
+        ),
+        Claim(
+            "icd",
+            "ICD's maps beat CAM's in pixel AP (Table 1). The last four columns are those of the CAM branch and of "
+            "ICD's scores in their order, of one network.",
+            {
+                "CAM": {"method": "cam"},
+                "CAM, as many epochs": {"method": "cam", "TrainCam.epochs": 40},
+                "ICD": {},
+                "mean over superpixels": {"TrainIcd.refinement": "mean", "MeasureIcd.refinement": "mean"},
+                "no superpixels": {"TrainIcd.refinement": "none", "MeasureIcd.refinement": "none"},
+            },
+            {
+                "pixel AP": "seed.train/mpixel_AP",
+                **SEEDS_USED,
+                "CAM branch": "icd_cam.train/mpixel_AP",
+                "bottom-up": "icd_bottom_up.train/mpixel_AP",
+                "refined": "icd_refined.train/mpixel_AP",
+                "top-down": "icd_top_down.train/mpixel_AP",
+            },
+            [
+                Expected("pixel AP", "ICD", "CAM"),
+                Expected("pixel AP", "ICD", "CAM, as many epochs"),
+                Expected("pixel AP", "ICD", "no superpixels"),
+            ],
+        ),
+        Claim(
+            "rrm",
+            "The joint loss beats cross entropy alone (Table 2): mIoU of the masks that the segmentation branch "
+            "predicts, on training images and on val.",
+            {"cross entropy": {"TrainRrm.energy_weight": 0}, "with the energy": {}},
+            {
+                "train": "pseudo_mask.train/mIoU",
+                "val": "one_step.val/mIoU",
+                "val precision": "one_step.val/mprecision",
+                "val recall": "one_step.val/mrecall",
+            },
+            [Expected("val", "with the energy", "cross entropy")],
+        ),
+        Claim(
+            "esol",
+            "Expansion raises recall and Shrinkage raises precision again (Table 6).",
+            {
+                "CAM": {"method": "cam"},
+                "classifier": {"Esol.until": "classifier"},
+                "Expansion": {"Esol.until": "expansion"},
+                "Expansion, Shrinkage": {},
+            },
+            {"pixel AP": "seed.train/mpixel_AP", **SEEDS_USED},
+            [
+                Expected("recall", "Expansion", "classifier"),
+                Expected("precision", "Expansion, Shrinkage", "Expansion"),
+                Expected("tuned", "Expansion, Shrinkage", "classifier"),
+            ],
+        ),
+        Claim(
             "mixup_cam",
             "The regularisers lower what they are meant to lower (entropy of the classes, spread of the maps), "
             "and the maps get better (Table 2.1). Entropy and spread are shares of a uniform distribution's.",
@@ -117,6 +193,13 @@ CLAIMS: dict[str, Claim] = {
                 Expected("spread", "mixup", "mixup, concentration"),
                 Expected("oracle", "all", "CAM"),
             ],
+        ),
+        Claim(
+            "sc_cam",
+            "The seeds change over rounds, for the better (Table 3.2). Round 0 is CAM.",
+            {f"round {rounds}": {"ScCam.rounds": rounds} for rounds in range(4)},
+            {"pixel AP": "seed.train/mpixel_AP", **SEEDS_USED},
+            [Expected("overlap", f"round {rounds}", "round 0") for rounds in (1, 2, 3)],
         ),
     )
 }

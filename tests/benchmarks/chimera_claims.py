@@ -124,8 +124,8 @@ CLAIMS: dict[str, Claim] = {
         ),
         Claim(
             "icd",
-            "ICD's maps beat CAM's in pixel AP (Table 1). The last four columns are those of the CAM branch and of "
-            "ICD's scores in their order, of one network.",
+            "ICD's maps beat CAM's in pixel AP (Table 1). The last four columns are those of the CAM branch and "
+            "of ICD's scores in their order, of one network.",
             {
                 "CAM": {"method": "cam"},
                 "CAM, as many epochs": {"method": "cam", "TrainCam.epochs": 40},

@@ -26,6 +26,7 @@ from benchmark.training import TrainingStage
 from datasets.base import Dataset, Split
 from datasets.files import decode_mask
 from methods.segment import segmentation_stages
+from tests.fakes import FolderDataset, random_scene
 
 META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
 
@@ -88,6 +89,27 @@ def test_every_setting_has_a_source_and_stage_names_are_unique(method):
     by_name: dict[str, type] = {}
     for stage in stages:
         assert by_name.setdefault(type(stage).__name__, type(stage)) is type(stage)
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
+def test_every_method_trains_on_every_kind_of_backbone(method, backbone, tmp_path):
+    """Strides and channels are read from it; two classes, no square image, another stride than `tiny`'s."""
+    scenes = {f"i{n}": random_scene(n, 40, 56, (1 + n % 2,)) for n in range(4)}
+    images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
+    data = FolderDataset(tmp_path / "data", images, masks)
+    meta = Meta(classes=2, long_side=64, backbone=backbone, weights="none")
+    stages = [
+        replace(cast(Any, stage), epochs=1, batch=4) if isinstance(stage, TrainingStage) else stage
+        for stage in method.localise(meta)
+    ]
+    run = pipeline(stages, data, tmp_path / "store")
+    if method.one_step:
+        masks_found = run.latest(Kind.MASKS, Split.TRAIN)
+        assert decode_mask(masks_found / "i0.png").shape == (40, 56)
+        return
+    reader = MapReader(run.latest(Kind.SCORES, Split.TRAIN))
+    assert set(reader.ids) == set(scenes)
+    assert np.isfinite(reader.read("i0").scores).all()
 
 
 def test_maps_have_the_right_shape_type_and_range_and_absent_classes_none(method, localised, chimera):

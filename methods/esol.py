@@ -259,7 +259,7 @@ class Expand(OffsetTraining):
     )
     alpha: float = hp(
         0.001,
-        FloatDistribution(1e-3, 1e-1, log=True),
+        FloatDistribution(1e-3, 1.0, log=True),
         low=0,
         high=1000,
         source="Equation 5: α; Section 4.1; 0.01 in Section 4.3.1; Figure 6 (a)",
@@ -329,8 +329,8 @@ class Shrink(OffsetTraining):
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "tiny": (
         {"epochs": 24, "noise": 0.01},
-        {"epochs": 5, "alpha": 0.1, "clip": 0.4},
-        {"epochs": 5, "lr": 0.03, "classification_weight": 0.1, "area": "cam"},
+        {"epochs": 5, "alpha": 1.0, "clip": 0.4},
+        {"epochs": 5, "lr": 0.01, "classification_weight": 0.3, "area": "cam"},
     ),
 }
 """By backbone, what the classifier, Expand and Shrink have other than published."""

@@ -11,6 +11,7 @@ standard deviation (n − 1) over seeds, in percent, and in how many seeds a pap
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def table(claim: Claim, data: Dataset, work: WorkFolder, seeds: Sequence[int]) -
 
 
 def _mean(values: Sequence[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "–"
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
 

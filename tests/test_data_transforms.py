@@ -20,6 +20,7 @@ from datasets.transforms import (
     normalise,
     scaled_crops,
     segmentation,
+    squares,
 )
 from tests.fakes import FolderDataset, random_scene
 
@@ -148,6 +149,19 @@ def test_a_scale_is_drawn_from_a_list_and_relative_to_a_base():
     for base, sides in ((0, {40, 80, 120}), (60, {30, 60, 90})):
         resize = RandomScale((0.5, 1.0, 1.5), base)
         assert {max(resize(image).shape[-2:]) for _ in range(40)} == sides
+
+
+def test_squares_do_not_keep_the_aspect_ratio():
+    """On an image twice as wide as high a square becomes twice as high as wide."""
+    image, _ = scene(30, 60)
+    transform = squares(60, 60)
+    found = transform(image)
+    assert found.shape == (3, 60, 60)
+    red = found[0] > found[2]
+    rows, columns = red.any(1).sum(), red.any(0).sum()
+    assert abs(int(rows) - 20) <= 2
+    assert abs(int(columns) - 10) <= 2
+    assert transform(scene(60, 30)[0]).shape == squares(64, 60)(image).shape == (3, 60, 60)
 
 
 def test_icds_padding_is_at_the_bottom_and_right():

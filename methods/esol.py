@@ -329,7 +329,7 @@ class Shrink(OffsetTraining):
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "tiny": (
         {"epochs": 24, "noise": 0.01},
-        {"epochs": 5, "alpha": 1.0, "clip": 0.4},
+        {"epochs": 5, "alpha": 0.4, "clip": 0.4},
         {"epochs": 5, "lr": 0.01, "classification_weight": 0.3, "area": "cam"},
     ),
 }

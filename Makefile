@@ -11,7 +11,7 @@ UV_VERSION := 0.13.8
 .PHONY: test demo lint lock format
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 demo: $(READY)
 	@mkdir -p seedbed-work/demo

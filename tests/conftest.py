@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ REAL_WEIGHTS = CHECKOUT.parent / "shared/weights/squeezenet1_0_imagenet.pth"
 def pytest_configure(config: pytest.Config) -> None:
     """Two test processes share two cores: one thread each, so that results do not depend on the load."""
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with most slow tests first: a file is the work of one process, and the last is waited for."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", params=["voc", "coco"])

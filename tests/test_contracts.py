@@ -91,6 +91,7 @@ def test_every_setting_has_a_source_and_stage_names_are_unique(method):
         assert by_name.setdefault(type(stage).__name__, type(stage)) is type(stage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
 def test_every_method_trains_on_every_kind_of_backbone(method, backbone, tmp_path):
     """Strides and channels are read from it; two classes, no square image, another stride than `tiny`'s."""
@@ -98,10 +99,10 @@ def test_every_method_trains_on_every_kind_of_backbone(method, backbone, tmp_pat
     images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
     data = FolderDataset(tmp_path / "data", images, masks)
     meta = Meta(classes=2, long_side=64, backbone=backbone, weights="none")
-    stages = [
-        replace(cast(Any, stage), epochs=1, batch=4) if isinstance(stage, TrainingStage) else stage
-        for stage in method.localise(meta)
-    ]
+    stages: list[Any] = list(method.localise(meta))
+    for position, stage in enumerate(stages):
+        short = {"epochs": 1, "batch": 4, "scales": (1.0,)}
+        stages[position] = replace(stage, **{k: v for k, v in short.items() if hasattr(stage, k)})
     run = pipeline(stages, data, tmp_path / "store")
     if method.one_step:
         masks_found = run.latest(Kind.MASKS, Split.TRAIN)
@@ -173,6 +174,7 @@ class _KillError(Exception):
     """Stands for the death of the process."""
 
 
+@pytest.mark.slow
 def test_a_kill_in_every_stage_changes_nothing(method, localised, chimera, tmp_path, monkeypatch):
     """Each training dies after its first epoch, each other stage before its end; then all goes on."""
     from benchmark import training

@@ -14,6 +14,7 @@ def measured(chimera, tmp_path_factory):
     return golden.measure(chimera, tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.slow
 def test_no_number_moves_without_its_version(measured):
     recorded = json.loads(golden.RECORDED.read_text())
     assert set(measured) == set(recorded), "stages came or went: run `python -m tests.golden`"

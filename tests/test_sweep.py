@@ -30,7 +30,7 @@ from tests.conftest import CHECKOUT
 
 TABLES = ("leaderboard.md", "leaderboard.html", "leaderboard.tex", "leaderboard.csv")
 PROGRAM = "import sys; from benchmark.cli import main; sys.argv[0] = 'seedbed'; main()"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 class Sweep:
@@ -39,7 +39,7 @@ class Sweep:
     def __init__(self, folder: Path, data: Path, *more: str) -> None:
         self.folder, self.more = folder, more
         self.work = folder / "work"
-        settings = ["--set", "TrainCam.epochs=1", "TrainSegmentation.epochs=1", "--window", "2"]
+        settings = ["--set", "TrainCam.epochs=1", "TrainSegmentation.epochs=1", "InferCam.scales=1.0"]
         sizes = ["--trials", "3", "--seeds", "0", "1", "--tune", "crf", "lr"]
         self.words = [
             "sweep",
@@ -51,6 +51,8 @@ class Sweep:
             f"chimera-voc={data}",
             *sizes,
             *settings,
+            "--window",
+            "2",
         ]
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
@@ -111,9 +113,13 @@ class Sweep:
 
 
 @pytest.fixture(scope="module")
-def data(chimera_root):
-    """Return the root of the tiny Chimera."""
-    return chimera_root
+def data(tmp_path_factory):
+    """Return the root of a Chimera of 24 images of 48 pixels."""
+    from datasets.chimera import generate
+
+    root = tmp_path_factory.mktemp("chimera") / "voc"
+    generate(root, layout="voc", images=24, size=48, seed=3)
+    return root
 
 
 @pytest.fixture(scope="module")

@@ -187,12 +187,17 @@ CLAIMS: dict[str, Claim] = {
                 "CAM": {"method": "cam"},
                 "mixup": {"TrainMixupCam.entropy_weight": 0, "TrainMixupCam.concentration_weight": 0},
                 "mixup, entropy": {"TrainMixupCam.concentration_weight": 0},
+                "mixup, entropy × 50": {
+                    "TrainMixupCam.concentration_weight": 0,
+                    "TrainMixupCam.entropy_weight": 1,
+                },
                 "mixup, concentration": {"TrainMixupCam.entropy_weight": 0},
                 "all": {},
             },
             {"entropy": "seed.train/class_entropy", "spread": "seed.train/spread", **SEEDS_USED},
             [
                 Expected("entropy", "mixup", "mixup, entropy"),
+                Expected("entropy", "mixup", "mixup, entropy × 50"),
                 Expected("spread", "mixup", "mixup, concentration"),
                 Expected("oracle", "all", "CAM"),
             ],

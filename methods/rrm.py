@@ -12,7 +12,7 @@ alone in the first half of its epochs, which is a short CAM training, and both b
 
 Departures, all of them settings but the last two:
 - Length is given in epochs: 8 epochs of 10,582 images are 21,160 steps of 4 images; the code takes 20,000 (7.6).
-- `tiny` and `squeezenet` have no published recipe; theirs use AdamW (`RECIPES`); that of `squeezenet` was not searched.
+- `tiny` and `squeezenet` have no published recipe; theirs use AdamW (`RECIPES`), that of `squeezenet` is untuned.
 - Crop, dilation, σ of position and weight of the energy go with the size of the data set's images (or `--size`).
   The energy is a sum over pairs of pixels: its weight grows by the fourth power of what the sides shrink by.
 - Classes that are not among an image's tags are suppressed in the masks of training images (the paper is silent),

@@ -29,7 +29,7 @@ def draw_examples(
     artifacts: Mapping[str, Path],
     predict: Callable[[tuple[str, ...], Path], None] | None = None,
 ) -> None:
-    """Draw up to 8 images spread over `train` with the columns that `artifacts` has, and write `path`.
+    """Draw up to 8 images spread over `train` with the columns that `artifacts` has, and write `path`, a PNG.
 
     `artifacts` names folders: `scores` (maps) and `masks` (pseudo-masks); `predict(ids, folder)` writes the
     network's masks of some images as PNGs.
@@ -49,7 +49,7 @@ def draw_examples(
         if predict is not None:
             predict(ids, Path(temporary))
             columns["prediction"] = lambda i: coloured(decode_mask(Path(temporary) / f"{i}.png"))
-        sheet(ids, columns).save(path)
+        sheet(ids, columns).save(path, format="PNG")
 
 
 def sheet(rows: tuple[str, ...], columns: Mapping[str, Callable[[str], Picture]]) -> Image.Image:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import DataError
 from benchmark.metrics import Confusion, SoftScores, Values, mean_of_known
+from datasets.files import atomic
 
 if TYPE_CHECKING:
     from benchmark.evaluate import MapScores, MaskScores
@@ -150,9 +151,8 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write records as Parquet, by one rename; a value that is NaN becomes null."""
     rows = [vars(r) | {"value": None if r.value is None else _known(r.value)} for r in records]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_records(path: Path) -> list[Record]:

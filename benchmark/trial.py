@@ -21,6 +21,7 @@ from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.store import Entry
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split
+from datasets.files import atomic
 
 Selection = Literal["fixed", "tuned", "oracle"]
 SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
@@ -123,9 +124,8 @@ def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -
     write_records(folder / "records.parquet", records)
     plan.pictures(folder / "examples.png")
     copy_figures(plan, folder / "figures")
-    temporary = folder / "run.json.tmp"
-    temporary.write_text(json.dumps(plan.describe(), indent=1))
-    temporary.replace(folder / "run.json")
+    with atomic(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(plan.describe(), indent=1))
     return Result(plan.run_id(), folder, records, plan.executed)
 
 
@@ -283,9 +283,8 @@ class Plan:
             def predict(ids: tuple[str, ...], folder: Path) -> None:
                 predict_masks(stage, checkpoint, replace(view, ids=ids), folder, context)
 
-        temporary = path.with_name("examples.tmp.png")
-        draw_examples(temporary, self.data, self.artifacts, predict)
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            draw_examples(temporary, self.data, self.artifacts, predict)
 
     def _masks_on_tune(self) -> list[Target]:
         from benchmark.measure import MeasureMasks

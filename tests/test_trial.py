@@ -124,6 +124,27 @@ def test_a_search_leaves_the_own_measurements_out(odd, chimera, tmp_path):
     assert "CountImages" not in {type(step.stage).__name__ for step in plan.steps().values()}
 
 
+def test_the_same_run_by_two_processes_at_once_ends_well_in_both(odd, chimera, tmp_path, monkeypatch):
+    """The second draws its pictures, and ends, while the first draws the same."""
+    from benchmark import pictures
+
+    odd()
+    draw = pictures.draw_examples
+
+    def run() -> Path:
+        return run_trial(trial(), chimera, WorkFolder(tmp_path), Machine()).folder
+
+    def draw_beside_another_process(path: Path, *more: Any) -> None:
+        draw(path, *more)
+        with monkeypatch.context() as other:
+            other.setattr(pictures, "draw_examples", draw)
+            other.setattr("os.getpid", lambda: 1)
+            run()
+
+    monkeypatch.setattr(pictures, "draw_examples", draw_beside_another_process)
+    assert {path.name for path in run().iterdir()} == {"run.json", "records.parquet", "examples.png", "figures"}
+
+
 def test_a_one_step_method_is_measured_on_train_and_val_beside_its_maps(odd, chimera, tmp_path):
     odd(one_step=True)
     result = run_trial(trial(), chimera, WorkFolder(tmp_path), Machine())

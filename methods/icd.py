@@ -23,7 +23,7 @@ Departures:
 - Inputs are normalised by ImageNet's mean and standard deviation; the code subtracts 127.
 - Backbones without fc6 and fc7: the classifier is on the last block, and the top-down branch has new layers.
 - `tiny` and `squeezenet` have no published recipe; theirs are CAM's, with crops of its size. The narrow new layers
-  of `tiny` start from N(0, 0.1): from 0.01 its top-down branch learns too slowly.
+  of `tiny` start from N(0, 0.1): from 0.01 its maps end below CAM's (docs/results/chimera.md).
 - Images are not padded to 513 pixels for inference.
 """
 

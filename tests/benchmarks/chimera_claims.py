@@ -133,6 +133,7 @@ CLAIMS: dict[str, Claim] = {
                 "CAM": {"method": "cam"},
                 "CAM, as many epochs": {"method": "cam", "TrainCam.epochs": 40},
                 "ICD": {},
+                "ICD, published start": {"TrainIcd.deviation": 0.01},
                 "mean over superpixels": {"TrainIcd.refinement": "mean", "MeasureIcd.refinement": "mean"},
                 "no superpixels": {"TrainIcd.refinement": "none", "MeasureIcd.refinement": "none"},
             },
@@ -147,6 +148,7 @@ CLAIMS: dict[str, Claim] = {
             [
                 Expected("pixel AP", "ICD", "CAM"),
                 Expected("pixel AP", "ICD", "CAM, as many epochs"),
+                Expected("pixel AP", "ICD, published start", "CAM"),
                 Expected("pixel AP", "ICD", "no superpixels"),
             ],
         ),

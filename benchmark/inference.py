@@ -64,6 +64,28 @@ def multi_scale(
             bar.advance(len(ids))
 
 
+def padded_images(
+    view: SplitView, long_side: int, least: int, multiple: int, ctx: Context, label: str
+) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
+    """Yield (id, image, (h, w)) for every image of the split: normalised float32 (1, 3, H', W') on `ctx.device`.
+
+    The image is resized to `long_side` (0: its own size), which makes it h × w, and padded at the bottom and right
+    with 0, the mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Images(view, long_side),
+        batch_sampler=[[image_id] for image_id in view.ids],
+        num_workers=ctx.workers,
+        pin_memory=ctx.device != "cpu",
+    )
+    with ctx.reporter.bar(label, len(view)) as bar:
+        for image_id, image in zip(view.ids, loader, strict=True):
+            height, width = image.shape[-2:]
+            down, right = (-(-max(least, side) // multiple) * multiple - side for side in (height, width))
+            yield image_id, F.pad(image.to(ctx.device, non_blocking=True), (0, right, 0, down)), (height, width)
+            bar.advance()
+
+
 @torch.inference_mode()
 def _fused(
     forward: Callable[[Tensor], Tensor],

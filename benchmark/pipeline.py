@@ -61,7 +61,8 @@ class Pipeline:
     """A chain of stages on one data set with one seed.
 
     `scope` names, for SCORES and MASKS, the widest of `tune ⊂ train ⊂ weak` that they are made for; whoever
-    asks for a smaller split reads it from there, so that nothing is computed twice.
+    asks for a smaller split reads it from there, so that nothing is computed twice. `on_weak` of the first
+    stages work on `weak` whatever their scope, because a training after them needs it.
     """
 
     stages: Sequence[Stage]
@@ -71,6 +72,7 @@ class Pipeline:
     store: Store
     machine: Machine
     scope: Mapping[Kind, Split] = field(default_factory=dict)
+    on_weak: int = 0
     executed: list[Entry] = field(default_factory=list)
     """The entries that this pipeline computed, in order; those found in the store are not among them."""
 
@@ -80,7 +82,7 @@ class Pipeline:
     def step(self, position: int, split: Split) -> Step:
         """Return the plan for the stage at `position`, asked for on `split`. Runs nothing."""
         stage = self.stages[position]
-        split = stage.on or self._within_scope(stage.produces, split)
+        split = stage.on or self._within_scope(position, split)
         inputs = {}
         for kind in stage.consumes:
             source = max(i for i in range(position) if self.stages[i].produces is kind)
@@ -132,8 +134,11 @@ class Pipeline:
             self.walk(needed, visit)
         visit(step)
 
-    def _within_scope(self, kind: Kind, split: Split) -> Split:
+    def _within_scope(self, position: int, split: Split) -> Split:
+        kind = self.stages[position].produces
         scope = self.scope.get(kind)
+        if position < self.on_weak and kind is Kind.SCORES:
+            scope = Split.WEAK
         if scope is None or split not in NESTED or NESTED.index(split) >= NESTED.index(scope):
             return split
         return scope if _covered(self.data.ids(split), self.data.ids(scope)) else split

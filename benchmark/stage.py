@@ -31,6 +31,8 @@ class Kind(Enum):
     """Image-level labels of `weak` that replace the data set's own (for example sub-categories)."""
     SUPERPIXELS = "superpixels"
     """A folder of palette PNGs of `weak`: the superpixel of every pixel, 0..254 (methods/superpixels.py)."""
+    CONFIDENT_LABELS = "confident labels"
+    """What a refiner learns from: the pixels of `weak` whose label is sure (methods/refine/psa.py, irn.py)."""
     SCORES = "scores"
     """Localisation maps of one split (benchmark/maps.py)."""
     THRESHOLD = "threshold"
@@ -41,7 +43,7 @@ class Kind(Enum):
     """Measured numbers of one split (benchmark/records.py)."""
 
 
-ALWAYS_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS, Kind.SUPERPIXELS)
+ALWAYS_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS, Kind.SUPERPIXELS, Kind.CONFIDENT_LABELS)
 """What a training needs or makes: of `weak`, whatever the split that is asked for."""
 
 

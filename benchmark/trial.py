@@ -307,7 +307,9 @@ class Plan:
         if not makes_scores or self.chain.method is None:
             return []
         localise = self.chain.localise[: makes_scores[-1] + 1]
-        chosen = next((stage for stage in self.chain.refine if isinstance(stage, SelectThreshold)), None)
+        # A refiner that makes maps of its own cuts those.
+        own = any(stage.produces is Kind.SCORES for stage in self.chain.refine)
+        chosen = next((s for s in self.chain.refine if isinstance(s, SelectThreshold) and not own), None)
         fixed = self.chain.method.fixed_threshold if chosen is None else chosen.value
         measuring = [
             SelectThreshold(selection="tuned", value=fixed, tuned=None if chosen is None else chosen.tuned),
@@ -377,6 +379,7 @@ class Plan:
         if self.trial.measure_on == "tune":
             widest = Split.TUNE
         scope = {Kind.SCORES: widest, Kind.MASKS: widest if wide else Split.TRAIN}
+        learns = any(stage.on is Split.WEAK for stage in self.chain.refine)
         return Pipeline(
             stages,
             self.data,
@@ -385,6 +388,7 @@ class Plan:
             self.work.store,
             self.machine,
             scope=scope,
+            on_weak=len(self.chain.localise) if learns else 0,
             executed=self.executed,
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 from numpy.typing import NDArray
@@ -74,14 +73,14 @@ class RandomScale(RandomResize):
 
 
 class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
-    """Cut a random square, or place the image at random in one: padding is 0 in images, 255 in masks.
+    """Cut a random square, or place the image at random in one: padding is 0 in images, `unknown` in masks.
 
     With `corner` the image is placed at the top left.
     """
 
-    def __init__(self, crop: int, corner: bool = False) -> None:
+    def __init__(self, crop: int, corner: bool = False, unknown: int = IGNORE_INDEX) -> None:
         super().__init__()
-        self.crop, self.corner = crop, corner
+        self.crop, self.corner, self.unknown = crop, corner, unknown
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the place."""
@@ -97,7 +96,7 @@ class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
         """Cut, then pad."""
         (top, height, above, below), (left, width, before, after) = params["rows"], params["columns"]
         cut = TF.crop(inpt, top, left, height, width)
-        fill = IGNORE_INDEX if isinstance(inpt, tv_tensors.Mask) else 0
+        fill = self.unknown if isinstance(inpt, tv_tensors.Mask) else 0
         return TF.pad(cut, [before, above, after, below], fill=fill)
 
 
@@ -141,6 +140,16 @@ def scaled_crops(scales: Sequence[float], base: int, crop: int) -> v2.Compose:
     return _augmentation(RandomScale(scales, base), RandomCropOrPad(crop, corner=True), None)
 
 
+def unscaled(base: int, crop: int, jitter: tuple[float, float, float, float] | None) -> v2.Compose:
+    """Return the augmentation of PSA's affinity network (docs/methods.md): flip, colour jitter, crop or pad.
+
+    It maps an image uint8 (3, H, W) and probabilities float32 (L, H, W), given as a mask, to float32
+    (3, crop, crop), normalised, and (L, crop, crop); what is padded is 0 in both. `base` is the longer side of
+    the image in pixels, 0 its own.
+    """
+    return _augmentation(RandomScale((1.0,), base), RandomCropOrPad(crop, unknown=0), jitter)
+
+
 def _augmentation(
     resize: v2.Transform, place: RandomCropOrPad, jitter: tuple[float, float, float, float] | None
 ) -> v2.Compose:
@@ -163,6 +172,9 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
     An example is a dictionary of `image` float32 (3, crop, crop), normalised; `tags` float32 (C,) of 0 and 1;
     `index` int64 (); and, where `masks` is given, `mask` int64 (crop, crop) of labels and 255. It depends on the
     seed, epoch and index alone, so the number of loading processes and their order make no difference.
+
+    `masks` may give more than a mask: an array whose last two axes are the image's. `labels` makes int64 labels
+    of what the augmentation leaves of it.
     """
 
     def __init__(
@@ -170,9 +182,10 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
         view: SplitView,
         transform: Callable[..., Any],
         seed: int,
-        masks: Callable[[str], NDArray[np.uint8]] | None = None,
+        masks: Callable[[str], NDArray[Any]] | None = None,
+        labels: Callable[[Tensor], Tensor] = Tensor.long,
     ) -> None:
-        self.view, self.transform, self.seed, self.masks = view, transform, seed, masks
+        self.view, self.transform, self.seed, self.masks, self.labels = view, transform, seed, masks, labels
 
     def __len__(self) -> int:
         return len(self.view)
@@ -192,6 +205,6 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
             else:
                 mask = tv_tensors.Mask(torch.from_numpy(self.masks(image_id).copy()))
                 augmented, augmented_mask = self.transform(image, mask)
-                example["mask"] = augmented_mask.as_subclass(Tensor).long()
+                example["mask"] = self.labels(augmented_mask.as_subclass(Tensor))
         example["image"] = augmented.as_subclass(Tensor)
         return example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -27,6 +27,16 @@ class Block:
     """No published weights file fills its layers; they learn at the head's rate."""
 
 
+@dataclass(frozen=True)
+class Tap:
+    """A feature map that PSA's affinity network reads."""
+
+    block: str
+    channels: int
+    activation: nn.Module = field(default_factory=nn.Identity)
+    """What the block's output goes through first; its layers belong to the backbone."""
+
+
 class Backbone(nn.Module):
     """Features of an image at one stride.
 
@@ -41,6 +51,8 @@ class Backbone(nn.Module):
     """Keep batch norm in eval mode in training, as published for pretrained weights."""
     frozen_affine: bool = False
     """Where batch norm is so frozen, its scale and shift do not learn either."""
+    normalised_taps: bool = True
+    """PSA's affinity network normalises its reduced taps, as published for VGG-16."""
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -50,6 +62,13 @@ class Backbone(nn.Module):
     def channels(self) -> int:
         """Number of channels of the features."""
         return self.blocks()[-1].channels
+
+    def affinity_taps(self) -> list[Tap]:
+        """Return the three feature maps that PSA's affinity network reads, finest first.
+
+        That network alone calls it, when it is built: dilations that it has otherwise are changed here.
+        """
+        return [Tap(block.name, block.channels) for block in self.blocks()[-3:]]
 
     def new_layers(self) -> list[nn.Module]:
         """Return the layers that no published weights file fills."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmark.errors import ConfigError
-from methods.backbones.base import Backbone, BackboneFamily, Block
+from methods.backbones.base import Backbone, BackboneFamily, Block, Tap
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Channels after conv1a and after the blocks b2 … b7."""
@@ -81,6 +81,7 @@ class ResNet38(Backbone):
     """
 
     frozen_affine = True
+    normalised_taps = False
 
     def __init__(self, stride: int, widths: tuple[int, ...] = WIDTHS) -> None:
         super().__init__()
@@ -113,6 +114,11 @@ class ResNet38(Backbone):
             parts.append(Block(f"b{number}", nn.Sequential(*layers), width))
         parts[-1] = Block("b7", nn.Sequential(self.b7, self.bn7, nn.ReLU()), self.widths[-1])
         return [Block("conv1a", self.conv1a, self.widths[0]), *parts]
+
+    def affinity_taps(self) -> list[Tap]:
+        """Return the activated inputs of b5 and b6, and the features (PSA's code)."""
+        five, six = (nn.Sequential(self.get_submodule(f"{name}.bn_branch2a"), nn.ReLU()) for name in ("b5", "b6"))
+        return [Tap("b4", self.widths[3], five), Tap("b5", self.widths[4], six), Tap("b7", self.widths[-1])]
 
 
 def _convolution(before: int, after: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

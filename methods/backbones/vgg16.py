@@ -12,7 +12,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily, Block
+from methods.backbones.base import Backbone, BackboneFamily, Block, Tap
 
 
 class Vgg16(Backbone):
@@ -46,6 +46,15 @@ class Vgg16(Backbone):
             Block("fc6", nn.Sequential(self.fc6, nn.ReLU(), self.dropout), 1024, new=True),
             Block("fc7", nn.Sequential(self.fc7, nn.ReLU(), self.dropout), 1024, new=True),
         ]
+
+    def dilate_fc6(self, dilation: int) -> None:
+        """Dilate fc6, as LargeFOV (12) and PSA's affinity network (4) do; its size stays."""
+        self.fc6.dilation = self.fc6.padding = (dilation, dilation)
+
+    def affinity_taps(self) -> list[Tap]:
+        """Return conv4, conv5 and fc7, whose fc6 is dilated by 4 (PSA's code)."""
+        self.dilate_fc6(4)
+        return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc7", 1024)]
 
 
 BACKBONE = BackboneFamily(

@@ -88,6 +88,23 @@ class ThresholdMasks(Stage):
                 bar.advance()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArgmaxMasks(Stage):
+    """Pseudo-masks of maps with a background channel: the best channel wins, and there is no threshold."""
+
+    version = 1
+    consumes = (Kind.SCORES,)
+    produces = Kind.MASKS
+    seeded = False
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write one palette PNG an image of the context's split."""
+        ids = data.split(ctx.split).ids
+        with ctx.reporter.bar("ArgmaxMasks", len(ids)) as bar:
+            for _ in map_in_order(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, ctx.workers):
+                bar.advance()
+
+
 def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
     """Return labels uint8 (H, W): the best class where its score exceeds `threshold`, else background.
 

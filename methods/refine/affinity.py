@@ -1,0 +1,122 @@
+"""What PSA and IRN share: learning affinities from labels, and the scores of classes that they start from.
+
+Papers: PSA (Ahn & Kwak, CVPR 2018), equations (7) to (11), and IRN (Ahn et al., CVPR 2019), equation (4), whose
+semantic part has the same loss.
+
+A method's maps are taken as PSA and IRN take a CAM, in [0, 1]: negative scores (ICD) count as 0. Where a method
+gives a background channel of its own, it stands where PSA has (1 − max)^16, its exponent in the walk; other
+exponents α give it the power α/16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmark.errors import ConfigError
+from benchmark.maps import ScoreMaps
+from datasets.base import IGNORE_INDEX
+from methods.refine.random_walk import Offset, partners
+
+OWN_BACKGROUND = 16.0
+"""The exponent α of (1 − max)^α that a method's own background channel stands for."""
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """The scores of one image's classes at its full size."""
+
+    labels: NDArray[np.int16]
+    """(K,) labels of the classes, ascending, without background."""
+    scores: NDArray[np.float32]
+    """(K, H, W) in [0, 1]."""
+    own_background: NDArray[np.float32] | None
+    """(H, W), where the method gives one."""
+
+    @classmethod
+    def of(cls, maps: ScoreMaps) -> ClassScores:
+        """Return the scores of localisation maps."""
+        full = np.maximum(maps.at_full_size(), 0)
+        own = full[0] if len(maps.labels) and maps.labels[0] == 0 else None
+        start = 0 if own is None else 1
+        return cls(maps.labels[start:], full[start:], own)
+
+    def background(self, exponent: float) -> NDArray[np.float32]:
+        """Return (1 − max over classes)^exponent, (H, W); 1 where there are no classes."""
+        if self.own_background is not None:
+            return self.own_background ** np.float32(exponent / OWN_BACKGROUND)
+        best: NDArray[np.float32] = (1 - self.scores.max(0, initial=0)) ** np.float32(exponent)
+        return best
+
+    def with_background(self, exponent: float) -> NDArray[np.float32]:
+        """Return (1 + K, H, W): the background of an exponent, then the classes."""
+        return np.concatenate([self.background(exponent)[None], self.scores])
+
+
+def affinity_losses(
+    affinities: Tensor, labels: Tensor, offsets: tuple[Offset, ...], margin: int
+) -> dict[str, Tensor]:
+    """Return the three parts of the loss of PSA and IRN, weighted: ¼ background, ¼ foreground, ½ negative pairs.
+
+    `affinities` is (B, P, h − margin, w − 2·margin) in [0, 1] of the anchors and their partners; `labels` is
+    (B, h, w) of labels and 255. A pair with 255 does not count. Pairs of one label are positive, −log(a + 1e-5),
+    others negative, −log(1 + 1e-5 − a); each part is a mean over its pairs in the batch (their number + 1e-5).
+    """
+    anchor = partners(labels, (0, 0), margin)[:, None]
+    partner = torch.stack([partners(labels, offset, margin) for offset in offsets], 1)
+    valid = (anchor != IGNORE_INDEX) & (partner != IGNORE_INDEX)
+    same = valid & (anchor == partner)
+    affinities = affinities.float()
+    attracted, repelled = -torch.log(affinities + 1e-5), -torch.log(1 + 1e-5 - affinities)
+
+    def mean(values: Tensor, where: Tensor) -> Tensor:
+        return (values * where).sum() / (where.sum() + 1e-5)
+
+    return {
+        "background": mean(attracted, same & (anchor == 0)) / 4,
+        "foreground": mean(attracted, same & (anchor != 0)) / 4,
+        "negative": mean(repelled, valid & ~same) / 2,
+    }
+
+
+def check_grid(stage: str, crop: int, cell: int, radius: int, multiple: int) -> None:
+    """Raise ConfigError where a crop has no anchors for a radius, or is no multiple of `multiple` pixels."""
+    if crop % multiple:
+        raise ConfigError(f"{stage}.crop = {crop}: give a multiple of {multiple} pixels")
+    least = cell * (2 * radius - 1)
+    if crop < least:
+        raise ConfigError(
+            f"{stage}.crop = {crop}: too small for the radius {radius}; give at least {least} pixels or lower "
+            f"{stage}.radius"
+        )
+
+
+def to_grid(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return features (B, D, h, w) on the grid `size`: means of cells where they are finer, else bilinear."""
+    height, width = features.shape[-2:]
+    if (height, width) == size:
+        return features
+    if height >= size[0] and width >= size[1]:
+        return F.avg_pool2d(features, (height // size[0], width // size[1]))
+    return F.interpolate(features, size, mode="bilinear", align_corners=False)
+
+
+def on_image(maps: Tensor, spacing: tuple[float, float], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return maps (K, h, w) on a grid of ⌈H/4⌉ × ⌈W/4⌉ cells that spans an image of `size` (H, W) exactly.
+
+    The cells of `maps` are `spacing` pixels of the image high and wide from its top left corner, and may reach
+    beyond its bottom and right. Bilinear.
+    """
+    grid = tuple(-(-length // 4) for length in size)
+    scale = [step / (length / cells) for step, length, cells in zip(spacing, size, grid, strict=True)]
+    # A little more than enough, as the number of cells is rounded down.
+    enlarged = F.interpolate(
+        F.pad(maps[None], (0, 1, 0, 1), mode="replicate"), scale_factor=scale, mode="bilinear", align_corners=False
+    )
+    result: NDArray[np.float32] = enlarged[0, :, : grid[0], : grid[1]].cpu().numpy()
+    return result

@@ -1,0 +1,265 @@
+"""IRN (semantic part): a network learns where classes end, and its random walk does not cross those edges.
+
+Paper: Ahn, Cho & Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR
+2019, and the authors' code (docs/methods.md, IRN).
+
+Labels: the maps cut at 0.30 and at 0.05, each after a dense CRF (preset `irn`); foreground is what the first says,
+background where both say so, the rest is 255. Network: methods/refine/irn_network.py; two cells belong together
+as far as no edge lies between them. Walk at stride 4: v·T^256 of the maps times (1 − edge), T from affinities in
+radius 5 to the power 10. The result is divided by its greatest value over all classes, and cut at 0.25.
+
+The code reaches 64.9 to 66.0 mIoU on `train` where the paper reports 66.5, which has a dense CRF, several scales
+and flips after it (the author says so): this refiner is the code, `irn_crf` has the CRF.
+
+Departures:
+- The displacement branch, which shares no weights with the edges and finds instances, is left out.
+- Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block; blocks finer
+  than stride 4 are averaged. Without pretrained weights the backbone learns too (`TrainIrn.freeze_backbone`);
+  `tiny` and `squeezenet` use AdamW, with recipes found by trial (`RECIPES`).
+- A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution, IntDistribution
+from torch import Tensor
+
+from benchmark.checkpoint import load_network, save_network
+from benchmark.hparams import hp
+from benchmark.inference import padded_images
+from benchmark.maps import MapReader, MapWriter, ScoreMaps, opened
+from benchmark.parallel import map_in_order
+from benchmark.seeding import derive_seed
+from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.training import Batch, Group, TrainingStage, fit, parameter_groups
+from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
+from datasets.files import decode_mask, write_mask
+from datasets.transforms import Examples, segmentation
+from methods.backbones.base import initialise
+from methods.refine.affinity import ClassScores, affinity_losses, check_grid, on_image
+from methods.refine.crf import PRESETS, dense_crfs, label_unary
+from methods.refine.irn_network import CELL, STRIDE, EdgeNetwork, affinities, path_affinities
+from methods.refine.none import SelectThreshold, ThresholdMasks
+from methods.refine.random_walk import pair_offsets, transition_matrix, walk
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrnLabels(Stage):
+    """Labels of the pixels whose class is sure, else 255; one palette PNG an image."""
+
+    version = 1
+    consumes = (Kind.SCORES,)
+    produces = Kind.CONFIDENT_LABELS
+    seeded = False
+
+    foreground_threshold: float = hp(
+        0.30, FloatDistribution(0.15, 0.6), low=0, high=1, on_request=True, source="IRN code"
+    )
+    background_threshold: float = hp(
+        0.05, FloatDistribution(0.0, 0.3), low=0, high=1, on_request=True, source="IRN code"
+    )
+    iterations: int = hp(10, low=1, high=100, source="IRN code")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the labels of every image of `weak`."""
+        view = data.split(ctx.split)
+        task = _Label(self, view, inputs[Kind.SCORES], out)
+        with ctx.reporter.bar("IrnLabels", len(view)) as bar:
+            for _ in map_in_order(task, view.ids, ctx.workers):
+                bar.advance()
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Makes and writes the labels of one image; sent to worker processes."""
+
+    stage: IrnLabels
+    view: SplitView
+    scores: Path
+    out: Path
+
+    def __call__(self, image_id: str) -> None:
+        scores = ClassScores.of(opened(self.scores).read(image_id))
+        labels = np.array([0, *scores.labels], np.uint8)
+        seeds = [
+            cut(scores, threshold)
+            for threshold in (self.stage.foreground_threshold, self.stage.background_threshold)
+        ]
+        unaries = [label_unary(seed, len(labels)) for seed in seeds]
+        marginals = dense_crfs(self.view.image(image_id), unaries, PRESETS["irn"], self.stage.iterations)
+        foreground, background = (labels[stack.argmax(0)] for stack in marginals)
+        confident = foreground.copy()
+        confident[foreground == 0] = IGNORE_INDEX
+        confident[(foreground == 0) & (background == 0)] = 0
+        write_mask(self.out / f"{image_id}.png", confident)
+
+
+def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:
+    """Return positions uint8 (H, W): 1 + that of the best class where it exceeds the constant, else 0.
+
+    A background channel of the method's own is exceeded too.
+    """
+    constant = np.full((1, *scores.scores.shape[1:]), threshold, np.float32)
+    if scores.own_background is not None:
+        constant = np.maximum(constant, scores.own_background)
+    return np.concatenate([constant, scores.scores]).argmax(0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Reads the confident labels of an image, uint8 (H, W)."""
+
+    folder: Path
+
+    def __call__(self, image_id: str) -> NDArray[np.uint8]:
+        return decode_mask(self.folder / f"{image_id}.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainIrn(TrainingStage):
+    """Train the edges on the confident labels of `weak`."""
+
+    version = 1
+    consumes = (Kind.CONFIDENT_LABELS,)
+    produces = Kind.CHECKPOINT
+
+    epochs: int = hp(3, low=1, high=10_000, source="IRN code")
+    batch: int = hp(32, low=1, high=4096, source="IRN code")
+    weight_decay: float = hp(1e-4, FloatDistribution(1e-6, 1e-2, log=True), low=0, high=1, source="IRN code")
+    head_multiplier: float = hp(1.0, low=0, high=1000, source="IRN code: 0.1 for the edges")
+    backbone: str = hp("resnet50", source="--backbone")
+    weights: str = hp("imagenet", source="--weights; IRN code: ImageNet's, not the classifier's")
+    freeze_backbone: bool = hp(True, source="IRN code")
+    radius: int = hp(10, low=2, high=20, source="IRN, section 5.1: γ; cells")
+    long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
+    scale_low: float = hp(0.5, low=0.1, high=4, source="IRN code")
+    scale_high: float = hp(1.5, low=0.1, high=4, source="IRN code")
+    crop: int = hp(512, low=8, high=4096, source="IRN code")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_grid("TrainIrn", self.crop, CELL, self.radius, multiple=STRIDE)
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the trained EdgeNetwork."""
+        torch.manual_seed(derive_seed(ctx.seed, "TrainIrn", "initialisation"))
+        network = EdgeNetwork(self.backbone, self.weights != "none", self.freeze_backbone)
+        initialise(network.backbone, self.backbone, self.weights, ctx)
+
+        def losses(batch: Batch, _: float) -> dict[str, Tensor]:
+            return self.losses(network, batch)
+
+        transform = segmentation((self.scale_low, self.scale_high), self.long_side, self.crop)
+        labels = _Labels(inputs[Kind.CONFIDENT_LABELS])
+        examples = Examples(data.split(Split.WEAK), transform, seed=ctx.seed, masks=labels)
+        fit(network, losses, examples, self.groups(network), self, out, ctx)
+        save_network(out, network)
+
+    def groups(self, network: EdgeNetwork) -> list[Group]:
+        """Return what learns: the edge branch, and the backbone where it is not frozen."""
+        return parameter_groups(network.backbone, [network.reduce, network.combine], self)
+
+    def losses(self, network: EdgeNetwork, batch: Batch) -> dict[str, Tensor]:
+        """Return the three parts of the affinity loss of a batch of `image` and `mask`, by name."""
+        edges = network(batch["image"]).float().sigmoid()
+        labels = F.interpolate(batch["mask"][:, None].float(), edges.shape[-2:], mode="nearest")[:, 0].long()
+        margin = self.radius - 1
+        pairs = path_affinities(edges, self.radius, margin)
+        return affinity_losses(pairs, labels, pair_offsets(self.radius), margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkIrn(Stage):
+    """Maps after the random walk, divided by their greatest value over all classes of the image."""
+
+    version = 1
+    consumes = (Kind.SCORES, Kind.CHECKPOINT)
+    produces = Kind.SCORES
+    seeded = False
+
+    long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels; 0 is the image's own")
+    padded: int = hp(512, low=8, high=4096, source="IRN code: images are padded to so many pixels, both sides")
+    radius: int = hp(5, low=2, high=20, source="IRN code: cells")
+    power: float = hp(10.0, FloatDistribution(2, 20), low=1, high=100, source="IRN, section 5.1: β")
+    steps: int = hp(256, IntDistribution(16, 512, log=True), low=1, high=10_000, source="IRN, section 5.1: t")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write the maps of the context's split."""
+        network = cast(EdgeNetwork, load_network(inputs[Kind.CHECKPOINT], ctx.device))
+        maps, view = MapReader(inputs[Kind.SCORES]), data.split(ctx.split)
+        images = padded_images(view, self.long_side, self.padded, STRIDE, ctx, "WalkIrn")
+        with MapWriter(out) as writer:
+            for image_id, image, size in images:
+                writer.write(image_id, self.walked(edges(network, image, size), maps.read(image_id), size))
+
+    @torch.inference_mode()
+    def walked(self, found: Tensor, maps: ScoreMaps, size: tuple[int, int]) -> ScoreMaps:
+        """Return the maps after the walk; `found` are the edges (h, w) of the image shown with `size` pixels."""
+        scores = ClassScores.of(maps)
+        if len(scores.labels) == 0:
+            return ScoreMaps(scores.labels, np.zeros((0, 1, 1), np.float32), maps.size)
+        shown = torch.from_numpy(scores.scores).to(found.device)
+        start = F.interpolate(shown[None], found.shape, mode="bilinear", align_corners=False)[0]
+        matrix = transition_matrix(affinities(found, self.radius), pair_offsets(self.radius), self.power)
+        ended = walk(start * (1 - found), matrix, self.steps)
+        ended = ended / (ended.max() + 1e-5)
+        spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
+        return ScoreMaps(scores.labels, on_image(ended, spacing, maps.size), maps.size)
+
+
+@torch.inference_mode()
+def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the edges float32 (⌈h/4⌉, ⌈w/4⌉) in [0, 1] of an image (1, 3, H', W') that shows `size` = (h, w).
+
+    The mean of the logits of the image and of its mirror image.
+    """
+    with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
+        logits = network(torch.cat([image, image.flip(-1)]))
+    mean = (logits[0].float() + logits[1].float().flip(-1)) / 2
+    return mean.sigmoid()[: -(-size[0] // CELL), : -(-size[1] // CELL)]
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "squeezenet": {"optimiser": "adamw", "lr": 1e-3, "batch": 16},
+    "tiny": {"optimiser": "adamw", "lr": 2e-3, "batch": 16, "epochs": 12, "radius": 5},
+}
+
+
+@dataclass(frozen=True)
+class Irn:
+    """IRN's labels, training and walk; then a threshold."""
+
+    name: str = "irn"
+    paper: str = "Ahn et al., CVPR 2019"
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Label, train, walk, and cut at a threshold of its own."""
+        return [*walked_stages(meta), SelectThreshold(value=0.25), ThresholdMasks()]
+
+
+def walked_stages(meta: Meta) -> list[Stage]:
+    """Return the stages from a method's maps to those after the walk."""
+    settings = dict(RECIPES.get(meta.backbone, {}))
+    crop = meta.scaled(512, multiple=STRIDE)
+    if meta.weights == "none":
+        settings["freeze_backbone"] = False
+    train = TrainIrn(
+        backbone=meta.backbone,
+        weights=meta.weights,
+        long_side=meta.size or meta.long_side,
+        crop=crop,
+        **settings,
+    )
+    return [IrnLabels(), train, WalkIrn(long_side=meta.size, padded=crop)]
+
+
+REFINER = Irn()

@@ -1,0 +1,25 @@
+"""IRN, then a dense CRF on its masks: what the paper reports (its code ends before the CRF; see irn.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmark.stage import Meta, Stage
+from methods.refine.crf import CrfMasks
+from methods.refine.irn import walked_stages
+from methods.refine.none import SelectThreshold
+
+
+@dataclass(frozen=True)
+class IrnCrf:
+    """IRN's walk, a threshold, and a dense CRF."""
+
+    name: str = "irn_crf"
+    paper: str = "Ahn et al., CVPR 2019; its author says that the paper's numbers have a dense CRF"
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Do as `irn`, with a CRF on what the threshold gives."""
+        return [*walked_stages(meta), SelectThreshold(value=0.25), CrfMasks()]
+
+
+REFINER = IrnCrf()

@@ -110,13 +110,15 @@ def on_image(maps: Tensor, spacing: tuple[float, float], size: tuple[int, int]) 
     """Return maps (K, h, w) on a grid of ⌈H/4⌉ × ⌈W/4⌉ cells that spans an image of `size` (H, W) exactly.
 
     The cells of `maps` are `spacing` pixels of the image high and wide from its top left corner, and may reach
-    beyond its bottom and right. Bilinear.
+    beyond its bottom and right. Bilinear between their centres.
     """
-    grid = tuple(-(-length // 4) for length in size)
-    scale = [step / (length / cells) for step, length, cells in zip(spacing, size, grid, strict=True)]
-    # A little more than enough, as the number of cells is rounded down.
-    enlarged = F.interpolate(
-        F.pad(maps[None], (0, 1, 0, 1), mode="replicate"), scale_factor=scale, mode="bilinear", align_corners=False
-    )
-    result: NDArray[np.float32] = enlarged[0, :, : grid[0], : grid[1]].cpu().numpy()
-    return result
+    found: NDArray[np.float32] = maps.cpu().numpy()
+    for axis, step, length in zip((1, 2), spacing, size, strict=True):
+        cells = -(-length // 4)
+        centres = (np.arange(cells) + 0.5) * (length / cells)
+        position = (centres / step - 0.5).clip(0, found.shape[axis] - 1)
+        first = position.astype(np.intp)
+        second = np.minimum(first + 1, found.shape[axis] - 1)
+        weight = (position - first).astype(np.float32).reshape((-1, 1) if axis == 1 else -1)
+        found = found.take(first, axis) * (1 - weight) + found.take(second, axis) * weight
+    return found

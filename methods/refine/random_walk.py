@@ -50,7 +50,8 @@ def transition_matrix(affinities: Tensor, offsets: tuple[Offset, ...], power: fl
     cells = torch.arange(height * width, device=affinities.device).view(height, width)
     firsts, seconds, strengths = [], [], []
     for affinity, (down, right) in zip(affinities, offsets, strict=True):
-        top, left = slice(0, height - down), slice(max(0, -right), width - max(0, right))
+        top = slice(0, max(0, height - down))
+        left = slice(max(0, -right), max(0, width - max(0, right)))
         firsts.append(cells[top, left].flatten())
         seconds.append(firsts[-1] + down * width + right)
         strengths.append(affinity[top, left].flatten())

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -174,15 +174,16 @@ class _KillError(Exception):
     """Stands for the death of the process."""
 
 
-@pytest.mark.slow
-def test_a_kill_in_every_stage_changes_nothing(method, localised, chimera, tmp_path, monkeypatch):
-    """Each training dies after its first epoch, each other stage before its end; then all goes on."""
-    from benchmark import training
+def survive_kills(done: Pipeline, kind: Kind, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a chain again, and compare with the one that is done.
+
+    Each training dies after its first epoch, each other stage before its end; then all goes on.
+    """
+    from benchmark import checkpoint, training
     from benchmark.store import Store as Killed
 
-    kind = Kind.MASKS if method.one_step else Kind.SCORES
     saves = itertools.count()
-    original_save, original_use = training.save_tensors, Killed._compute
+    original_save, original_use = checkpoint.save_tensors, Killed._compute
 
     def save_and_die(path: Path, content: Any) -> None:
         original_save(path, content)
@@ -203,8 +204,8 @@ def test_a_kill_in_every_stage_changes_nothing(method, localised, chimera, tmp_p
 
     monkeypatch.setattr(training, "save_tensors", save_and_die)
     monkeypatch.setattr(Killed, "_compute", compute_and_die)
-    run = pipeline(localised.stages, chimera, tmp_path)
-    for _ in range(10 * len(localised.stages)):
+    run = pipeline(done.stages, done.data, store)
+    for _ in range(10 * len(done.stages)):
         try:
             folder = run.latest(kind, Split.TRAIN)
             break
@@ -219,23 +220,63 @@ def test_a_kill_in_every_stage_changes_nothing(method, localised, chimera, tmp_p
     assert died == set(needed)
     trainings = [stage for stage in needed.values() if isinstance(stage, TrainingStage)]
     assert next(saves) == len(trainings)
-    assert contents(folder) == contents(localised.latest(kind, Split.TRAIN))
+    assert contents(folder) == contents(done.latest(kind, Split.TRAIN))
 
 
-@pytest.mark.parametrize("name", REFINERS.names())
-def test_a_refiner_makes_masks_of_the_images_size_with_the_tags_alone(name, chimera, tmp_path):
-    """On maps that are the truth, a bit blurred: the masks keep the classes and stay good."""
-    scores = tmp_path / "scores"
-    scores.mkdir()
-    view = chimera.split(Split.TRAIN)
-    with MapWriter(scores) as writer:
+@pytest.mark.slow
+def test_a_kill_in_every_stage_of_a_method_changes_nothing(method, localised, tmp_path, monkeypatch):
+    kind = Kind.MASKS if method.one_step else Kind.SCORES
+    survive_kills(localised, kind, tmp_path, monkeypatch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenScores(Stage):
+    """Copies maps that a test made."""
+
+    version = 1
+    produces = Kind.SCORES
+    seeded = False
+    folder: Path
+    """No setting, so it is not in the key."""
+
+    def run(self, data, inputs, out, ctx):
+        (out / "maps.arrow").write_bytes((self.folder / "maps.arrow").read_bytes())
+
+
+def write_truth(data: Dataset, folder: Path) -> None:
+    """Write the true masks of `weak` at stride 4 as maps of the tagged classes."""
+    view = data.split(Split.WEAK, supervision="full")
+    with MapWriter(folder) as writer:
         for image_id in view.ids:
             mask, tags = view.mask(image_id), view.tags(image_id)
             maps = np.stack([(mask == tag).astype(np.float32)[::4, ::4] for tag in tags])
             writer.write(image_id, ScoreMaps(np.array(tags, np.int16), maps, view.size(image_id)))
-    stages = [GivenScores(), *tiny(REFINERS.load(name).refine(META, 0.3))]
-    GivenScores.folder = scores
-    masks = pipeline(stages, chimera, tmp_path / "store").latest(Kind.MASKS, Split.TRAIN)
+
+
+@pytest.fixture(scope="module")
+def truth(chimera: Dataset, tmp_path_factory: pytest.TempPathFactory) -> GivenScores:
+    """Return a stage whose maps are the truth, a bit blurred."""
+    folder = tmp_path_factory.mktemp("truth")
+    write_truth(chimera, folder)
+    return GivenScores(folder=folder)
+
+
+@pytest.fixture(scope="module")
+def refined_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store for all refiners: those that have a training in common share it."""
+    return tmp_path_factory.mktemp("refined")
+
+
+@pytest.fixture(scope="module", params=REFINERS.names())
+def refine(request: pytest.FixtureRequest) -> Any:
+    """Return each refiner's `refine`."""
+    return REFINERS.load(request.param).refine
+
+
+def test_a_refiner_makes_masks_of_the_images_size_with_the_tags_alone(refine, truth, refined_store, chimera):
+    """The masks keep the classes and stay good, with the refiner's own recipe."""
+    run = pipeline([truth, *refine(META, 0.3)], chimera, refined_store)
+    masks, view = run.latest(Kind.MASKS, Split.TRAIN), chimera.split(Split.TRAIN)
     right = []
     for image_id in view.ids:
         mask, truth = decode_mask(masks / f"{image_id}.png"), view.mask(image_id)
@@ -245,16 +286,47 @@ def test_a_refiner_makes_masks_of_the_images_size_with_the_tags_alone(name, chim
     assert np.mean(right) > 0.85
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenScores(Stage):
-    """Copies maps that a test made."""
+def test_a_refiner_gives_the_same_bytes_again_and_for_any_number_of_processes(
+    refine, truth, refined_store, chimera, tmp_path
+):
+    first = pipeline([truth, *tiny(refine(META, 0.3))], chimera, refined_store)
+    second = pipeline(first.stages, chimera, tmp_path)
+    second.machine = Machine(workers=2)
+    for kind in {stage.produces for stage in first.stages}:
+        assert contents(second.latest(kind, Split.TRAIN)) == contents(first.latest(kind, Split.TRAIN)), kind
 
-    version = 1
-    produces = Kind.SCORES
-    folder: ClassVar[Path]
 
-    def run(self, data, inputs, out, ctx):
-        (out / "maps.arrow").write_bytes((self.folder / "maps.arrow").read_bytes())
+@pytest.mark.slow
+def test_a_kill_in_every_stage_of_a_refiner_changes_nothing(
+    refine, truth, refined_store, chimera, tmp_path, monkeypatch
+):
+    done = pipeline([truth, *tiny(refine(META, 0.3))], chimera, refined_store)
+    survive_kills(done, Kind.MASKS, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
+def test_every_refiner_works_on_every_kind_of_backbone(refine, backbone, refined_store, tmp_path):
+    """Strides and channels are read from it; no square image, and one without any class."""
+    if not any(isinstance(stage, TrainingStage) for stage in refine(META, 0.3)):
+        pytest.skip("the refiner trains no network")
+    labels = {n: (1 + n % 2,) if n else () for n in range(4)}
+    scenes = {f"i{n}": random_scene(n, 72, 88, labels[n]) for n in range(4)}
+    images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
+    data = FolderDataset(tmp_path / "data", images, masks)
+    (tmp_path / "scores").mkdir()
+    with MapWriter(tmp_path / "scores") as writer:
+        for image_id, mask in masks.items():
+            tags = data.tags(image_id)
+            maps = np.array([(mask == tag)[::4, ::4] for tag in tags], np.float32).reshape(len(tags), 18, 22)
+            writer.write(image_id, ScoreMaps(np.array(tags, np.int16), maps, mask.shape))
+    meta = Meta(classes=2, long_side=88, backbone=backbone, weights="none")
+    given = GivenScores(folder=tmp_path / "scores")
+    stages: list[Any] = [given, *refine(meta, 0.3)]
+    stages = [replace(s, epochs=1, batch=4) if isinstance(s, TrainingStage) else s for s in stages]
+    found = pipeline(stages, data, refined_store).latest(Kind.MASKS, Split.TRAIN)
+    assert not decode_mask(found / "i0.png").any()
+    assert decode_mask(found / "i1.png").shape == (72, 88)
 
 
 @pytest.mark.parametrize("name", DATASETS.names())

@@ -213,9 +213,8 @@ def test_the_report_names_the_momentum_of_every_group(chimera, tmp_path):
             writer.write(image_id, ScoreMaps(np.array(tags, np.int16), scores, view.size(image_id)))
     from tests.test_contracts import GivenScores
 
-    GivenScores.folder = tmp_path / "scores"
     train = TrainPsa(backbone="tiny", weights="none", crop=64, radius=3, epochs=1, lr=0.01, freeze_early=False)
-    stages = [GivenScores(), PsaLabels(), train, WalkPsa()]
+    stages = [GivenScores(folder=tmp_path / "scores"), PsaLabels(), train, WalkPsa()]
     run = Pipeline(stages, chimera, chimera.digest(), 0, Store(tmp_path / "store"), Machine())
     report = json.loads((run.latest(Kind.CHECKPOINT, Split.WEAK) / "training.json").read_text())
     assert {group["momentum"] for group in report["groups"]} == {0.0}

@@ -84,6 +84,14 @@ def affinity_losses(
     }
 
 
+def fitting_radius(published: int, crop: int, cell: int) -> int:
+    """Return the published radius, or the greatest one for which half the rows and columns of a crop are anchors.
+
+    `cell` is the pixels to a cell of the crop's grid; the radius is at least 2.
+    """
+    return max(2, min(published, crop // cell // 4 + 1))
+
+
 def check_grid(stage: str, crop: int, cell: int, radius: int, multiple: int) -> None:
     """Raise ConfigError where a crop has no anchors for a radius, or is no multiple of `multiple` pixels."""
     if crop % multiple:

@@ -16,6 +16,7 @@ Departures:
 - Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block; blocks finer
   than stride 4 are averaged. Without pretrained weights the backbone learns too (`TrainIrn.freeze_backbone`);
   `tiny` and `squeezenet` use AdamW, with recipes found by trial (`RECIPES`).
+- Crop and radius of the training shrink with the data set's images (or `--size`).
 - A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
 """
 
@@ -45,7 +46,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import decode_mask, write_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import initialise
-from methods.refine.affinity import ClassScores, affinity_losses, check_grid, on_image
+from methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
 from methods.refine.crf import PRESETS, dense_crfs, label_unary
 from methods.refine.irn_network import CELL, STRIDE, EdgeNetwork, affinities, path_affinities
 from methods.refine.none import SelectThreshold, ThresholdMasks
@@ -230,7 +231,7 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int]) -> Tensor:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "squeezenet": {"optimiser": "adamw", "lr": 1e-3, "batch": 16},
-    "tiny": {"optimiser": "adamw", "lr": 2e-3, "batch": 16, "epochs": 12, "radius": 5},
+    "tiny": {"optimiser": "adamw", "lr": 2e-3, "batch": 8, "epochs": 24},
 }
 
 
@@ -257,6 +258,7 @@ def walked_stages(meta: Meta) -> list[Stage]:
         weights=meta.weights,
         long_side=meta.size or meta.long_side,
         crop=crop,
+        radius=fitting_radius(10, crop, CELL),
         **settings,
     )
     return [IrnLabels(), train, WalkIrn(long_side=meta.size, padded=crop)]

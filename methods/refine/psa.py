@@ -18,7 +18,8 @@ Departures:
 - Without pretrained weights nothing is frozen (`TrainPsa.freeze_early`).
 - In the walk all pairs inside the image count; the code leaves those out whose first cell lies within four cells
   of its left, right or lower border.
-- A map's cells are scaled with `--size`: the networks see the smaller image, the CRF its own size.
+- Crop and radius shrink with the data set's images (or `--size`). With `--size` networks see the smaller image
+  and the walk goes over its cells, while the CRF sees the image's own size.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.transforms import Examples, unscaled
 from methods.backbones.base import initialise
 from methods.cam import COLOUR_JITTER
-from methods.refine.affinity import ClassScores, affinity_losses, check_grid, on_image
+from methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
 from methods.refine.crf import PRESETS, dense_crfs, score_unary
 from methods.refine.none import ArgmaxMasks
 from methods.refine.psa_network import CELL, AffinityNetwork
@@ -239,7 +240,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "biases": "as_weights",
         "jitter": False,
         "epochs": 12,
-        "radius": 3,
     },
 }
 
@@ -256,11 +256,13 @@ class Psa:
         settings = {"lr": 0.01, **RECIPES.get(meta.backbone, {})}
         if meta.weights == "none":
             settings["freeze_early"] = False
+        crop = meta.scaled(448)
         train = TrainPsa(
             backbone=meta.backbone,
             weights=meta.weights,
             long_side=meta.size,
-            crop=meta.scaled(448),
+            crop=crop,
+            radius=fitting_radius(5, crop, CELL),
             **settings,
         )
         return [PsaLabels(), train, WalkPsa(long_side=meta.size), ArgmaxMasks()]

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from benchmark.commands import cache, data, methods, weights
+from benchmark.commands import cache, data, export, methods, weights
 from benchmark.commands.evaluate import evaluate
 from benchmark.commands.leaderboard import leaderboard
 from benchmark.commands.run import run
@@ -27,6 +27,7 @@ app.command()(leaderboard)
 app.command()(ui)
 app.command()(sync)
 app.command()(evaluate)
+app.add_typer(export.app, name="export")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

@@ -160,10 +160,29 @@ def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
         raise ConfigError(
             f"{run} has nothing for the split {split!r}; it has: {', '.join(artifacts) or 'nothing'}"
         )
-    folder = work.store.path(artifacts[name])
+    return name, _in_store(work, run, artifacts[name])
+
+
+def network_of(work: WorkFolder, run: str) -> Path:
+    """Return the folder of the trained network that a finished run predicted its masks with.
+
+    Raises ConfigError where there is no such run, where it trained no segmentation network, or where the store
+    does not have the network any more.
+    """
+    artifacts = read_run(work, run)["artifacts"]
+    if "network" not in artifacts:
+        raise ConfigError(
+            f"{work.runs / run / 'run.json'}: names no segmentation network; give the run's command again, "
+            "without --no-segment"
+        )
+    return _in_store(work, run, artifacts["network"])
+
+
+def _in_store(work: WorkFolder, run: str, key: str) -> Path:
+    folder = work.store.path(key)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no longer in the store; the command of the run {run} computes it again")
-    return name, folder
+    return folder
 
 
 @dataclass(frozen=True)
@@ -199,7 +218,7 @@ class Plan:
             targets += [*self._classifier(), *self._seeds(), *self._own(), *self._pseudo_masks()]
         if self.chain.segment:
             targets += self._segmentation()
-        return targets
+        return [*targets, *self._network()]
 
     def steps(self) -> dict[str, Step]:
         """Return every step of the trial by its key, inputs before those that need them. Runs nothing."""
@@ -273,9 +292,8 @@ class Plan:
         if path.exists():
             return
         predict = None
-        stage = self.chain.stages[-1]
-        if isinstance(stage, PredictMasks):
-            checkpoint = self._pipeline(self.chain.stages[:-1]).latest(Kind.CHECKPOINT, Split.WEAK)
+        if "network" in self.artifacts:
+            stage, checkpoint = cast(PredictMasks, self.chain.stages[-1]), self.artifacts["network"]
             view = self.data.split(Split.TRAIN)
             machine = self.machine
             context = Context(self.trial.seed, Split.TRAIN, path.parent, machine.device, machine.workers)
@@ -364,6 +382,16 @@ class Plan:
             self._target(self.chain.stages, Split.VAL, name="predictions"),
             self._target([*self.chain.stages, MeasureMasks(level="segmentation")], Split.VAL),
         ]
+
+    def _network(self) -> list[Target]:
+        """Return the network that the last stage predicts with, which is computed already, so that it is named."""
+        from methods.segment import PredictMasks
+
+        if not isinstance(self.chain.stages[-1], PredictMasks):
+            return []
+        pipeline = self._pipeline(self.chain.stages)
+        predict = pipeline.step(len(self.chain.stages) - 1, Split.VAL)
+        return [Target(pipeline, predict.inputs[Kind.CHECKPOINT], "network")]
 
     def _selection(self) -> Any:
         """Return how the threshold of the masks that are trained on is chosen; `none` where there is none."""

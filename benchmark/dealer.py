@@ -17,6 +17,7 @@ from benchmark.errors import unknown_name
 from benchmark.job import JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.progress import Reporter
+from benchmark.registry import METHODS
 from benchmark.search import CellStudy, Settings, check_tune, search_space, storage_at
 from benchmark.stage import Stage
 from benchmark.sweep_settings import Cell, SweepSettings
@@ -148,7 +149,10 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     known: set[str] = set()
     for cell in settings.cells():
         place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
-        bare = plan_trial(_trial(settings, cell, settings.seeds[0], {}, "confirm"), data, work, Machine(), digest)
+        # A setting of the method may bring in stages that other settings are about.
+        method = type(METHODS.load(cell.method)).__name__
+        own = {key: value for key, value in settings.settings.items() if key.partition(".")[0] == method}
+        bare = plan_trial(_trial(settings, cell, settings.seeds[0], own, "confirm"), data, work, Machine(), digest)
         names = {type(stage).__name__ for stage in bare.chain.configured}
         known |= names
         fixed = {key: value for key, value in settings.settings.items() if key.partition(".")[0] in names}

@@ -166,6 +166,10 @@ class Method(ABC):
     def localise(self, meta: Meta) -> list[Stage]:
         """Return the stages from images and tags to SCORES (and on to MASKS, if `one_step`)."""
 
+    def on_masks(self, meta: Meta) -> list[Stage]:
+        """Return stages on the pseudo-masks after the refiner, from MASKS to MASKS; none if `one_step`."""
+        return []
+
     def measurements(self, meta: Meta) -> list[Stage]:
         """Return stages that make RECORDS, and pictures `*.png`, of what `localise` leaves on `train`.
 

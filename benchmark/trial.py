@@ -74,6 +74,7 @@ class Chain:
 
     localise: list[Stage]
     refine: list[Stage]
+    """From SCORES to pseudo-masks: the refiner's, then the method's own on masks."""
     segment: list[Stage]
     measurements: list[Stage] = field(default_factory=list)
     """The method's own, beside the chain."""
@@ -105,6 +106,7 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
     if method.one_step and trial.refiner != "none":
         raise ConfigError(f"the method {method.name!r} predicts its masks itself; it takes no refiner but 'none'")
     refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
+    refine += method.on_masks(meta)
     parts = [method.localise(meta), refine, segment, method.measurements(meta)]
     settings = {key: value for key, value in trial.settings.items() if key not in of_method}
     stages = iter(override([stage for part in parts for stage in part], settings))
@@ -268,6 +270,7 @@ class Plan:
         return {
             "run": self.run_id(),
             "trial": asdict(self.trial),
+            "supervision": "" if self.chain.method is None else self.chain.method.supervision,
             "data": {
                 "name": self.data.name,
                 "digest": self.digest,
@@ -430,9 +433,20 @@ def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, 
     trial, meta, machine = _resolve(trial, data, machine)
     if trial.measure_on == "tune":
         trial = replace(trial, segment=False)
+    chain = build_chain(trial, meta)
+    _refuse_without_saliency(trial, chain, data)
     if digest is None:
         digest = work.digest(data, machine.reporter)
-    return Plan(trial, meta, build_chain(trial, meta), data, digest, work, machine)
+    return Plan(trial, meta, chain, data, digest, work, machine)
+
+
+def _refuse_without_saliency(trial: Trial, chain: Chain, data: Dataset) -> None:
+    if chain.method is not None and chain.method.supervision == "I+S" and not data.has_saliency:
+        raise ConfigError(
+            f"{trial.dataset}: {trial.method} with these settings needs saliency maps, and the data set was "
+            f"opened without. Give their folder: `seedbed run --saliency DIR`, or in seedbed.toml, below "
+            f'[datasets.{trial.dataset}], the line saliency = "DIR"'
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -29,6 +29,8 @@ from benchmark.registry import DATASETS
 from benchmark.store import Store
 from datasets.base import Dataset
 
+FOLDERS_AND_FILES = ("masks", "saliency", "tags")
+"""The loaders' options that are paths."""
 CONFIGURATION = Path("seedbed.toml")
 DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
 """The Chimera that is generated where no root is given."""
@@ -45,6 +47,7 @@ class Place:
     root: str
     """An absolute path."""
     options: Mapping[str, Any]
+    """Of the loader; those that are paths are absolute."""
 
     def open(self) -> Dataset:
         """Open the data set. Raises ConfigError for unknown options, DataError without a data set."""
@@ -83,17 +86,19 @@ class WorkFolder:
 
             return data.digest(folder / f"{data.name}-{place}.json", progress)
 
-    def locate(self, name: str, root: Path | None, reporter: Reporter) -> Place:
+    def locate(
+        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
+    ) -> Place:
         """Return where the data set `name` lies: a loader's name, or one that `seedbed.toml` defines.
 
-        `root` wins over `seedbed.toml`; Chimera without either is generated in the work folder. Raises
-        ConfigError for an unknown name and where no root is known.
+        `root` and the loader's options in `given` win over `seedbed.toml`; Chimera without a root is generated in
+        the work folder. Raises ConfigError for an unknown name and where no root is known.
         """
         configured = _configured(CONFIGURATION)
         known = {*DATASETS.names(), *CHIMERAS, *configured}
         if name not in known:
             raise unknown_name("data set", name, known)
-        options = dict(configured.get(name, {}))
+        options = {**configured.get(name, {}), **(given or {})}
         loader = options.pop("dataset", "chimera" if name in CHIMERAS and name not in configured else name)
         DATASETS.load(loader)
         place = root or (Path(options.pop("root")) if "root" in options else None)
@@ -104,11 +109,14 @@ class WorkFolder:
             raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
         if not place.is_dir():
             raise ConfigError(f"{place}: no such folder (the root of {name})")
+        options |= {key: str(Path(options[key]).resolve()) for key in FOLDERS_AND_FILES if key in options}
         return Place(name, loader, str(place.resolve()), options)
 
-    def open(self, name: str, root: Path | None, reporter: Reporter) -> Dataset:
+    def open(
+        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
+    ) -> Dataset:
         """Locate and open a data set, and tell the user what it reads. Raises ConfigError, DataError."""
-        data = self.locate(name, root, reporter).open()
+        data = self.locate(name, root, reporter, given).open()
         reporter.say(f"{data.name}: tags from {data.tag_source}; masks from {data.mask_source}")
         for notice in data.notices:
             reporter.say(f"note: {notice}")

@@ -140,6 +140,11 @@ class Dataset(ABC):
             raise DataError(f"{self.root}: the split {split.value!r} of {self.name} is empty or has no list")
         return SplitView(self, split, ids, supervision == "full")
 
+    @property
+    def has_saliency(self) -> bool:
+        """Whether the data set was opened with a folder of saliency maps. Raises DataError without images."""
+        return self.saliency_path(self.split(Split.WEAK).ids[0]) is not None
+
     @cached_property
     def long_side(self) -> int:
         """Median of the longer image side in pixels, over up to 64 images spread over `weak`."""
@@ -227,22 +232,31 @@ class SplitView:
             raise MaskForbiddenError(f"the split {self.split.value!r} shows no masks (asked for {image_id!r})")
         path = self.dataset.mask_path(image_id)
         mask = decode_mask(path)
-        height, width = self.size(image_id)
-        if mask.shape != (height, width):
-            raise DataError(
-                f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]}, its image {width}x{height} pixels"
-            )
+        self._check_size(image_id, path, "mask", mask)
         unknown = sorted({int(v) for v in np.unique(mask)} - {*range(len(self.classes) + 1), IGNORE_INDEX})
         if unknown:
             raise DataError(f"{path}: labels {unknown} are outside 0..{len(self.classes)} and 255")
         return mask
 
     def saliency(self, image_id: str) -> NDArray[np.float32]:
-        """Return the saliency map, float32 (H, W) in [0, 1]. Raises DataError where there is none."""
+        """Return the saliency map, float32 (H, W) in [0, 1].
+
+        Raises DataError where the data set was opened without them, and where the file is missing or broken, no
+        grey picture, or of another size than the image.
+        """
         path = self.dataset.saliency_path(image_id)
         if path is None:
             raise DataError(f"{self.dataset.root}: {self.dataset.name} was opened without saliency maps")
-        return decode_mask(path, palette=False).astype(np.float32) / np.float32(255)
+        grey = decode_mask(path, palette=False)
+        self._check_size(image_id, path, "saliency map", grey)
+        return grey.astype(np.float32) / np.float32(255)
+
+    def _check_size(self, image_id: str, path: Path, what: str, found: NDArray[np.uint8]) -> None:
+        height, width = self.size(image_id)
+        if found.shape != (height, width):
+            raise DataError(
+                f"{path}: the {what} is {found.shape[1]}x{found.shape[0]}, its image {width}x{height} pixels"
+            )
 
 
 def tune_ids(train: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ Open in the paper, with the choice made:
 - What Shrinkage trains (`trained`): offsets alone. But Table 6 has two numbers without its offsets, with and
   without the area loss, so there something else must have learned.
 - Optimiser, weight decay and augmentation: those of IRN, whose classifier it is.
+- How pseudo-masks and saliency maps are combined (Table 4; `Esol.saliency`): methods/saliency_masks.py.
 
 Departures, all of them settings: other backbones than the published ResNet-50 have the classifier of CAM's recipe,
 and `RECIPES` says what else `tiny` has.
@@ -53,6 +54,7 @@ from methods.cam import (
     inference_settings,
     multi_label_soft_margin,
 )
+from methods.saliency_masks import SaliencyMasks
 
 Phase = Literal["classifier", "expansion", "shrinkage"]
 PHASES: tuple[Phase, ...] = ("classifier", "expansion", "shrinkage")
@@ -348,6 +350,12 @@ class Esol(Method):
     until: Literal["classifier", "expansion", "shrinkage"] = hp(
         "shrinkage", source="Table 6, Figure 3: the phase whose network makes the maps"
     )
+    saliency: bool = hp(False, source="Table 4: the pseudo-masks are combined with the data set's saliency maps")
+
+    @property
+    def supervision(self) -> Literal["I", "I+S"]:
+        """Image tags only, or tags and saliency maps."""
+        return "I+S" if self.saliency else "I"
 
     def localise(self, meta: Meta) -> list[Stage]:
         """Train the classifier, then the offsets of either convolution, and infer the last network's maps."""
@@ -360,6 +368,10 @@ class Esol(Method):
             Shrink(**{**images, **changes[2]}),
         ]
         return [*trainings[: PHASES.index(self.until) + 1], InferCam(**inference_settings(meta))]
+
+    def on_masks(self, meta: Meta) -> list[Stage]:
+        """Combine the refiner's masks with saliency maps, if told to."""
+        return [SaliencyMasks()] if self.saliency else []
 
 
 METHOD = Esol()

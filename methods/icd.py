@@ -25,6 +25,7 @@ Departures:
 - `tiny` and `squeezenet` have no published recipe; theirs are CAM's, with crops of its size. The narrow new layers
   of `tiny` start from N(0, 0.1): from 0.01 its maps end below CAM's (docs/results/chimera.md).
 - Images are not padded to 513 pixels for inference.
+- With saliency maps (`Icd.saliency`) no pixel of the seeds is undefined (methods/icd_maps.py).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from methods.icd_losses import (
     top_down_loss,
     warm_up,
 )
-from methods.icd_maps import InferIcd, MeasureIcd
+from methods.icd_maps import InferIcd, InferIcdWithSaliency, MeasureIcd
 from methods.superpixels import ComputeSuperpixels
 
 Source = Literal["conv4", "conv5", "fc6", "concat"]
@@ -307,13 +308,20 @@ class Icd(Method):
     paper: str = "Fan et al., CVPR 2020"
     one_step: bool = False
     fixed_threshold: float = 0.0
+    saliency: bool = hp(False, source="ICD, section 5.6 and code: the data set's saliency maps tell background")
+
+    @property
+    def supervision(self) -> Literal["I", "I+S"]:
+        """Image tags only, or tags and saliency maps."""
+        return "I+S" if self.saliency else "I"
 
     def localise(self, meta: Meta) -> list[Stage]:
         """Compute superpixels, train, infer."""
         training = training_settings(meta)
         shown = {name: training[name] for name in ("backbone", "weights", "stride", "long_side")}
         features = {"features": "colour"} if meta.weights == "none" else shown
-        return [ComputeSuperpixels(**features), TrainIcd(**training), InferIcd(long_side=meta.size)]
+        infer = InferIcdWithSaliency if self.saliency else InferIcd
+        return [ComputeSuperpixels(**features), TrainIcd(**training), infer(long_side=meta.size)]
 
     def measurements(self, meta: Meta) -> list[Stage]:
         """Return what the paper's Tables 1 to 3 compare."""

@@ -7,6 +7,13 @@ the threshold 0 is the paper's class, background is where all scores are negativ
 are ICD's own. The two differ only where the paper leaves a pixel undefined (255): a score within 1e-5 of 0, or,
 in an image of several classes, CAM products of all classes within 1e-5 of each other. There the scores say
 background or the class with the greatest ICD score.
+
+With saliency maps (`InferIcdWithSaliency`) the authors' code, which then has no CRF, says background where
+saliency is below 0.01; where less than 1 % of the image reaches that, ICD's own background must agree. Here that
+is a background channel: 1 for what is not salient in an image of which enough is, else 0, which positive scores
+exceed and negative ones do not. The code leaves undefined (255) what is salient but negative for all classes, and
+what is not salient but positive for one: again the scores say background. Metrics count both alike; a segmentation
+network learns background there, and nothing of the code's seeds.
 """
 
 from __future__ import annotations
@@ -35,6 +42,7 @@ from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
 from datasets.files import decode_mask, write_mask
 from methods.icd_losses import Refinement, extremes_to_one, membership, refine
+from methods.saliency_masks import salient_area
 
 Scores = NDArray[np.float32]
 UNSURE = 1e-5
@@ -131,7 +139,38 @@ class InferIcd(IcdInference):
                 tags = view.tags(image_id)
                 signed = present(extremes_to_one(top_down if self.branch == "top_down" else bottom_up), tags)
                 scores = seed_scores(signed, present(cam, tags)) if tags else signed
-                writer.write(image_id, ScoreMaps(np.array(tags, np.int16), scores, view.size(image_id)))
+                maps = ScoreMaps(np.array(tags, np.int16), scores, view.size(image_id))
+                writer.write(image_id, self.with_background(view, image_id, maps))
+
+    def with_background(self, view: SplitView, image_id: str, maps: ScoreMaps) -> ScoreMaps:
+        """Return the maps with what they compete with: nothing, background is where all are negative."""
+        return maps
+
+
+def background_channel(saliency: Scores, not_salient: float, size: tuple[int, int]) -> Scores:
+    """Return a background channel (1, *size) in [0, 1] for ICD's scores, of a saliency map (H, W) in [0, 1].
+
+    At the map's own size it is 1 where saliency is below `not_salient`, and 0 elsewhere; it is 0 everywhere where
+    less than 1 % of the image is salient. The rest is `resize_bilinear`.
+    """
+    area = salient_area(saliency, not_salient)
+    background = np.zeros_like(saliency) if area is None else (~area).astype(np.float32)
+    return resize_bilinear(background[None], size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferIcdWithSaliency(InferIcd):
+    """Maps as above, whose background the data set's saliency maps tell (the file's docstring)."""
+
+    not_salient: float = hp(0.01, low=0, high=1, source="ICD code: background where saliency is less")
+
+    def with_background(self, view: SplitView, image_id: str, maps: ScoreMaps) -> ScoreMaps:
+        """Return the maps behind a background channel; an image without tags has no maps at all."""
+        if len(maps.labels) == 0:
+            return maps
+        _, height, width = maps.scores.shape
+        background = background_channel(view.saliency(image_id), self.not_salient, (height, width))
+        return ScoreMaps(np.insert(maps.labels, 0, 0), np.concatenate([background, maps.scores]), maps.size)
 
 
 def present(maps: Tensor, tags: tuple[int, ...]) -> Scores:

@@ -34,6 +34,7 @@ def chains() -> Iterator[tuple[str, list[Stage]]]:
         method = METHODS.load(name)
         for refiner in REFINERS.names() if not method.one_step else ("none",):
             refine = [] if method.one_step else REFINERS.load(refiner).refine(META, method.fixed_threshold)
+            refine += method.on_masks(META)
             yield f"{name}/{refiner}", tiny([*method.localise(META), *refine, *segmentation_stages(META)])
     yield "supervised", tiny(segmentation_stages(META, "full"))
 

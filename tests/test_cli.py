@@ -196,6 +196,7 @@ def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finis
         (["run", "--dataset", "smal"], r"unknown data set 'smal'. Did you mean 'small'\?"),
         (["run", "--dataset", "voc2012"], r"where is voc2012\? Give --root DIR"),
         (["run", "--dataset", "small", "--root", "nowhere"], r"nowhere: no such folder"),
+        (["run", "--dataset", "small", "--saliency", "away"], r"away: no such folder \(the saliency maps\)"),
         (["run", "--dataset", "small", "--set", "TrainCam.learning_rate=1"], r"unknown setting of TrainCam"),
         (["run", "--dataset", "small", "--set", "TrainCan.lr=1"], r"Did you mean 'TrainCam'\?"),
         (["run", "--dataset", "small", "--set", "TrainCam.lr=hot"], r"TrainCam.lr = 'hot': expected number"),

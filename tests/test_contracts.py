@@ -73,13 +73,13 @@ def test_a_method_says_what_it_is(method):
 def test_the_chain_of_kinds_fits_with_every_refiner(method, refiner):
     stages = method.localise(META)
     if not method.one_step:
-        stages = [*stages, *REFINERS.load(refiner).refine(META, method.fixed_threshold)]
+        stages = [*stages, *REFINERS.load(refiner).refine(META, method.fixed_threshold), *method.on_masks(META)]
     check_chain([*stages, *segmentation_stages(META)])
     assert stages[-1].produces is Kind.MASKS
 
 
 def test_every_setting_has_a_source_and_stage_names_are_unique(method):
-    stages = method.localise(META)
+    stages = [*method.localise(META), *method.on_masks(META)]
     for refiner in REFINERS.names():
         stages += REFINERS.load(refiner).refine(META, method.fixed_threshold)
     for stage in stages:

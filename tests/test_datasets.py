@@ -152,6 +152,11 @@ def test_saliency_maps(voc: Path, tmp_path: Path):
     saliency = DATASET.open(voc, saliency=str(folder)).split("val").saliency(VAL[0])
     assert saliency.dtype == np.float32
     np.testing.assert_allclose(saliency, np.full(SHAPE, 0.2), rtol=1e-6)
+    assert DATASET.open(voc, saliency=folder).has_saliency
+    assert not DATASET.open(voc).has_saliency
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(folder / f"{VAL[0]}.png")
+    with pytest.raises(DataError, match=rf"{VAL[0]}\.png: the saliency map is 4x3, its image 16x12 pixels"):
+        DATASET.open(voc, saliency=folder).split("val").saliency(VAL[0])
 
 
 # --- VOC's layout

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmark.checkpoint import load_network, load_tensors
 from benchmark.errors import ConfigError
 from benchmark.hparams import override
-from benchmark.maps import MapReader, resize_bilinear
+from benchmark.maps import MapReader, ScoreMaps, resize_bilinear
 from benchmark.pipeline import Machine, Pipeline
 from benchmark.records import read_records
 from benchmark.stage import Context, Kind, Meta
@@ -33,7 +33,8 @@ from methods.icd_losses import (
     top_down_loss,
     warm_up,
 )
-from methods.icd_maps import InferIcd, seed_scores, seeds
+from methods.icd_maps import InferIcd, InferIcdWithSaliency, background_channel, seed_scores, seeds
+from methods.refine.none import threshold_mask
 from methods.superpixels import ComputeSuperpixels, merge, segment_means
 
 META = Meta(classes=6, long_side=64, backbone="tiny")
@@ -426,7 +427,91 @@ def test_the_best_score_above_0_is_the_class_of_the_seeds():
         assert np.abs(scores).max() <= 1
 
 
+# Background told by saliency maps
+
+
+def grey(*rows: list[int]) -> np.ndarray:
+    """Return a saliency map of grey values, as a data set gives it."""
+    return np.array(rows, np.float32) / np.float32(255)
+
+
+def test_the_background_channel_by_hand():
+    """Grey 2 is below 0.01 and 3 is not. Halved in width, each cell is the mean of two pixels."""
+    saliency = grey([0, 2, 3, 255], [0, 3, 0, 3])
+    assert background_channel(saliency, 0.01, (2, 4)).tolist() == [[[1, 1, 0, 0], [1, 0, 1, 0]]]
+    assert background_channel(saliency, 0.01, (2, 2)).tolist() == [[[1, 0], [0.5, 0.5]]]
+    assert background_channel(saliency, 0.5, (2, 4)).tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
+
+
+@pytest.mark.parametrize(("salient", "background"), [(0, 0), (1, 0), (2, 198), (200, 0)])
+def test_a_map_with_less_than_1_percent_salient_tells_nothing(salient, background):
+    """2 of 200 pixels are 1 %."""
+    saliency = np.zeros((10, 20), np.float32)
+    saliency.flat[:salient] = 1
+    assert background_channel(saliency, 0.01, (10, 20)).sum() == background
+
+
+class _OneMap:
+    """Stands for a split: the saliency map of its only image."""
+
+    def __init__(self, saliency: np.ndarray) -> None:
+        self._saliency = saliency
+
+    def saliency(self, _: str) -> np.ndarray:
+        return self._saliency
+
+
+def labels_with(saliency: np.ndarray, scores: list[list[float]]) -> list[int]:
+    """Return the seeds of scores of the labels 2 and 5 on one row of pixels."""
+    maps = ScoreMaps(np.array([2, 5], np.int16), np.array(scores, np.float32)[:, None], saliency.shape)
+    view: Any = _OneMap(saliency)
+    found = InferIcdWithSaliency().with_background(view, "i", maps)
+    assert found.labels.tolist() == [0, 2, 5]
+    np.testing.assert_array_equal(found.scores[1:], maps.scores)
+    (row,) = threshold_mask(found, 0.9).tolist()
+    return list(row)
+
+
+def test_seeds_with_saliency_by_hand():
+    """Not salient is background whatever the scores, 1 included; salient is the best positive class or nothing."""
+    scores = [[-0.5, 0.2, 1.0, -0.1, 0.001, 0.4, 0.0], [-0.9, -0.3, 1.0, -0.1, -1.0, 1.0, 0.0]]
+    assert labels_with(grey([0, 2, 1, 3, 3, 255, 255]), scores) == [0, 0, 0, 0, 2, 5, 0]
+    # Nothing is salient: the scores alone decide.
+    assert labels_with(grey([0] * 7), scores) == [0, 2, 2, 0, 2, 5, 0]
+
+
+def test_no_score_wins_over_background_at_any_size():
+    """Both channels are resized by the same steps, so scores of 1 tie with background, which comes first."""
+    for size in ((7, 11), (31, 17), (40, 40), (97, 61)):
+        scores = np.ones((2, 6, 9), np.float32)
+        assert not threshold_mask(ScoreMaps(np.array([0, 3], np.int16), scores, size), 0.0).any()
+
+
+def test_an_image_without_tags_has_no_maps_and_no_background():
+    view: Any = _OneMap(grey([0, 255]))
+    empty = ScoreMaps(np.zeros(0, np.int16), np.zeros((0, 1, 2), np.float32), (1, 2))
+    assert len(InferIcdWithSaliency().with_background(view, "i", empty).labels) == 0
+
+
 # The stages
+
+
+def test_with_saliency_the_maps_are_the_same_behind_a_background_channel(chimera, tmp_path):
+    """The stored channel is that of the image's own map, and the class scores are unchanged."""
+    plain = pipeline(chimera, tmp_path)
+    method = dataclasses.replace(METHOD, saliency=True)
+    stages = override(method.localise(META), {"TrainIcd.epochs": 1, "TrainIcd.batch": 8})
+    told = Pipeline(stages, chimera, chimera.digest(), 0, Store(tmp_path), Machine())
+    readers = [MapReader(run.latest(Kind.SCORES, Split.TRAIN)) for run in (plain, told)]
+    view = chimera.split(Split.TRAIN)
+    for image_id in view.ids:
+        without, maps = (reader.read(image_id) for reader in readers)
+        assert maps.labels.tolist() == [0, *view.tags(image_id)]
+        np.testing.assert_array_equal(maps.scores[1:], without.scores)
+        cells = (maps.scores.shape[1], maps.scores.shape[2])
+        channel = background_channel(view.saliency(image_id), 0.01, cells)
+        np.testing.assert_allclose(maps.scores[:1], channel, atol=1e-3)
+        assert 0 < channel.mean() < 1
 
 
 def pipeline(data: Dataset, folder: Path, **training: Any) -> Pipeline:

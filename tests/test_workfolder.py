@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmark import workfolder
@@ -29,9 +31,10 @@ def test_the_configuration_names_loader_root_and_options(tmp_path, monkeypatch):
         '[datasets.mine]\ndataset = "chimera"\nroot = "here"\nsaliency = "there"\n'
     )
     place = WorkFolder(tmp_path).locate("mine", None, Reporter())
-    assert place == Place("mine", "chimera", str(tmp_path / "here"), {"saliency": "there"})
-    other = WorkFolder(tmp_path).locate("mine", tmp_path, Reporter())
-    assert other.root == str(tmp_path)
+    # A worker's current folder is another one.
+    assert place == Place("mine", "chimera", str(tmp_path / "here"), {"saliency": str(tmp_path / "there")})
+    other = WorkFolder(tmp_path).locate("mine", tmp_path, Reporter(), {"saliency": Path("elsewhere")})
+    assert other == Place("mine", "chimera", str(tmp_path), {"saliency": str(tmp_path / "elsewhere")})
 
 
 def test_a_data_set_that_is_nowhere_is_named(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,12 @@ def run(
         str, typer.Option(help="A data set: chimera, voc2012, coco2014, or one of seedbed.toml.")
     ] = "chimera",
     root: Root = None,
+    saliency: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of grey saliency maps ID.png, for methods with an I+S variant (Method.saliency=true)."
+        ),
+    ] = None,
     refiner: Annotated[str, typer.Option(help="How seeds become pseudo-masks: none, crf.")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice of the trial.")] = 0,
     supervision: Annotated[
@@ -78,7 +85,7 @@ def run(
         settings=parse_settings(setting or []),
     )
     folder = work_folder(work)
-    data = folder.open(dataset, root, reporter)
+    data = folder.open(dataset, root, reporter, {} if saliency is None else {"saliency": saliency})
     machine = Machine(device=chosen_device(device), workers=processes(workers), reporter=reporter)
     result = run_trial(trial, data, folder, machine)
     print_records(result.records)

@@ -38,7 +38,7 @@ def run(
             help="Folder of grey saliency maps ID.png, for methods with an I+S variant (Method.saliency=true)."
         ),
     ] = None,
-    refiner: Annotated[str, typer.Option(help="How seeds become pseudo-masks: none, crf.")] = "none",
+    refiner: Annotated[str, typer.Option(help="How seeds become pseudo-masks (see `seedbed methods`).")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice of the trial.")] = 0,
     supervision: Annotated[
         str, typer.Option(help="weak, or full: the upper bound trained on true masks.")

@@ -20,6 +20,7 @@ from benchmark.pipeline import Machine, Pipeline
 from benchmark.registry import METHODS, REFINERS
 from benchmark.stage import Kind, Stage
 from benchmark.store import Store
+from benchmark.training import TrainingStage
 from datasets.base import Dataset, Split
 from datasets.files import decode_mask
 from methods.segment import segmentation_stages
@@ -29,11 +30,16 @@ RECORDED = Path(__file__).with_name("golden.json")
 
 
 def chains() -> Iterator[tuple[str, list[Stage]]]:
-    """Yield every method with each refiner and the segmentation network, and the upper bound, by name."""
+    """Yield every method with each refiner and the segmentation network, and the upper bound, by name.
+
+    Refiners that train a network are run on the maps of CAM alone.
+    """
     for name in METHODS.names():
         method = METHODS.load(name)
         for refiner in REFINERS.names() if not method.one_step else ("none",):
             refine = [] if method.one_step else REFINERS.load(refiner).refine(META, method.fixed_threshold)
+            if name != "cam" and any(isinstance(stage, TrainingStage) for stage in refine):
+                continue
             refine += method.on_masks(META)
             yield f"{name}/{refiner}", tiny([*method.localise(META), *refine, *segmentation_stages(META)])
     yield "supervised", tiny(segmentation_stages(META, "full"))
@@ -63,6 +69,15 @@ def summary(kind: Kind, folder: Path) -> float:
         return float(
             np.mean([decode_mask(path).astype(np.float64).mean() for path in sorted(folder.glob("*.png"))])
         )
+    if kind is Kind.CONFIDENT_LABELS:
+        total = 0.0
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".png":
+                total += float(decode_mask(path).astype(np.float64).mean())
+            elif path.suffix == ".npz":
+                with np.load(path) as arrays:
+                    total += sum(float(arrays[name].astype(np.float64).mean()) for name in sorted(arrays))
+        return total
     if kind is Kind.THRESHOLD:
         return float(json.loads((folder / "threshold.json").read_text())["threshold"])
     files = sorted(p for p in folder.iterdir() if p.name != "entry.json")

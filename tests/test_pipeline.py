@@ -111,6 +111,28 @@ def test_smaller_splits_are_read_from_the_widest_one_in_scope(data, tmp_path):
     assert [split for name, split in RAN if name in ("Map", "Mask")] == ["weak", "weak"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Affinity(Counted):
+    consumes = (Kind.SCORES,)
+    produces = Kind.CHECKPOINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk(Counted):
+    consumes = (Kind.SCORES, Kind.CHECKPOINT)
+    produces = Kind.SCORES
+    seeded = False
+
+
+def test_maps_that_a_refiner_learns_from_are_made_on_weak_once_and_its_own_where_asked_for(data, tmp_path):
+    stages = [Teach(), Map(), Affinity(), Walk()]
+    run = pipeline(data, tmp_path, stages, scope={Kind.SCORES: Split.TRAIN}, on_weak=2)
+    folder = run.latest(Kind.SCORES, Split.TUNE)
+    scores = "Map(checkpoint:Teach())"
+    assert (folder / "text").read_text() == f"Walk(checkpoint:Affinity(scores:{scores}),scores:{scores})"
+    assert sorted(RAN) == [("Affinity", "weak"), ("Map", "weak"), ("Teach", "weak"), ("Walk", "train")]
+
+
 def test_a_split_that_the_scope_does_not_contain_is_computed_by_itself(data, tmp_path):
     data._splits[Split.TRAIN] = ["i0", "i5"]
     pipeline(data, tmp_path, scope={Kind.SCORES: Split.WEAK}).latest(Kind.SCORES, Split.TRAIN)

@@ -22,6 +22,7 @@ from datasets.base import Dataset, Split
 from datasets.files import write_mask
 from methods.cam import METHOD as CAM
 from methods.cam import TrainCam
+from methods.refine.none import SelectThreshold
 
 META = Meta(classes=6, long_side=64, backbone="tiny")
 
@@ -164,3 +165,23 @@ def test_a_one_step_method_takes_no_refiner(odd):
     odd(one_step=True)
     with pytest.raises(ConfigError, match="'odd' predicts its masks itself"):
         build_chain(trial(refiner="crf"), META)
+
+
+@pytest.mark.parametrize("measure_on", ["report", "tune"])
+def test_a_refiner_that_learns_reads_the_methods_maps_from_weak(measure_on, chimera, tmp_path):
+    trial = Trial("chimera", refiner="irn", segment=False, measure_on=measure_on)
+    plan = plan_trial(trial, chimera, WorkFolder(tmp_path), Machine(), digest="d")
+    where = {(type(step.stage).__name__, str(step.split)) for step in plan.steps().values()}
+    own = "tune" if measure_on == "tune" else "train"
+    assert {split for name, split in where if name == "InferCam"} == {"weak"}
+    assert {split for name, split in where if name == "IrnLabels"} == {"weak"}
+    assert {split for name, split in where if name == "WalkIrn"} == {own}
+
+
+def test_a_refiners_own_threshold_is_not_that_of_the_seeds(chimera, tmp_path):
+    """IRN cuts its own maps at 0.25; CAM's stay at 0.15."""
+    trial = Trial("chimera", refiner="irn", segment=False, settings={"SelectThreshold.value": "0.3"})
+    plan = plan_trial(trial, chimera, WorkFolder(tmp_path), Machine(), digest="d")
+    stages = [step.stage for step in plan.steps().values()]
+    assert [s.settings()["fixed"] for s in stages if type(s).__name__ == "MeasureMaps"] == [0.15]
+    assert [s.value for s in plan.chain.refine if isinstance(s, SelectThreshold)] == [0.3]

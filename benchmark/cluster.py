@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmark.environment import CODE_VARIABLE, code_version
 from benchmark.errors import ConfigError, DataError
+from benchmark.initialisation import is_file
 from benchmark.progress import Reporter
 from benchmark.sweep_settings import SweepSettings
 from benchmark.workfolder import Place
@@ -112,7 +113,7 @@ def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
     return {"py_modules": [str(root / name) for name in ("benchmark", "methods", "datasets", "leaderboard")]}
 
 
-def check_nodes(all_places: Sequence[Place], token: Path, weights: str | None) -> None:
+def check_nodes(all_places: Sequence[Place], token: Path, *weights: str | None) -> None:
     """Raise ConfigError, listing all problems, where a node lacks the data, the file `token` or the weights."""
     places = [asdict(place) for place in all_places]
     ids = {place.name: _counts(place) for place in all_places}
@@ -123,7 +124,7 @@ def check_nodes(all_places: Sequence[Place], token: Path, weights: str | None) -
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerAddress", node["NodeID"])
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                places, ids, str(token), weights
+                places, ids, str(token), *weights
             )
     problems = []
     for name, answer in asked.items():
@@ -142,14 +143,14 @@ def _counts(place: Place) -> list[int]:
 
 
 def problems_of_node(
-    places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, weights: str | None = None
+    places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
 ) -> list[str]:
     """Return what keeps this node from running trials: data sets by place, and their images a split."""
     problems = []
     if not Path(token).exists():
         problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
-    if weights not in (None, "none", "imagenet") and not Path(str(weights)).is_file():
-        problems.append(f"{weights}: no such file (--weights)")
+    files = [path for path in dict.fromkeys(weights) if is_file(path)]
+    problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
     for content in places:
         place = Place(**content)
         try:

@@ -49,13 +49,19 @@ class CellPlan:
         crf = next((v["preset"] for v in values if "preset" in v), "none")
         scales = next((v["scales"] for s, v in zip(stages, values, strict=True) if "scales" in v), None)
         chosen = next((v["selection"] for v in values if "selection" in v), "none")
+        # Read from the stage, so that no way of setting it escapes the mark.
+        network = self.default.chain.segment[0].settings() if self.default.chain.segment else {}
+        initialisation = network.get("weights", trial.weights)
+        masks = "+COCO masks" if initialisation == "coco" else ""
         return {
             "method": self.cell.method,
             "refiner": self.cell.refiner,
             "dataset": self.cell.dataset,
-            "supervision": "" if method is None else method.supervision,
+            "supervision": "" if method is None else method.supervision + masks,
             "backbone": trial.backbone,
             "initialisation": trial.weights,
+            "segmentation_backbone": network.get("backbone", trial.backbone),
+            "segmentation_initialisation": initialisation,
             "crf_preset": crf,
             "multi_scale": "none" if scales is None else ",".join(f"{scale:g}" for scale in scales),
             "segmentation": "deeplab" if self.default.chain.segment else "none",
@@ -176,6 +182,8 @@ def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str,
         seed=seed,
         backbone=settings.backbone,
         weights=settings.weights,
+        segmentation_backbone=settings.segmentation_backbone,
+        segmentation_weights=settings.segmentation_weights,
         size=settings.size,
         segment=settings.segment,
         selections=settings.selections,

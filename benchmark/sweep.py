@@ -253,7 +253,9 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
                 reporter.say(
                     "note: the cluster has no GPU now, so trials get none; say --gpus-per-trial otherwise"
                 )
-        check_nodes(list(places.values()), plan.folder / "sweep.json", settings.weights)
+        check_nodes(
+            list(places.values()), plan.folder / "sweep.json", settings.weights, settings.segmentation_weights
+        )
         watch = Watch(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
         constants = {
             "work": str(plan.work.root),

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 from benchmark.errors import ConfigError, unknown_name
 from benchmark.hparams import conform
+from benchmark.initialisation import is_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ALL = "all"
@@ -55,6 +56,8 @@ class SweepSettings:
     """Stop search trials whose first training has a loss above the median of the earlier ones."""
     backbone: str | None = None
     weights: str | None = None
+    segmentation_backbone: str | None = None
+    segmentation_weights: str | None = None
     size: int = setting(0, low=0)
     segment: bool = True
     selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
@@ -203,8 +206,9 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
             values[key] = tuple(value)
     if isinstance(values["datasets"], tuple):
         values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
-    if isinstance(weights := values.get("weights"), str) and weights not in ("none", "imagenet"):
-        values["weights"] = str(Path(weights).resolve())
+    for key in ("weights", "segmentation_weights"):
+        if isinstance(weights := values.get(key), str) and is_file(weights):
+            values[key] = str(Path(weights).resolve())
     return SweepSettings(**values)
 
 

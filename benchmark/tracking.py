@@ -40,6 +40,8 @@ FACTS_AS_TAGS = (
     "supervision",
     "backbone",
     "initialisation",
+    "segmentation_backbone",
+    "segmentation_initialisation",
     "crf_preset",
     "multi_scale",
     "segmentation",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,10 @@ from typing import Any, Literal, cast
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
 from benchmark.hparams import declared, override, values
+from benchmark.initialisation import method_weights, segmentation_weights
 from benchmark.pipeline import Machine, Pipeline, Step
 from benchmark.records import Record, read_records, write_records
-from benchmark.registry import BACKBONES, METHODS, REFINERS
+from benchmark.registry import METHODS, REFINERS
 from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.store import Entry
 from benchmark.workfolder import WorkFolder
@@ -43,6 +42,10 @@ class Trial:
     """None: `tiny` for images of at most 128 pixels, else `resnet50`."""
     weights: str | None = None
     """`none`, `imagenet`, or the path of a state dict; None: `imagenet` where the backbone has it."""
+    segmentation_backbone: str | None = None
+    """Of the segmentation network; None: `backbone`."""
+    segmentation_weights: str | None = None
+    """As `weights`, or `coco`, which are extra supervision; None: `weights` where the backbone is the same."""
     size: int = 0
     """Networks see images with this longer side in pixels; 0 is their own size. Measured at full size always."""
     segment: bool = True
@@ -96,7 +99,12 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
     """Return the stages of a trial with its settings applied. Raises ConfigError for an impossible one."""
     from methods.segment import segmentation_stages
 
-    segment = segmentation_stages(meta, trial.supervision) if trial.segment else []
+    network = replace(
+        meta,
+        backbone=trial.segmentation_backbone or meta.backbone,
+        weights=trial.segmentation_weights or meta.weights,
+    )
+    segment = segmentation_stages(network, trial.supervision) if trial.segment else []
     if trial.supervision == "full":
         return Chain([], [], override(segment, trial.settings))
     method: Method = METHODS.load(trial.method)
@@ -449,22 +457,28 @@ def _refuse_without_saliency(trial: Trial, chain: Chain, data: Dataset) -> None:
         )
 
 
-@functools.lru_cache(maxsize=8)
-def _digest_of_weights(path: Path, size: int, changed: int) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:
-    """Fill in the defaults that depend on the data set, and the digest of a weights file."""
+    """Fill in the defaults that depend on the data set, and the digests of weights files."""
     backbone = trial.backbone or ("tiny" if data.long_side <= SMALL_IMAGES else "resnet50")
-    family = BACKBONES.load(backbone)
-    weights = trial.weights or ("imagenet" if family.imagenet else "none")
-    if weights not in ("none", "imagenet"):
-        path = Path(weights)
-        if not path.is_file():
-            raise ConfigError(f"--weights {weights}: no such file. Valid: none, imagenet, or a state-dict file")
-        weights = _digest_of_weights(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)
-        machine = replace(machine, weights_files={**machine.weights_files, weights: path})
-    trial = replace(trial, backbone=backbone, weights=weights)
+    weights, files = method_weights(trial.weights, backbone)
+    segmentation_backbone = trial.segmentation_backbone or backbone
+    network_weights, network_files = weights, files
+    if trial.segmentation_weights is not None or segmentation_backbone != backbone:
+        network_weights, network_files = segmentation_weights(trial.segmentation_weights, segmentation_backbone)
+    if not trial.segment and (trial.segmentation_backbone or trial.segmentation_weights):
+        raise ConfigError("--segmentation-backbone and --segmentation-weights need the network that segments")
+    if network_weights == "coco" and data.name == "coco2014":
+        raise ConfigError(
+            "--segmentation-weights coco: torchvision trained them on train2017, which has most images of COCO's "
+            "val2014. Valid for coco2014: none, imagenet, or a state-dict file"
+        )
+    machine = replace(machine, weights_files={**machine.weights_files, **files, **network_files})
+    trial = replace(
+        trial,
+        backbone=backbone,
+        weights=weights,
+        segmentation_backbone=segmentation_backbone,
+        segmentation_weights=network_weights,
+    )
     long_side = min(trial.size or data.long_side, data.long_side)
     return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

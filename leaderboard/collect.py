@@ -127,6 +127,8 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
         supervision=tag("supervision"),
         backbone=tag("backbone"),
         initialisation=tag("initialisation"),
+        segmentation_backbone=tag("segmentation_backbone"),
+        segmentation_initialisation=tag("segmentation_initialisation"),
         crf_preset=tag("crf_preset"),
         multi_scale=tag("multi_scale"),
         segmentation=tag("segmentation"),

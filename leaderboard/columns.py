@@ -168,7 +168,19 @@ def sections() -> Iterator[tuple[str, int]]:
 
 def initialisation(group: Group) -> str:
     """Return how the backbone of a group began; of a weights file the first digits of its digest."""
-    kind, colon, digest = group.initialisation.partition(":")
+    return _short(group.initialisation)
+
+
+def segmentation(group: Group) -> list[tuple[str, str]]:
+    """Return backbone and initialisation of the segmentation network by name; none where they are the method's."""
+    own = group.segmentation_backbone, group.segmentation_initialisation
+    if own == (group.backbone, group.initialisation):
+        return []
+    return [("segmentation backbone", own[0] or NOTHING), ("segmentation initialisation", _short(own[1]))]
+
+
+def _short(initialisation: str) -> str:
+    kind, colon, digest = initialisation.partition(":")
     return f"{kind}:{digest[:12]}" if colon else kind or NOTHING
 
 
@@ -177,6 +189,7 @@ def group_title(group: Group) -> str:
     return (
         f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
         f" · initialisation {initialisation(group)}"
+        + "".join(f" · {name} {text}" for name, text in segmentation(group))
     )
 
 

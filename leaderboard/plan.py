@@ -59,6 +59,8 @@ class Plan:
             supervision=text("supervision"),
             backbone=text("backbone"),
             initialisation=text("initialisation"),
+            segmentation_backbone=text("segmentation_backbone"),
+            segmentation_initialisation=text("segmentation_initialisation"),
             crf_preset=text("crf_preset"),
             multi_scale=text("multi_scale"),
             segmentation=text("segmentation"),

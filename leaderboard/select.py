@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from leaderboard.snapshot import Run
+from leaderboard.snapshot import Run, Scope
 
 SETTINGS = ("default", "best")
-Scope = tuple[str, str, str, str]
-"""Data set, supervision, backbone and initialisation: lines are compared where these are equal."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,16 @@ def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     scopes: dict[Scope, list[Entry]] = {}
-    for cell, members in sorted(cells.items()):
-        dataset, supervision, backbone, initialisation, method, refiner = cell
+    for _, members in sorted(cells.items()):
+        first = members[0]
         search = tuple(run for run in members if run.phase == "search")
         for settings in SETTINGS:
             confirm = [run for run in members if run.phase == "confirm" and run.settings == settings]
             if confirm:
                 confirm.sort(key=lambda run: run.seed)
-                entry = Entry(method, refiner, settings, tuple(confirm), search if settings == "best" else ())
-                scopes.setdefault((dataset, supervision, backbone, initialisation), []).append(entry)
+                found = search if settings == "best" else ()
+                entry = Entry(first.method, first.refiner, settings, tuple(confirm), found)
+                scopes.setdefault(first.scope, []).append(entry)
     return scopes
 
 

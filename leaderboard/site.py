@@ -7,7 +7,7 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from leaderboard.columns import COLUMNS, cells, initialisation, ranked_by, remarks, sections
+from leaderboard.columns import COLUMNS, cells, initialisation, ranked_by, remarks, sections, segmentation
 from leaderboard.standing import NOTHING, Board, Group, Row
 from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
 
@@ -28,6 +28,7 @@ def page(board: Board) -> str:
         summary=summary(board),
         columns=COLUMNS,
         initialisation=initialisation,
+        segmentation=segmentation,
         sections=list(sections()),
         cells=cells,
         remarks=remarks,

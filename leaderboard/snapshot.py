@@ -7,6 +7,7 @@ version under `seedbed.results`. The columns:
 |---|---|
 | sweep, key | the sweep, and the key that is the run's own within it |
 | method, refiner, dataset, supervision, backbone, initialisation, segmentation | what was run |
+| segmentation_backbone, segmentation_initialisation | of the segmentation network; empty: the method's |
 | crf_preset, multi_scale | settings of the dense CRF, scales of inference |
 | selection | how the threshold of the training masks was chosen |
 | tuning_masks | how many masks a choice of threshold or settings could see; null if that was not recorded |
@@ -28,6 +29,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +37,24 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import DataError
 
-VERSION = b"1"
+VERSION = b"2"
 STAGE = "stage/"
 _WHOLE = ("tuning_masks", "seed", "trials")
+_SINCE_VERSION_2 = ("segmentation_backbone", "segmentation_initialisation")
 
 
-@dataclass(frozen=True)
+class Scope(NamedTuple):
+    """What runs must have in common to be compared."""
+
+    dataset: str
+    supervision: str
+    backbone: str
+    initialisation: str
+    segmentation_backbone: str
+    segmentation_initialisation: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One trial, with the columns of the snapshot as fields."""
 
@@ -52,6 +66,8 @@ class Run:
     supervision: str
     backbone: str
     initialisation: str
+    segmentation_backbone: str = ""
+    segmentation_initialisation: str = ""
     crf_preset: str
     multi_scale: str
     segmentation: str
@@ -73,9 +89,21 @@ class Run:
     """Records by name, and seconds by `stage/KEY`; None where a number does not exist."""
 
     @property
+    def scope(self) -> Scope:
+        """What the run may be compared within."""
+        return Scope(
+            self.dataset,
+            self.supervision,
+            self.backbone,
+            self.initialisation,
+            self.segmentation_backbone or self.backbone,
+            self.segmentation_initialisation or self.initialisation,
+        )
+
+    @property
     def cell(self) -> tuple[str, ...]:
         """What a search belongs to: everything that decides the trial but settings, phase and seed."""
-        return self.dataset, self.supervision, self.backbone, self.initialisation, self.method, self.refiner
+        return *self.scope, self.method, self.refiner
 
     @property
     def stages(self) -> dict[str, float]:
@@ -148,14 +176,21 @@ def write_snapshot(path: Path, table: pa.Table) -> None:
 
 
 def read_snapshot(path: Path) -> pa.Table:
-    """Read a snapshot. Raises DataError for a missing file, another version or other columns."""
+    """Read a snapshot. Raises DataError for a missing file, another version or other columns.
+
+    One of version 1 gets the columns that came later, empty.
+    """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a snapshot of results ({error})") from None
     version = (table.schema.metadata or {}).get(b"seedbed.results")
-    if version != VERSION:
+    if version not in (VERSION, b"1"):
         raise DataError(f"{path}: a snapshot of version {version!r}, this Seedbed reads {VERSION!r}")
+    if version == b"1" and set(table.column_names) == set(SCHEMA.names) - set(_SINCE_VERSION_2):
+        for name in _SINCE_VERSION_2:
+            table = table.append_column(name, pa.repeat("", table.num_rows))
+        table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
     if not table.schema.equals(SCHEMA):
-        raise DataError(f"{path}: a snapshot with other columns than version {VERSION.decode()} has")
+        raise DataError(f"{path}: a snapshot with other columns than version {version.decode()} has")
     return table

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leaderboard.select import Entry, Scope, entries, seconds_by_device, spent
-from leaderboard.snapshot import Run, runs_of
+from leaderboard.select import Entry, entries, seconds_by_device, spent
+from leaderboard.snapshot import Run, Scope, runs_of
 from leaderboard.statistics import Summary, leaders, paired_gain, ranks, summarise
 
 SEEDS_NEEDED = 3
@@ -103,6 +103,8 @@ class Group:
     supervision: str
     backbone: str
     initialisation: str
+    segmentation_backbone: str
+    segmentation_initialisation: str
     measure: Measure
     """What the lines are ranked by."""
     rows: tuple[Row, ...]
@@ -151,8 +153,9 @@ def _group(scope: Scope, lines: list[Entry]) -> Group:
 
 
 def _bars_of_group(scope: Scope, lines: list[Entry]) -> list[str]:
-    names = ("data set", "supervision", "backbone", "initialisation")
-    bars = [f"its {name} was not recorded" for name, value in zip(names, scope, strict=True) if not value]
+    named = {"data set": scope.dataset, "supervision": scope.supervision, "backbone": scope.backbone}
+    named["initialisation"] = scope.initialisation
+    bars = [f"its {name} was not recorded" for name, value in named.items() if not value]
     digests = _known(run.data_digest for line in lines for run in line.runs)
     if len(digests) > 1:
         bars.append(f"the group mixes contents of the data (digests {', '.join(d[:12] for d in digests)})")

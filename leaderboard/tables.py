@@ -107,7 +107,8 @@ def terminal(board: Board) -> str:
 def _terminal_group(group: Group) -> str:
     table = [list(COMPACT_TITLES), *([_terminal_cell(row, column) for column in COMPACT] for row in group.rows)]
     widths = [max(len(line[index]) for line in table) for index in range(len(COMPACT))]
-    lines = [f"{group_title(group)} · ranked by {ranked_by(group)}", *(_aligned(line, widths) for line in table)]
+    title = f"{group_title(group)} · ranked by {ranked_by(group)}"
+    lines = [*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *(_aligned(line, widths) for line in table)]
     for name, remark in remarks(group):
         lines += textwrap.wrap(f"{name}: {remark}", WIDTH, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
@@ -138,7 +139,8 @@ def comma_separated(board: Board) -> str:
 
 
 _FLAT = [
-    *("sweep", "dataset", "supervision", "backbone", "initialisation", "rank", "method", "refiner", "settings"),
+    *("sweep", "dataset", "supervision", "backbone", "initialisation"),
+    *("segmentation_backbone", "segmentation_initialisation", "rank", "method", "refiner", "settings"),
     *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
     *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
     *("trials_complete", "trials_pruned", "trials_failed", "seeds", *FIELDS, "evaluation", "status"),
@@ -153,6 +155,8 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
         "supervision": group.supervision,
         "backbone": group.backbone,
         "initialisation": group.initialisation,
+        "segmentation_backbone": group.segmentation_backbone,
+        "segmentation_initialisation": group.segmentation_initialisation,
         "rank": row.rank,
         "method": row.method,
         "refiner": row.refiner,

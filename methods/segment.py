@@ -1,15 +1,21 @@
-"""The segmentation network that is trained on pseudo-masks: DeepLab with ASPP, the same for all methods.
+"""The segmentation network that is trained on pseudo-masks: DeepLab, the same for all methods.
 
 Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers of `kazuto1011/deeplab-pytorch` (docs/methods.md). With
-the backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101.
+the backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101. On `vgg16` it is
+DeepLab-LargeFOV (Chen et al., ICLR 2015) with the batch and schedule of the TPAMI paper.
 
-Departures, all of them settings:
-- Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision.
+Departures, all of them settings but the last three:
+- Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision
+  (`--segmentation-weights coco`).
 - Length is given in epochs: 19 epochs of 10,582 images in batches of 10 are the published 20,000 iterations.
+- Tested by the mean softmax over five scales and flips; with `PredictMasks.pyramid=1,0.75,0.5`, `scales=1` and
+  `flip=false` by the published maximum over three.
 - `tiny` and `squeezenet` have no published recipe; theirs (`RECIPES`) use AdamW. That of `tiny` was found by
   trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
-- Crop and image sizes, and the dilation of the ASPP, shrink with the data set's images (or `--size`).
+- Crop and image sizes, and the dilations of ASPP and fc6, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
+- The scale of a training image is any of 0.5–1.5, not one of five.
+- LargeFOV's fc6 and fc7 start at random (methods/backbones/vgg16.py).
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,43 +33,20 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 
 from benchmark.checkpoint import load_network, save_network
+from benchmark.errors import ConfigError
 from benchmark.hparams import hp
 from benchmark.inference import multi_scale
 from benchmark.parallel import map_in_order
+from benchmark.registry import BACKBONES
 from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Stage
 from benchmark.training import Batch, Losses, TrainingStage, fit, parameter_groups
 from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import decode_mask
 from datasets.transforms import Examples, segmentation
-from methods.backbones.base import build_backbone, initialise
+from methods.backbones.base import freeze_affine, initialise, initialise_from_coco
+from methods.deeplab import DeepLab, LargeFov
 from methods.refine.crf import WritePrediction
-
-
-class DeepLab(nn.Module):
-    """Backbone and atrous spatial pyramid pooling: the sum of dilated 3×3 convolutions (DeepLab-v2)."""
-
-    def __init__(self, backbone: str, classes: int, stride: int, rates: tuple[int, ...], pretrained: bool) -> None:
-        super().__init__()
-        self.arguments = {
-            "backbone": backbone,
-            "classes": classes,
-            "stride": stride,
-            "rates": list(rates),
-            "pretrained": pretrained,
-        }
-        self.backbone = build_backbone(backbone, stride, pretrained)
-        self.aspp = nn.ModuleList(
-            nn.Conv2d(self.backbone.channels, classes + 1, 3, padding=rate, dilation=rate) for rate in rates
-        )
-        for branch in self.aspp:
-            nn.init.normal_(cast(nn.Conv2d, branch).weight, std=0.01)
-            nn.init.zeros_(cast(Tensor, cast(nn.Conv2d, branch).bias))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C + 1, h, w) of normalised images (B, 3, H, W); channel 0 is background."""
-        features = self.backbone(images)
-        return torch.stack([branch(features) for branch in self.aspp]).sum(0)
 
 
 def pyramid_logits(network: nn.Module, images: Tensor, pyramid: tuple[float, ...]) -> list[Tensor]:
@@ -101,7 +84,10 @@ def mask_cross_entropy(logits: Tensor, masks: Tensor, class_balanced: bool) -> T
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSegmentation(TrainingStage):
-    """Train DeepLab on the pseudo-masks of `weak`."""
+    """Train DeepLab on the pseudo-masks of `weak`.
+
+    Raises ConfigError for `large_fov` on a backbone without fc6.
+    """
 
     version = 1
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
@@ -112,10 +98,14 @@ class TrainSegmentation(TrainingStage):
     lr: float = hp(2.5e-4, FloatDistribution(1e-5, 1e-2, log=True), low=0, high=100, source="deeplab-pytorch")
     momentum: float = hp(0.9, low=0, high=0.9999, source="deeplab-pytorch")
     biases: Literal["as_weights", "psa"] = hp("psa", source="deeplab-pytorch: the head's bias at 20 ×, no decay")
-    backbone: str = hp("resnet101", source="--backbone")
-    weights: str = hp("imagenet", source="--weights")
+    backbone: str = hp("resnet101", source="--segmentation-backbone")
+    weights: str = hp("imagenet", source="--segmentation-weights")
     stride: int = hp(8, low=8, high=16, source="deeplab-pytorch")
-    rates: tuple[int, ...] = hp((6, 12, 18, 24), low=1, high=64, source="DeepLab-v2: ASPP-L")
+    head: Literal["aspp", "large_fov"] = hp("aspp", source="DeepLab-v2; large_fov: ICLR 2015, on VGG-16")
+    rates: tuple[int, ...] = hp(
+        (6, 12, 18, 24), low=1, high=64, when=("head", "aspp"), source="DeepLab-v2: ASPP-L"
+    )
+    fc6_dilation: int = hp(12, low=1, high=64, when=("head", "large_fov"), source="DeepLab-LargeFOV")
     pyramid: tuple[float, ...] = hp((1.0, 0.75, 0.5), low=0.1, high=2, source="DeepLab-v2: inputs with max fusion")
     class_balanced: bool = hp(False, source="AdvCAM uses it (docs/methods.md, Segmentation network)")
     long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
@@ -123,15 +113,39 @@ class TrainSegmentation(TrainingStage):
     scale_high: float = hp(1.5, low=0.1, high=4, source="deeplab-pytorch")
     crop: int = hp(321, low=8, high=4096, source="deeplab-pytorch")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head == "large_fov" and not BACKBONES.load(self.backbone).fc6:
+            valid = ", ".join(name for name in BACKBONES.names() if BACKBONES.load(name).fc6)
+            raise ConfigError(
+                f"{type(self).__name__}.head = 'large_fov': backbone {self.backbone!r} has no fc6. Valid with "
+                f"large_fov: {valid}; with every backbone: 'aspp'"
+            )
+
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write the trained DeepLab."""
+        """Write the trained network."""
         torch.manual_seed(derive_seed(ctx.seed, type(self).__name__, "initialisation"))
-        pretrained = self.weights != "none"
-        network = DeepLab(self.backbone, len(data.classes), self.stride, self.rates, pretrained)
-        initialise(network.backbone, self.backbone, self.weights, ctx)
-        groups = parameter_groups(network.backbone, [*network.backbone.new_layers(), network.aspp], self)
+        network = self.network(len(data.classes))
+        if self.weights == "coco":
+            initialise_from_coco(network.backbone, self.backbone)
+        else:
+            initialise(network.backbone, self.backbone, self.weights, ctx)
+        groups = parameter_groups(network.backbone, network.new_layers(), self)
         fit(network, self.losses(network), self.examples(data, inputs, ctx), groups, self, out, ctx)
         save_network(out, network)
+
+    def network(self, classes: int) -> DeepLab | LargeFov:
+        """Return the network for so many foreground classes, its backbone without its weights."""
+        pretrained = self.weights != "none"
+        network: DeepLab | LargeFov
+        if self.head == "large_fov":
+            network = LargeFov(self.backbone, classes, self.stride, self.fc6_dilation, pretrained)
+        else:
+            network = DeepLab(self.backbone, classes, self.stride, self.rates, pretrained)
+        if pretrained:
+            # deeplab-pytorch gives no batch norm to its optimiser.
+            freeze_affine(network.backbone)
+        return network
 
     def losses(self, network: nn.Module) -> Losses:
         """Return the sum of the cross entropies of all scales and of their maximum."""
@@ -190,6 +204,9 @@ class PredictMasks(Stage):
         (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="DeepLab-v2 multi-scale test"
     )
     flip: bool = hp(True, source="DeepLab-v2")
+    pyramid: tuple[float, ...] = hp(
+        (1.0,), low=0.1, high=4, source="deeplab-pytorch: 1,0.75,0.5, their maximum, with scales=1 and flip=false"
+    )
     crf: Literal["none", "deeplab", "rrm_test"] = hp(
         "none", source="docs/methods.md, Dense CRF: deeplab for DeepLab-v2"
     )
@@ -208,8 +225,7 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
     network = load_network(checkpoint, ctx.device)
 
     def forward(images: Tensor) -> Tensor:
-        logits: Tensor = network(images)
-        return logits.float().softmax(1)
+        return pyramid_logits(network, images, stage.pyramid)[-1].float().softmax(1)
 
     predictions = multi_scale(
         forward,
@@ -228,6 +244,7 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
 
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {"head": "large_fov", "lr": 1e-3, "pyramid": (1.0,)},
     "tiny": {
         "optimiser": "adamw",
         "lr": 2e-3,
@@ -253,14 +270,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak") -> list[Stage]:
-    """Return training and prediction for a backbone and a data set's image size."""
-    long_side = meta.size or meta.long_side
+    """Return training and prediction for a data set's image size; `meta` names the network's own backbone."""
+    smaller = meta.scaled(321) / 321
     settings: dict[str, Any] = {
         "backbone": meta.backbone,
         "weights": meta.weights,
-        "long_side": long_side,
+        "long_side": meta.size or meta.long_side,
         "crop": meta.scaled(321),
-        "rates": tuple(max(1, round(rate * meta.scaled(321) / 321)) for rate in (6, 12, 18, 24)),
+        "rates": tuple(max(1, round(rate * smaller)) for rate in (6, 12, 18, 24)),
+        "fc6_dilation": max(1, round(12 * smaller)),
         **RECIPES.get(meta.backbone, {}),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation

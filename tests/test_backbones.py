@@ -13,7 +13,7 @@ from benchmark.registry import BACKBONES
 from benchmark.stage import Context
 from benchmark.training import parameter_groups
 from datasets.base import Split
-from methods.backbones.base import build_backbone, initialise
+from methods.backbones.base import build_backbone, initialise, initialise_from_coco
 from methods.cam import CamNetwork, TrainCam
 
 NAMES = BACKBONES.names()
@@ -120,6 +120,44 @@ def test_the_named_imagenet_weights_exist_in_torchvision(name):
     import torchvision
 
     assert torchvision.models.get_weight(BACKBONES.load(name).imagenet).url.endswith(".pth")
+
+
+def test_coco_fills_the_backbone_of_torchvisions_deeplab_and_leaves_its_classifiers_out(monkeypatch):
+    import torchvision
+
+    build = torchvision.models.segmentation.deeplabv3_resnet50
+    state = build(weights=None, weights_backbone=None, aux_loss=True).state_dict()
+    asked: list[object] = []
+
+    class Weights:
+        def get_state_dict(self, **options):
+            asked.append(options)
+            return state
+
+    monkeypatch.setattr(torchvision.models, "get_weight", lambda name: asked.append(name) or Weights())
+    backbone = build_backbone("resnet50", 8, pretrained=True)
+    initialise_from_coco(backbone, "resnet50")
+    name = "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1"
+    assert asked == [name, {"progress": True, "check_hash": True}]
+    filled = backbone.state_dict()
+    assert len(filled) == sum(key.startswith("backbone.") for key in state) < len(state)
+    assert all(torch.equal(tensor, state[f"backbone.{key}"]) for key, tensor in filled.items())
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if BACKBONES.load(n).coco])
+def test_the_named_coco_weights_exist_in_torchvision(name):
+    import torchvision
+
+    weights = torchvision.models.get_weight(BACKBONES.load(name).coco)
+    assert "coco" in weights.url
+    assert weights.meta["categories"][0] == "__background__"
+
+
+def test_coco_is_refused_where_there_are_no_such_weights_and_for_methods():
+    with pytest.raises(ConfigError, match=r"'vgg16' has no COCO weights\. Valid: none, imagenet, or a state-dict"):
+        initialise_from_coco(build_backbone("vgg16", 8, pretrained=True), "vgg16")
+    with pytest.raises(ConfigError, match="the weights 'coco' is not known"):
+        initialise(build_backbone("resnet50", 8, pretrained=True), "resnet50", "coco", context())
 
 
 def test_batch_norm_of_pretrained_weights_stays_as_it_was():

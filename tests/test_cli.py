@@ -205,6 +205,8 @@ def test_evaluate_gives_the_same_numbers_on_irn_psa_and_our_own_maps(work, finis
         (["run", "--dataset", "small", "--backbone", "tinny"], r"Did you mean 'tiny'\?"),
         (["run", "--dataset", "small", "--weights", "nowhere.pth"], r"nowhere.pth: no such file"),
         (["run", "--dataset", "small", "--weights", "imagenet"], r"'tiny' has no ImageNet weights"),
+        (["run", "--dataset", "small", "--segmentation-weights", "coco"], r"'tiny' has no COCO weights"),
+        (["run", "--dataset", "small", "--segmentation-backbone", "vgg61"], r"Did you mean 'vgg16'\?"),
         (["run", "--dataset", "small", "--device", "cuda"], r"--device cuda"),
         (["evaluate", "--dataset", "small"], r"give one of --maps DIR, --masks DIR or run:ID"),
         (["evaluate", "--dataset", "small", "--maps", "data"], r"data: no localisation maps"),

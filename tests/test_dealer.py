@@ -250,3 +250,34 @@ def test_the_roots_that_workers_get_are_absolute(settings, tmp_path, monkeypatch
     monkeypatch.chdir(chimera_root.parent)
     job = dealer_of(small(chimera_root, datasets=[f"chimera-voc={chimera_root.name}"]), tmp_path).deal()
     assert job.place.root == str(chimera_root)
+
+
+NETWORK = ("supervision", "backbone", "initialisation", "segmentation_backbone", "segmentation_initialisation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("I", "tiny", "none", "tiny", "none")),
+        ({"segment": False, "settings": {"TrainCam.epochs": 1}}, ("I", "tiny", "none", "tiny", "none")),
+        ({"segmentation_backbone": "resnet101"}, ("I", "tiny", "none", "resnet101", "imagenet")),
+        (
+            {"segmentation_backbone": "resnet101", "segmentation_weights": "coco"},
+            ("I+COCO masks", "tiny", "none", "resnet101", "coco"),
+        ),
+        (
+            {"segmentation_backbone": "resnet101", "settings": {"TrainSegmentation.weights": "coco"}},
+            ("I+COCO masks", "tiny", "none", "resnet101", "coco"),
+        ),
+    ],
+)
+def test_masks_that_the_segmentation_network_has_seen_are_a_supervision_of_their_own(
+    chimera_root, tmp_path, changes, expected
+):
+    job = dealer_of(small(chimera_root, **changes), tmp_path).deal()
+    assert tuple(job.facts[name] for name in NETWORK) == expected
+
+
+def test_coco_is_refused_for_the_method_of_a_sweep_too(chimera_root, tmp_path):
+    with pytest.raises(ConfigError, match="--weights coco: they have seen masks"):
+        dealer_of(small(chimera_root, backbone="resnet50", weights="coco"), tmp_path)

@@ -174,6 +174,18 @@ def test_a_file_that_is_no_snapshot_or_of_another_version_is_refused(tmp_path):
         read_snapshot(path)
 
 
+def test_a_snapshot_of_version_1_is_read(tmp_path):
+    """It has no columns for the segmentation network, which was always the method's."""
+    runs = line(0.1, 0.2, 0.3)
+    old = table_of(runs).drop_columns(["segmentation_backbone", "segmentation_initialisation"])
+    pq.write_table(old.replace_schema_metadata({"seedbed.results": "1"}), tmp_path / "old.parquet")
+    table = read_snapshot(tmp_path / "old.parquet")
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert runs_of(table) == runs
+    write_leaderboard(tmp_path / "old.parquet", tmp_path / "out")
+    assert runs_of(read_snapshot(tmp_path / "out" / "results.parquet")) == runs
+
+
 def test_missing_trials_are_those_of_the_plan_without_a_run():
     cell = {name: getattr(DEFAULT, name) for name in ("method", "refiner", "dataset", "supervision", "backbone")}
     cell |= {"initialisation": "none", "crf_preset": "irn", "tuning_masks": 40}
@@ -185,6 +197,10 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
         ("best", 1, "missing"),
     ]
     assert {run.crf_preset for run in missing} == {"irn"}
+    assert {run.cell for run in missing} == {make().cell}
+    own = {"segmentation_backbone": "resnet101", "segmentation_initialisation": "coco"}
+    missing = Plan.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
+    assert {run.scope[-2:] for run in missing} == {("resnet101", "coco")}
     assert len(Plan.parse(entries | {"trials": 0}).missing([])) == 2
     with pytest.raises(DataError, match="version 2"):
         Plan.parse(entries | {"trials": 2, "version": 2})
@@ -213,6 +229,49 @@ def test_supervision_backbone_and_initialisation_part_groups():
     groups = board(*runs).groups
     assert len(groups) == 4
     assert all(row.rank == 1 and not row.marked for group in groups for row in group.rows)
+
+
+def test_the_segmentation_networks_backbone_and_initialisation_part_groups_and_are_told():
+    """Of one method with one backbone: the same network, another one, that from COCO, and that from a file."""
+    networks = [
+        {"segmentation_backbone": "tiny", "segmentation_initialisation": "none"},
+        {"segmentation_backbone": "resnet101", "segmentation_initialisation": "imagenet"},
+        {
+            "segmentation_backbone": "resnet101",
+            "segmentation_initialisation": "coco",
+            "supervision": "I+COCO masks",
+        },
+        {"segmentation_backbone": "resnet101", "segmentation_initialisation": "sha256:" + "ab" * 32},
+    ]
+    runs = [
+        replace(run, key=f"{run.key}{number}")
+        for number, network in enumerate(networks)
+        for run in line(0.4, 0.5, 0.6, **network)
+    ]
+    shown = board(*runs)
+    assert all(row.rank == 1 and not row.marked for group in shown.groups for row in group.rows)
+    own = " · segmentation backbone resnet101 · segmentation initialisation "
+    titles = [
+        "chimera · supervision I · backbone tiny · initialisation none" + own + "imagenet",
+        "chimera · supervision I · backbone tiny · initialisation none" + own + "sha256:abababababab",
+        "chimera · supervision I · backbone tiny · initialisation none",
+        "chimera · supervision I+COCO masks · backbone tiny · initialisation none" + own + "coco",
+    ]
+    assert [columns.group_title(group) for group in shown.groups] == titles
+    page, text = site.page(shown), tables.terminal(shown)
+    assert page.count("<span>segmentation backbone</span> resnet101") == 3
+    assert page.count("<span>segmentation initialisation</span> coco") == 1
+    assert max(map(len, text.splitlines())) <= 120
+    assert " ".join(text.split()).count("segmentation initialisation coco") == 1
+    flat = list(csv.DictReader(io.StringIO(tables.comma_separated(shown))))
+    assert [row["segmentation_initialisation"][:6] for row in flat] == ["imagen", "sha256", "none", "coco"]
+
+
+def test_a_run_that_does_not_tell_its_segmentation_network_has_the_methods():
+    told = {"segmentation_backbone": "tiny", "segmentation_initialisation": "none"}
+    group = only_group(*line(0.4, 0.5, 0.6), *line(0.5, 0.6, 0.7, method="b", **told))
+    assert [row.method for row in group.rows] == ["b", "cam"]
+    assert columns.segmentation(group) == []
 
 
 def test_pseudo_masks_rank_where_no_row_has_a_network():

@@ -1,19 +1,29 @@
-"""The segmentation network: losses by hand and against a slow reference, pyramid, recipes of the paper."""
+"""Training and prediction of the segmentation network: losses by hand and against slow references."""
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmark.stage import Meta
+from benchmark.checkpoint import save_network
+from benchmark.stage import Context, Meta
+from datasets.base import Split
+from datasets.files import decode_mask
+from datasets.transforms import normalise
+from methods.deeplab import DeepLab
+from methods.refine.crf import Kernels, dense_crf
 from methods.segment import (
-    DeepLab,
+    PredictMasks,
     TrainSegmentation,
     TrainSupervised,
     mask_cross_entropy,
+    predict_masks,
     pyramid_logits,
     segmentation_stages,
 )
@@ -84,25 +94,43 @@ def test_the_pyramid_adds_the_maximum_over_scales():
     assert torch.equal(full[2], torch.maximum(full[0], upsampled))
 
 
-def test_aspp_is_the_sum_of_its_branches():
-    torch.manual_seed(0)
-    network = DeepLab("tiny", classes=3, stride=8, rates=(1, 2), pretrained=False).eval()
-    images = torch.randn(1, 3, 32, 32)
-    with torch.inference_mode():
-        features = network.backbone(images)
-        expected = sum(branch(features) for branch in network.aspp)
-        assert torch.allclose(network(images), expected)
-    assert network(images).shape == (1, 4, 4, 4)
+def test_the_loss_is_the_sum_over_scales_and_their_maximum_by_hand():
+    """Odds of class 1 against background, by input size; the cross entropy of class 1 is log(1 + 1/odds)."""
+    odds = {16: 2.0, 12: 5.0, 8: 3.0}
+
+    class Fake(nn.Module):
+        def forward(self, images):
+            side = images.shape[-1]
+            return torch.tensor([0.0, math.log(odds[side])])[None, :, None, None].expand(
+                1, 2, side // 8, side // 8
+            )
+
+    masks = torch.ones(1, 16, 16, dtype=torch.long)
+    masks[0, 0, 8:] = 255
+    stage = TrainSegmentation(pyramid=(1.0, 0.75, 0.5))
+    loss = stage.losses(Fake())({"image": torch.zeros(1, 3, 16, 16), "mask": masks}, 0.0)["cross_entropy"]
+    expected = sum(math.log(1 + 1 / odds) for odds in (2.0, 5.0, 3.0, 5.0))
+    assert float(loss) == pytest.approx(expected)
 
 
-def test_deeplab_v2_resnet101_is_the_default_for_voc_sized_images():
-    """docs/methods.md, Segmentation network."""
-    train, _ = segmentation_stages(Meta(classes=20, long_side=500, backbone="resnet101", weights="imagenet"))
-    assert isinstance(train, TrainSegmentation)
-    assert (train.stride, train.rates, train.crop) == (8, (6, 12, 18, 24), 321)
-    assert (train.lr, train.momentum, train.weight_decay, train.power) == (2.5e-4, 0.9, 5e-4, 0.9)
-    assert (train.batch, train.head_multiplier, train.biases, train.pyramid) == (10, 10.0, "psa", (1.0, 0.75, 0.5))
-    assert round(20_000 * train.batch / 10_582) == train.epochs
+def test_the_maximum_is_taken_pixel_by_pixel_and_class_by_class():
+    by_side = {8: [[[1.0, 2.0]], [[5.0, 0.0]]], 4: [[[3.0]], [[1.0]]]}
+
+    class Fake(nn.Module):
+        def forward(self, images):
+            return torch.tensor([by_side[images.shape[-1]]])
+
+    fused = pyramid_logits(Fake(), torch.zeros(1, 3, 8, 8), (1.0, 0.5))[-1]
+    assert fused.tolist() == [[[[3.0, 3.0]], [[5.0, 1.0]]]]
+
+
+def test_255_counts_nowhere_and_the_balance_gives_each_label_the_same_weight_by_hand():
+    """Cross entropies: background log 2 at three pixels, class 1 log 4 at one, and a fifth pixel without label."""
+    odds = torch.tensor([1.0, 1.0, 1.0, 1 / 3, 1e6])
+    logits = torch.stack([torch.zeros(5), odds.log()])[None, :, None]
+    masks = torch.tensor([[[0, 0, 0, 1, 255]]])
+    assert float(mask_cross_entropy(logits, masks, False)) == pytest.approx((3 * math.log(2) + math.log(4)) / 4)
+    assert float(mask_cross_entropy(logits, masks, True)) == pytest.approx((math.log(2) + math.log(4)) / 2)
 
 
 def test_the_upper_bound_has_the_same_network_and_settings():
@@ -111,3 +139,79 @@ def test_the_upper_bound_has_the_same_network_and_settings():
     assert isinstance(full, TrainSupervised)
     assert full.settings() == weak.settings()
     assert full.consumes == ()
+
+
+def test_the_upper_bound_trains_on_the_true_masks(chimera, tmp_path):
+    context = Context(seed=0, split=Split.WEAK, scratch=tmp_path)
+    stage = TrainSupervised(backbone="tiny", weights="none", long_side=64, crop=64, scale_low=1.0, scale_high=1.0)
+    examples = stage.examples(chimera, {}, context)
+    view = chimera.split(Split.WEAK, supervision="full")
+    for index in range(3):
+        found, true = examples[0, index]["mask"].numpy(), view.mask(view.ids[index])
+        assert np.array_equal(found, true) or np.array_equal(found, true[:, ::-1])
+
+
+def test_the_training_report_has_the_rates_of_deeplab_v2(chimera, tmp_path):
+    """2.5e-4, the head ten times that, its biases twice that again, without decay."""
+    stage = TrainSupervised(
+        backbone="tiny", weights="none", epochs=1, batch=8, long_side=64, crop=32, pyramid=(1.0,), rates=(1, 2)
+    )
+    stage.run(chimera, {}, tmp_path, Context(seed=0, split=Split.WEAK, scratch=tmp_path))
+    groups = json.loads((tmp_path / "training.json").read_text())["groups"]
+    rates = [(group["optimiser"], group["lr"], group["momentum"], group["weight_decay"]) for group in groups]
+    slow = [("SGD", 2.5e-4, 0.9, 5e-4), ("SGD", 5e-4, 0.9, 0.0)]
+    assert rates == [*slow, ("SGD", 2.5e-3, 0.9, 5e-4), ("SGD", 5e-3, 0.9, 0.0)]
+    assert groups[-1]["parameters"] == 2 * 7
+
+
+@pytest.fixture
+def predicted(chimera, tmp_path):
+    """Return what predicts with a saved network, and the network."""
+    torch.manual_seed(0)
+    network = DeepLab("tiny", classes=6, stride=8, rates=(1, 2), pretrained=False).eval()
+    for branch in network.aspp:
+        nn.init.normal_(branch.weight, std=0.3)  # so that no two classes are all but equal
+    (tmp_path / "network").mkdir()
+    save_network(tmp_path / "network", network)
+    view = chimera.split(Split.VAL)
+    view = replace(view, ids=view.ids[:2])
+
+    def predict(**settings):
+        out = tmp_path / "masks"
+        out.mkdir()
+        context = Context(seed=0, split=Split.VAL, scratch=tmp_path)
+        predict_masks(PredictMasks(**settings), tmp_path / "network", view, out, context)
+        return {image_id: decode_mask(out / f"{image_id}.png") for image_id in view.ids}
+
+    return predict, network, view
+
+
+def probabilities(logits, size):
+    """Return the softmax of logits (1, L, h, w), resized to an image."""
+    return nn.functional.interpolate(logits.softmax(1), size, mode="bilinear", align_corners=False)
+
+
+def test_prediction_is_the_mean_over_scales_and_flips_and_then_the_crf(predicted):
+    predict, network, view = predicted
+    masks = predict(scales=(0.5, 1.0), flip=True, crf="deeplab")
+    for image_id in view.ids:
+        image, size = view.image(image_id), view.size(image_id)
+        original = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1))[None]
+        half = nn.functional.interpolate(original, scale_factor=0.5, mode="bicubic", antialias=True)
+        with torch.inference_mode():
+            straight = sum(probabilities(network(x), size) for x in (half, original))
+            mirrored = sum(probabilities(network(x.flip(-1)), size) for x in (half, original))
+        mean = ((straight + mirrored.flip(-1)) / 4)[0].numpy()
+        sharpened = dense_crf(image, -np.log(np.maximum(mean, 1e-5)), Kernels(1, 3, 67, 3, 4))
+        assert np.array_equal(masks[image_id], sharpened.argmax(0))
+        assert not np.array_equal(masks[image_id], mean.argmax(0))
+
+
+def test_prediction_can_be_the_published_maximum_over_three_sizes(predicted):
+    predict, network, view = predicted
+    masks = predict(pyramid=(1.0, 0.75, 0.5), scales=(1.0,), flip=False)
+    for image_id in view.ids:
+        original = normalise(torch.from_numpy(view.image(image_id).copy()).permute(2, 0, 1))[None]
+        with torch.inference_mode():
+            fused = pyramid_logits(network, original, (1.0, 0.75, 0.5))[-1]
+        assert np.array_equal(masks[image_id], probabilities(fused, view.size(image_id))[0].argmax(0).numpy())

@@ -141,6 +141,11 @@ def test_paths_are_absolute_from_the_beginning(tmp_path, monkeypatch):
     assert settings.datasets == (f"voc2012={tmp_path}/here", "chimera-voc")
     assert settings.weights == f"{tmp_path}/w.pth"
     assert settings_of({**MINIMAL, "weights": "imagenet"}).weights == "imagenet"
+    own = settings_of({**MINIMAL, "segmentation_backbone": "vgg16", "segmentation_weights": "w.pth"})
+    assert (own.segmentation_backbone, own.segmentation_weights) == ("vgg16", f"{tmp_path}/w.pth")
+    for key in ("weights", "segmentation_weights"):
+        # Only by its name can `coco` be refused where it must not be.
+        assert getattr(settings_of({**MINIMAL, key: "coco"}), key) == "coco"
 
 
 def test_options_take_several_words(monkeypatch):

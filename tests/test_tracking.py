@@ -113,6 +113,8 @@ def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
     tags = run.data.tags
     for name in ("method", "refiner", "dataset", "seed", "phase", "settings", "selection", "supervision"):
         assert tags[name], name
+    for name in ("segmentation_backbone", "segmentation_initialisation"):
+        assert tags[name], name
     for name in ("backbone", "initialisation", "crf_preset", "data_digest", "hardware", "tuning_masks"):
         assert tags[name], name
     assert (tags["code"], tags["dirty"]) == ("abc", "true")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import benchmark.trial
 from benchmark.errors import ConfigError
@@ -20,6 +22,7 @@ from benchmark.trial import Trial, build_chain, plan_trial, run_trial
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split
 from datasets.files import write_mask
+from methods.backbones.base import build_backbone
 from methods.cam import METHOD as CAM
 from methods.cam import TrainCam
 from methods.refine.none import SelectThreshold
@@ -185,3 +188,116 @@ def test_a_refiners_own_threshold_is_not_that_of_the_seeds(chimera, tmp_path):
     stages = [step.stage for step in plan.steps().values()]
     assert [s.settings()["fixed"] for s in stages if type(s).__name__ == "MeasureMaps"] == [0.15]
     assert [s.value for s in plan.chain.refine if isinstance(s, SelectThreshold)] == [0.3]
+
+
+# The segmentation network's own backbone and weights
+
+
+def planned(data: Dataset, folder: Path, **changes: Any) -> Any:
+    """Return the plan of a trial of CAM with a segmentation network."""
+    return plan_trial(Trial(dataset="chimera", **changes), data, WorkFolder(folder), Machine())
+
+
+def network_of(plan: Any) -> tuple[str, str]:
+    """Return backbone and weights of the segmentation network, for which stages and record must agree."""
+    trial = plan.describe()["trial"]
+    stages = (plan.chain.localise[0], plan.chain.segment[0])
+    of_stages = [(stage.backbone, stage.weights) for stage in stages]
+    recorded = [(trial[f"{p}backbone"], trial[f"{p}weights"]) for p in ("", "segmentation_")]
+    assert of_stages == recorded
+    return recorded[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("tiny", "none")),
+        ({"backbone": "resnet50", "weights": "none"}, ("resnet50", "none")),
+        ({"backbone": "resnet50", "segmentation_weights": "none"}, ("resnet50", "none")),
+        ({"segmentation_backbone": "vgg16"}, ("vgg16", "imagenet")),
+        (
+            {"backbone": "resnet50", "weights": "none", "segmentation_backbone": "resnet101"},
+            ("resnet101", "imagenet"),
+        ),
+        ({"backbone": "resnet50", "segmentation_backbone": "tiny"}, ("tiny", "none")),
+        ({"backbone": "resnet50", "segmentation_weights": "coco"}, ("resnet50", "coco")),
+        ({"segmentation_backbone": "resnet101", "segmentation_weights": "coco"}, ("resnet101", "coco")),
+    ],
+)
+def test_the_segmentation_network_has_the_methods_backbone_and_weights_or_its_own(
+    chimera, tmp_path, changes, expected
+):
+    assert network_of(planned(chimera, tmp_path, **changes)) == expected
+
+
+def test_the_recipe_is_that_of_the_segmentation_networks_backbone(chimera, tmp_path):
+    plan = planned(chimera, tmp_path, segmentation_backbone="vgg16")
+    train, localise = plan.chain.segment[0], plan.chain.localise[0]
+    assert (train.head, train.lr, train.optimiser) == ("large_fov", 1e-3, "sgd")
+    assert localise.backbone == "tiny"
+    assert plan.run_id() != planned(chimera, tmp_path).run_id()
+
+
+def test_the_upper_bound_is_on_the_segmentation_networks_backbone(chimera, tmp_path):
+    plan = planned(chimera, tmp_path, supervision="full", segmentation_backbone="vgg16")
+    assert type(plan.chain.stages[0]).__name__ == "TrainSupervised"
+    assert (plan.chain.stages[0].backbone, plan.chain.stages[0].weights) == ("vgg16", "imagenet")
+
+
+def test_weights_files_are_known_by_their_digests(chimera, tmp_path):
+    for name in ("method", "network"):
+        (tmp_path / name).write_text(name)
+    files = {"weights": str(tmp_path / "method"), "segmentation_weights": str(tmp_path / "network")}
+    plan = planned(chimera, tmp_path / "work", **files)
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in ("method", "network")]
+    assert (plan.trial.weights, plan.trial.segmentation_weights) == tuple(f"sha256:{d}" for d in digests)
+    assert plan.chain.segment[0].weights == f"sha256:{digests[1]}"
+    assert {key: path.name for key, path in plan.machine.weights_files.items()} == {
+        f"sha256:{digests[0]}": "method",
+        f"sha256:{digests[1]}": "network",
+    }
+    shared = planned(chimera, tmp_path / "work", weights=files["weights"])
+    assert shared.trial.segmentation_weights == f"sha256:{digests[0]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"backbone": "resnet50", "weights": "coco"},
+            "--weights coco: they have seen masks.*Valid: none, imagenet",
+        ),
+        ({"segmentation_weights": "coco"}, "'tiny' has no COCO weights. Valid: none, or a state-dict file"),
+        ({"segmentation_weights": "imagenet"}, "'tiny' has no ImageNet weights"),
+        ({"segmentation_backbone": "resnet38", "segmentation_weights": "coco"}, "'resnet38' has no COCO weights"),
+        (
+            {"segmentation_weights": "nowhere.pth"},
+            "--segmentation-weights nowhere.pth: no such file. Valid: .*coco",
+        ),
+        ({"segmentation_backbone": "resnet11"}, "unknown backbone 'resnet11'. Did you mean"),
+        ({"segmentation_backbone": "tiny", "segment": False}, "need the network that segments"),
+        (
+            {"segmentation_backbone": "resnet50", "settings": {"TrainSegmentation.head": "large_fov"}},
+            "has no fc6. Valid with large_fov: vgg16",
+        ),
+    ],
+)
+def test_impossible_segmentation_networks_are_refused_before_anything_runs(chimera, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(chimera, tmp_path, **changes)
+
+
+def test_coco_weights_have_seen_the_images_of_coco_val(chimera, tmp_path, monkeypatch):
+    monkeypatch.setattr(chimera, "name", "coco2014")
+    with pytest.raises(ConfigError, match="most images of COCO's val2014"):
+        planned(chimera, tmp_path, segmentation_backbone="resnet50", segmentation_weights="coco")
+
+
+def test_a_file_trains_the_segmentation_network_of_another_backbone(chimera, tmp_path):
+    """The localisation's network begins at random, the segmentation network from a file for its own backbone."""
+    torch.save(build_backbone("squeezenet", 16, pretrained=False).state_dict(), tmp_path / "w.pth")
+    short = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1, "TrainSegmentation.crop": 32}
+    own = {"segmentation_backbone": "squeezenet", "segmentation_weights": str(tmp_path / "w.pth")}
+    trial = Trial(dataset="chimera", selections=("tuned",), settings=short, **own)
+    result = run_trial(trial, chimera, WorkFolder(tmp_path / "work"), Machine())
+    assert any(record.name == "val/mIoU" for record in result.records)

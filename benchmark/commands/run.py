@@ -47,6 +47,15 @@ def run(
         str | None, typer.Option(help="A backbone. Default: tiny for small images, else resnet50.")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    segmentation_backbone: Annotated[
+        str | None, typer.Option(help="Of the segmentation network. Default: --backbone.")
+    ] = None,
+    segmentation_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the segmentation network; coco (trained on masks) marks the result. Default: as above."
+        ),
+    ] = None,
     size: Annotated[
         int, typer.Option(min=0, help="Longer image side in pixels that networks see; 0: its own.")
     ] = 0,
@@ -79,6 +88,8 @@ def run(
         supervision=one_of("--supervision", supervision, ("weak", "full")),
         backbone=backbone,
         weights=weights,
+        segmentation_backbone=segmentation_backbone,
+        segmentation_weights=segmentation_weights,
         size=size,
         segment=segment or supervision == "full",
         selections=[one_of("--selections", word, SELECTIONS) for word in chosen],

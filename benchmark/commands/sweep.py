@@ -63,6 +63,12 @@ def sweep(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="A backbone, as for `seedbed run`.")] = None,
     weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    segmentation_backbone: Annotated[
+        str | None, typer.Option(help="Of the segmentation networks, as for `seedbed run`.")
+    ] = None,
+    segmentation_weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, a state-dict file, or coco, which marks the rows.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Longer image side in pixels that networks see.")] = None,
     segment: Annotated[
         bool | None, typer.Option("--segment/--no-segment", help="Train segmentation networks.")
@@ -108,6 +114,8 @@ def sweep(
         "early_stopping": early_stopping,
         "backbone": backbone,
         "weights": weights,
+        "segmentation_backbone": segmentation_backbone,
+        "segmentation_weights": segmentation_weights,
         "size": size,
         "segment": segment,
         "selections": selections,

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -117,6 +118,21 @@ class BackboneFamily:
     """Prefixes of the ImageNet classifier's tensors in a weights file, which are left out."""
     imagenet: str | None = None
     """Name of torchvision's weights (downloaded when first used), None where there are none."""
+    coco: str | None = None
+    """Name of torchvision's DeepLabV3 on this backbone that was trained on COCO's masks, None without one."""
+    fc6: bool = False
+    """Whether it ends in fc6 and fc7, and has `dilate_fc6`."""
+
+    def published(self, weights: Literal["imagenet", "coco"]) -> str:
+        """Return torchvision's name of weights. Raises ConfigError where the backbone has none."""
+        names = {"imagenet": self.imagenet, "coco": self.coco}
+        if (name := names[weights]) is None:
+            title = {"imagenet": "ImageNet", "coco": "COCO"}[weights]
+            valid = ", ".join(["none", *(known for known in names if names[known])])
+            raise ConfigError(
+                f"backbone {self.name!r} has no {title} weights. Valid: {valid}, or a state-dict file"
+            )
+        return name
 
 
 def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
@@ -132,10 +148,15 @@ def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
     backbone = family.build(stride)
     backbone.frozen_norm = pretrained
     if pretrained and backbone.frozen_affine:
-        for module in backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
+        freeze_affine(backbone)
     return backbone
+
+
+def freeze_affine(network: nn.Module) -> None:
+    """Keep scale and shift of batch norm from learning."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
 
 
 def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> None:
@@ -147,17 +168,38 @@ def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> Non
     if weights == "none":
         return
     if weights == "imagenet":
-        if family.imagenet is None:
-            raise ConfigError(f"backbone {name!r} has no ImageNet weights; use --weights none or a file")
-        import torchvision
-
-        state = torchvision.models.get_weight(family.imagenet).get_state_dict(progress=True, check_hash=True)
-        _fill(backbone, family, state, family.imagenet)
+        source = family.published("imagenet")
+        _fill(backbone, family, _download(source), source)
         return
     path = (ctx.weights_files or {}).get(weights)
     if path is None:
-        raise ConfigError(f"the file of the weights {weights!r} is not known; give it with --weights FILE")
+        raise ConfigError(
+            f"the file of the weights {weights!r} is not known; give it with --weights or --segmentation-weights"
+        )
     _fill(backbone, family, _read(path), str(path))
+
+
+def initialise_from_coco(backbone: Backbone, name: str) -> None:
+    """Fill a backbone with that of torchvision's DeepLabV3, trained on COCO's masks of VOC's classes.
+
+    That is pixel-level supervision: only a segmentation network may begin so. The classifiers are left out.
+    Raises ConfigError where there are no such weights for this backbone.
+    """
+    family: BackboneFamily = BACKBONES.load(name)
+    source = family.published("coco")
+    state = _download(source)
+    prefix = "backbone."
+    kept = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    _fill(backbone, family, kept, source)
+
+
+def _download(name: str) -> Mapping[str, Tensor]:
+    import torchvision
+
+    state: Mapping[str, Tensor] = torchvision.models.get_weight(name).get_state_dict(
+        progress=True, check_hash=True
+    )
+    return state
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -38,7 +38,7 @@ class ResNet(Backbone):
         ]
 
 
-def family(name: str, builder: Callable[..., nn.Module], imagenet: str) -> BackboneFamily:
+def family(name: str, builder: Callable[..., nn.Module], imagenet: str, coco: str) -> BackboneFamily:
     """Return the `BACKBONE` of one depth."""
     return BackboneFamily(
         name=name,
@@ -47,4 +47,5 @@ def family(name: str, builder: Callable[..., nn.Module], imagenet: str) -> Backb
         strides=(16, 8),
         classifier=("fc.",),
         imagenet=imagenet,
+        coco=coco,
     )

@@ -6,4 +6,9 @@ from torchvision.models import resnet101
 
 from methods.backbones.resnet import family
 
-BACKBONE = family("resnet101", resnet101, "ResNet101_Weights.IMAGENET1K_V1")
+BACKBONE = family(
+    "resnet101",
+    resnet101,
+    "ResNet101_Weights.IMAGENET1K_V1",
+    "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
+)

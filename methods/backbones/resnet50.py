@@ -6,4 +6,9 @@ from torchvision.models import resnet50
 
 from methods.backbones.resnet import family
 
-BACKBONE = family("resnet50", resnet50, "ResNet50_Weights.IMAGENET1K_V1")
+BACKBONE = family(
+    "resnet50",
+    resnet50,
+    "ResNet50_Weights.IMAGENET1K_V1",
+    "DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
+)

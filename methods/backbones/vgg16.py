@@ -34,6 +34,10 @@ class Vgg16(Backbone):
         self.dropout = nn.Dropout(0.5)
         self.early = tuple(layers[: pools[1]])
 
+    def dilate_fc6(self, dilation: int) -> None:
+        """Dilate fc6, as LargeFOV (12) and PSA's affinity network (4) do; its size stays."""
+        self.fc6.dilation = self.fc6.padding = (dilation, dilation)
+
     def blocks(self) -> list[Block]:
         """Return conv1 to conv5, each but the first with the pool before it, and fc6 and fc7."""
         starts = [0, *(i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
@@ -46,10 +50,6 @@ class Vgg16(Backbone):
             Block("fc6", nn.Sequential(self.fc6, nn.ReLU(), self.dropout), 1024, new=True),
             Block("fc7", nn.Sequential(self.fc7, nn.ReLU(), self.dropout), 1024, new=True),
         ]
-
-    def dilate_fc6(self, dilation: int) -> None:
-        """Dilate fc6, as LargeFOV (12) and PSA's affinity network (4) do; its size stays."""
-        self.fc6.dilation = self.fc6.padding = (dilation, dilation)
 
     def affinity_taps(self) -> list[Tap]:
         """Return conv4, conv5 and fc7, whose fc6 is dilated by 4 (PSA's code)."""
@@ -64,4 +64,5 @@ BACKBONE = BackboneFamily(
     strides=(8, 16),
     classifier=("classifier.",),
     imagenet="VGG16_Weights.IMAGENET1K_V1",
+    fc6=True,
 )

@@ -1,6 +1,6 @@
 """What the refiners cost at the size of a VOC image, 500 × 375 pixels: seconds, memory, images a second.
 
-    python -m tests.benchmarks.refine_cost walk          the random walk, sparse and dense (minutes for the dense one)
+    python -m tests.benchmarks.refine_cost walk          the random walk, sparse and dense (slow)
     python -m tests.benchmarks.refine_cost crf           dense CRF, by preset
     python -m tests.benchmarks.refine_cost inference     network and walk of PSA and IRN, by backbone
     python -m tests.benchmarks.refine_cost training      steps of PSA's and IRN's training, by backbone
@@ -17,7 +17,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,7 @@ def measure_crf() -> None:
     for labels in (2, 4):
         image, mask = blobs(labels)
         for preset, kernels in PRESETS.items():
-            seconds = seconds_of(
-                lambda k=kernels, i=image, m=mask, n=labels: dense_crf(i, label_unary(m, n), k), 3
-            )
+            seconds = seconds_of(partial(dense_crf, image, label_unary(mask, labels), kernels), 3)
             print(f"crf, {preset:9} {labels} labels: {seconds:6.2f} s an image", flush=True)
 
 
@@ -144,8 +142,7 @@ def measure_inference() -> None:
     for backbone in ("squeezenet", "vgg16", "resnet38", "resnet50"):
         network = AffinityNetwork(backbone, True, 5).eval().to(DEVICE)
         image = torch.randn(1, 3, 376, 504, device=DEVICE)
-        stage = WalkPsa()
-        seconds = seconds_of(lambda s=stage, n=network, i=image: s.walked(n, maps, i, (HEIGHT, WIDTH)), 2)
+        seconds = seconds_of(partial(WalkPsa().walked, network, maps, image, (HEIGHT, WIDTH)), 2)
         print(f"psa inference, {backbone:10}: {seconds:6.2f} s an image", flush=True)
     for backbone in ("squeezenet", "resnet50"):
         network_of_edges = EdgeNetwork(backbone, True, frozen=True).eval().to(DEVICE)
@@ -176,7 +173,7 @@ def measure_training() -> None:
             example = {"image": torch.randn(batch, 3, stage.crop, stage.crop), "mask": labels}
             example = {name: tensor.to(DEVICE) for name, tensor in example.items()}
 
-            def step(s: Any = replace(stage), n: Any = network, e: dict[str, Tensor] = example) -> None:
+            def step(s: Any = stage, n: Any = network, e: dict[str, Tensor] = example) -> None:
                 with torch.autocast("cuda", torch.bfloat16, enabled=DEVICE != "cpu"):
                     loss = torch.stack([value.float() for value in s.losses(n, e).values()]).sum()
                 loss.backward()

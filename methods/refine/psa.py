@@ -196,7 +196,7 @@ class WalkPsa(Stage):
         16.0, FloatDistribution(2, 32, log=True), low=0.1, high=100, source="PSA code: α; 6 in SEAM's"
     )
     power: float = hp(8.0, FloatDistribution(2, 16), low=1, high=100, source="PSA, section 4.2: β")
-    steps: int = hp(256, IntDistribution(16, 512, log=True), low=1, high=10_000, source="PSA, section 4.2: 2^8")
+    steps: int = hp(256, IntDistribution(8, 512, log=True), low=1, high=10_000, source="PSA, section 4.2: 2^8")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the maps of the context's split."""

@@ -305,6 +305,19 @@ def test_a_kill_in_every_stage_of_a_refiner_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", REFINERS.names())
+def test_every_refiner_takes_the_maps_of_every_method(method, localised, name, chimera):
+    if method.one_step:
+        pytest.skip("the method makes masks itself")
+    stages = [*localised.stages, *tiny(REFINERS.load(name).refine(META, method.fixed_threshold))]
+    run = replace(localised, stages=stages, scope={Kind.SCORES: Split.TRAIN}, on_weak=len(localised.stages))
+    masks = run.latest(Kind.MASKS, Split.TRAIN)
+    view = chimera.split(Split.TRAIN)
+    for image_id in view.ids:
+        assert set(np.unique(decode_mask(masks / f"{image_id}.png")).tolist()) <= {0, 255, *view.tags(image_id)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
 def test_every_refiner_works_on_every_kind_of_backbone(refine, backbone, refined_store, tmp_path):
     """Strides and channels are read from it; no square image, and one without any class."""

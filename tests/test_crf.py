@@ -79,6 +79,17 @@ def test_a_crf_moves_a_coarse_seed_to_the_edges_of_the_image(preset):
     assert (refined != truth).mean() < (seed != truth).mean()
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_order_of_labels_makes_no_difference(preset):
+    image, truth = noisy_scene()
+    scores = np.random.default_rng(0).random((4, *truth.shape), dtype=np.float32)
+    scores[2] += truth
+    order = [2, 0, 3, 1]
+    marginals = dense_crf(image, score_unary(scores), PRESETS[preset])
+    shuffled = dense_crf(image, score_unary(scores[order]), PRESETS[preset])
+    np.testing.assert_allclose(shuffled, marginals[order], atol=1e-4)
+
+
 def test_a_single_label_needs_no_crf():
     image, _ = noisy_scene()
     assert (dense_crf(image, np.zeros((1, 40, 50), np.float32), PRESETS["irn"]) == 1).all()

@@ -54,7 +54,7 @@ def show_method(
             value = values(stage)[field]
             source = parameter.source
             if value != values(type(stage)())[field] and not source.startswith("--"):
-                source = f"recipe of {backbone}, in the file of the stage; elsewhere: {source}"
+                source = f"set by the method, the refiner, or a recipe of {backbone}; elsewhere: {source}"
             rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
         print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmark.determinism import make_deterministic
 from benchmark.errors import StoreError
 
 
@@ -29,6 +30,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
 
 def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """Build the network that `folder` describes, in eval mode on `device`."""
+    make_deterministic()
     description = json.loads((folder / "model.json").read_text())
     module, _, name = description["network"].partition(":")
     if module.partition(".")[0] != "methods":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 
 from benchmark.checkpoint import load_tensors, save_tensors, to_device
+from benchmark.determinism import make_deterministic
 from benchmark.errors import NonFiniteLossError
 from benchmark.hparams import hp
 from benchmark.seeding import derive_seed
@@ -155,16 +155,6 @@ def fit(
     report = {"groups": _describe(optimiser, rates), "history": history}
     (out / REPORT_FILE).write_text(json.dumps(report, indent=1))
     network.eval()
-
-
-def make_deterministic() -> None:
-    """Ask torch for the same bytes every time, on the CPU and on a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling fresh memory is a debugging aid of that mode and costs time in every allocation.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmark import inference
-from benchmark.inference import multi_scale, resized
+from benchmark.inference import multi_scale, padded_images, resized
 from benchmark.stage import Context
 from datasets.base import Split
+from datasets.transforms import normalise
 from methods.cam import CamNetwork
 from tests.fakes import FolderDataset, random_scene
 
@@ -105,3 +106,22 @@ def test_a_long_side_resizes_the_image_first(data, network):
     assert resized(500, 375, 0) == (500, 375)
     maps = run(network, data, long_side=28)
     assert {m.shape[-2:] for m in maps.values()} == {(5, 7), (7, 5)}
+
+
+def test_padded_images_come_in_order_with_their_size_and_zeros_around(tmp_path):
+    """At least 32 pixels and a multiple of 16: 40 × 24 becomes 48 × 32, and shown with 20 pixels 32 × 32."""
+    scenes = {f"i{n}": random_scene(n, 40, 24, (1,)) for n in range(3)}
+    images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
+    view = FolderDataset(tmp_path / "data", images, masks).split(Split.TRAIN)
+    context = Context(seed=0, split=Split.TRAIN, scratch=tmp_path)
+    found = list(padded_images(view, 0, 32, 16, context, "test"))
+    assert [image_id for image_id, *_ in found] == list(view.ids)
+    for image_id, image, size in found:
+        assert (tuple(image.shape), size) == ((1, 3, 48, 32), (40, 24))
+        torch.testing.assert_close(
+            image[0, :, :40, :24], normalise(torch.from_numpy(images[image_id]).permute(2, 0, 1))
+        )
+        assert not image[..., 40:, :].any()
+        assert not image[..., 24:].any()
+    _, image, size = next(padded_images(view, 20, 32, 16, context, "test"))
+    assert (tuple(image.shape), size) == ((1, 3, 32, 32), (20, 12))

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from benchmark.maps import MapWriter, ScoreMaps
 from benchmark.stage import Meta
 from datasets.base import Split
 from datasets.files import decode_mask
+from methods.backbones import resnet38
 from methods.refine import irn, irn_crf
 from methods.refine.affinity import ClassScores
 from methods.refine.crf import CrfMasks
@@ -21,6 +21,7 @@ from methods.refine.irn_network import EdgeNetwork, affinities, path, path_affin
 from methods.refine.none import SelectThreshold
 from methods.refine.random_walk import pair_offsets, transition_matrix, walk
 from tests.fakes import FolderDataset
+from tests.test_resnet38 import NARROW
 
 
 def test_paths_by_hand():
@@ -103,8 +104,11 @@ def test_labels_by_hand(tmp_path, monkeypatch):
     assert decode_mask(tmp_path / "a.png").tolist() == [[4, 255, 0, 9]]
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "squeezenet", "vgg16", "tiny"])
-def test_edges_have_stride_four_on_every_backbone(backbone):
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet38", "squeezenet", "vgg16", "tiny"])
+def test_edges_have_stride_four_on_every_backbone(backbone, monkeypatch):
+    """ResNet-38 has no stride 16, and is narrow here."""
+    narrow = replace(resnet38.BACKBONE, build=lambda stride: resnet38.ResNet38(stride, NARROW))
+    monkeypatch.setattr(resnet38, "BACKBONE", narrow)
     network = EdgeNetwork(backbone, False, frozen=False).eval()
     assert network(torch.zeros(2, 3, 64, 48)).shape == (2, 16, 12)
 
@@ -117,12 +121,16 @@ def test_resnet50_is_read_after_the_pooled_stem_and_every_layer():
     assert [64 // outputs[tap.name].shape[-1] for tap in network.taps] == [4, 4, 8, 16, 16]
     assert network.combine.in_channels == 160
     assert network.combine.bias is not None
+    norms = [module for module in network.reduce.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert [(norm.num_groups, norm.num_channels) for norm in norms] == [(4, 32)] * 5
 
 
 def test_the_loss_reaches_the_edge_branch_alone():
     """docs/methods.md, gradients: nothing of the backbone, whose batch norm stays as it is."""
     torch.manual_seed(0)
     network = EdgeNetwork("resnet50", True, frozen=True).train()
+    assert network.reduce.training
+    assert not any(module.training for module in network.backbone.modules())
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     batch = {"image": torch.randn(2, 3, 64, 64), "mask": torch.randint(0, 3, (2, 64, 64))}
     stage = TrainIrn(radius=5, crop=64)
@@ -176,14 +184,25 @@ def test_the_walk_of_one_image_written_out():
     scores = torch.rand(2, 12, 10, generator=generator)
     maps = ScoreMaps(np.array([3, 7], np.int16), scores.numpy(), (48, 40))
     found = WalkIrn(radius=3, steps=8).walked(found_edges, maps, (48, 40))
-    full = torch.from_numpy(maps.at_full_size().copy())
-    start = F.interpolate(full[None], (12, 10), mode="bilinear", align_corners=False)[0] * (1 - found_edges)
+    start = scores * (1 - found_edges)
     matrix = transition_matrix(affinities(found_edges, 3), pair_offsets(3), 10.0)
     ended = walk(start, matrix, 8)
-    np.testing.assert_allclose(found.scores, (ended / (ended.max() + 1e-5)).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.scores, (ended / ended.max()).numpy(), rtol=1e-4, atol=1e-6)
     assert found.labels.tolist() == [3, 7]
     assert found.size == (48, 40)
     assert found.scores.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_maps_of_another_grid_are_resized_without_losing_what_is_between_cells():
+    """An image shown with half its size: every cell of the walk is the mean of about four of the maps."""
+    scores = np.random.default_rng(0).random((1, 24, 20), dtype=np.float32)
+    maps = ScoreMaps(np.array([3], np.int16), scores, (96, 80))
+    found = WalkIrn(radius=3, steps=1).walked(torch.ones(12, 10), maps, (48, 40))
+    assert not found.scores.any()
+    found = WalkIrn(radius=3, steps=8).walked(torch.rand(12, 10) * 0.1, maps, (48, 40))
+    assert found.scores.shape == (1, 24, 20)
+    assert found.size == (96, 80)
+    assert found.scores.max() > 0.9
 
 
 def test_an_edge_holds_the_walk_back():
@@ -216,6 +235,8 @@ def test_settings_are_the_published_ones():
     assert select.value == 0.25
     assert replace(train, long_side=500) == TrainIrn()
     assert (train.epochs, train.batch, train.crop, train.radius) == (3, 32, 512, 10)
+    assert (train.scale_low, train.scale_high, train.momentum) == (0.5, 1.5, 0.0)
+    assert (IrnLabels().foreground_threshold, IrnLabels().background_threshold) == (0.30, 0.05)
     assert (inference.padded, inference.radius, inference.power, inference.steps) == (512, 5, 10.0, 256)
 
 

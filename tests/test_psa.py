@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision import tv_tensors
 
 from benchmark.maps import MapReader, MapWriter, ScoreMaps
 from benchmark.pipeline import Machine, Pipeline
 from benchmark.stage import Kind, Meta
 from benchmark.store import Store
 from datasets.base import Split
+from datasets.transforms import MEAN, STD, unscaled
 from methods.backbones import resnet38
 from methods.refine import psa
 from methods.refine.psa import PsaLabels, TrainPsa, WalkPsa, confident_labels
@@ -41,11 +43,34 @@ def test_confident_labels_by_hand():
 
 
 def test_a_cell_is_decided_by_its_mean():
-    """Half padded, the rest by majority of probability: 0.5 · 0.9 of class 1 against 0.5 · 0.1."""
+    """Not by most of its pixels: 40 of 64 say class 1 by 0.51, and 24 background by 0.99. Padding adds nothing."""
     cell = torch.zeros(4, 8, 8)
-    cell[0, :4], cell[1, :4] = 0.1, 0.9
-    cell[2, :4], cell[3, :4] = 0.4, 0.6
+    cell[0, :5], cell[1, :5] = 0.49, 0.51
+    cell[0, 5:], cell[1, 5:] = 0.99, 0.01
+    cell[2], cell[3] = 0.4, 0.6
+    assert confident_labels(cell).tolist() == [[255]]
+    cell[:, 5:] = 0
     assert confident_labels(cell).tolist() == [[1]]
+
+
+@pytest.mark.parametrize("size", [(20, 30), (16, 16), (40, 12)])
+def test_probabilities_are_cropped_padded_and_flipped_with_their_image(size):
+    """A stack that repeats the image's channels stays equal to it; what is padded is 0 in both."""
+    slope = 2 * torch.arange(size[0])[:, None] + 5 * torch.arange(size[1]) + 1
+    image = torch.stack([slope, slope + 5, slope + 10]).to(torch.uint8)
+    transform, flips = unscaled(0, 24, None), set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        shown, stack = transform(tv_tensors.Image(image), tv_tensors.Mask(image.float()))
+        back = shown * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+        padded = (shown == 0).all(0)
+        assert shown.shape == stack.shape == (3, 24, 24)
+        torch.testing.assert_close((back * 255).round()[:, ~padded], stack.as_subclass(torch.Tensor)[:, ~padded])
+        assert not stack[:, padded].any()
+        assert int((~padded).sum()) == min(size[0], 24) * min(size[1], 24)
+        row = stack[0][(~padded).any(1)][0]
+        flips.add(bool((row[row > 0].diff() < 0).all()))
+    assert len(flips) == 2
 
 
 def test_the_stage_writes_both_crfs_of_both_exponents(tmp_path, monkeypatch):
@@ -114,6 +139,10 @@ def test_the_taps_of_every_backbone(backbone, channels, norms, monkeypatch):
     network = AffinityNetwork(backbone, False, radius=5).eval()
     assert [tap.channels for tap in network.taps] == channels
     assert [type(norm) is nn.GroupNorm for norm in network.norms] == [norms] * 3
+    if norms:
+        assert [(norm.num_groups, norm.num_channels) for norm in network.norms] == [(8, 64), (16, 128), (32, 256)]
+    # Xavier's bound with gain 4: 4 · √(6 / (448 + 448)).
+    assert float(network.combine.weight.abs().max()) == pytest.approx(4 * (6 / 896) ** 0.5, rel=1e-3)
     assert network(torch.zeros(1, 3, 72, 64)).shape == (1, 448, 9, 8)
 
 
@@ -127,6 +156,16 @@ def test_vgg_dilates_fc6_by_four_here_and_not_in_the_classifier():
     assert isinstance(classifier, Vgg16)
     assert (affinity.fc6.dilation, affinity.fc6.padding) == ((4, 4), (4, 4))
     assert classifier.fc6.dilation == (1, 1)
+
+
+def test_equal_cells_are_equal_to_vggs_tap_in_training_too():
+    """Channels are dropped, not cells: else no pair could come to an affinity of 1."""
+    network = AffinityNetwork("vgg16", False, radius=2).train()
+    (fc6,) = (block.layers for block in network.backbone.blocks() if block.name == network.taps[-1].block)
+    features = network.taps[-1].activation(fc6(torch.ones(1, 512, 16, 16)))
+    middle = features[..., 4:12, 4:12]
+    assert middle.any()
+    torch.testing.assert_close(middle, middle[..., :1, :1].expand_as(middle))
 
 
 def test_resnet38_is_read_before_b5_and_b6_after_their_norm(monkeypatch):
@@ -151,8 +190,7 @@ def test_the_loss_reaches_b3_and_later_and_new_layers_only(monkeypatch, tmp_path
     monkeypatch.setattr(resnet38, "BACKBONE", narrow)
     stage = TrainPsa(backbone="resnet38", radius=3, crop=64)
     network = AffinityNetwork("resnet38", True, 3).train()
-    for module in network.backbone.early:
-        module.requires_grad_(False)
+    groups = stage.groups(network)
     labels = torch.randint(0, 3, (2, 8, 8))
     torch.stack(
         list(stage.losses(network, {"image": torch.randn(2, 3, 64, 64), "mask": labels}).values())
@@ -162,6 +200,10 @@ def test_the_loss_reaches_b3_and_later_and_new_layers_only(monkeypatch, tmp_path
         early |= name.startswith(("backbone.b2_1", "backbone.b2_2"))
         reached = parameter.grad is not None and bool(parameter.grad.any())
         assert reached == (not early and ".bn" not in name), name
+    fast = {id(p) for group in groups if group.multiplier >= 10 for p in group.parameters}
+    new = {name for name, p in network.named_parameters() if id(p) in fast}
+    assert new == {"reduce.0.weight", "reduce.1.weight", "reduce.2.weight", "combine.weight"}
+    assert all(group.decay for group in groups if group.multiplier in (1, 10))
 
 
 def test_the_training_starts_from_imagenet_weights_not_from_the_classifier():
@@ -173,6 +215,9 @@ def test_the_training_starts_from_imagenet_weights_not_from_the_classifier():
         s for s in psa.REFINER.refine(Meta(20, 500, "resnet38", "imagenet"), 0.15) if isinstance(s, TrainPsa)
     )
     assert (train.lr, train.weight_decay, train.head_multiplier, train.biases) == (0.01, 5e-4, 10.0, "psa")
+    assert (train.batch, train.epochs, train.jitter) == (8, 8, True)
+    assert (PsaLabels().low_exponent, PsaLabels().high_exponent) == (4, 32)
+    assert (WalkPsa().background_exponent, WalkPsa().power, WalkPsa().steps) == (16, 8, 256)
 
 
 def test_the_walk_of_one_image_written_out():
@@ -218,7 +263,7 @@ def test_the_report_names_the_momentum_of_every_group(chimera, tmp_path):
     run = Pipeline(stages, chimera, chimera.digest(), 0, Store(tmp_path / "store"), Machine())
     report = json.loads((run.latest(Kind.CHECKPOINT, Split.WEAK) / "training.json").read_text())
     assert {group["momentum"] for group in report["groups"]} == {0.0}
-    assert sorted(group["lr"] for group in report["groups"]) == pytest.approx([0.01, 0.02, 0.1, 0.2])
+    assert sorted(group["lr"] for group in report["groups"]) == pytest.approx([0.01, 0.02, 0.1])
     assert set(report["history"][0]) == {"background", "foreground", "negative"}
     reader = MapReader(run.latest(Kind.SCORES, Split.TRAIN))
     maps = reader.read(chimera.ids(Split.TRAIN)[0])

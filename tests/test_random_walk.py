@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods.refine.random_walk import pair_offsets, partners, transition_matrix, walk
+from methods.refine.random_walk import gathering, pair_offsets, partners, transition_matrix, walk
 
 
 @pytest.mark.parametrize(("radius", "count"), [(5, 34), (10, 152)])
@@ -102,6 +102,13 @@ def test_classes_walk_independently_of_each_other(case):
     together = walk(scores, matrix, 16)
     alone = torch.cat([walk(scores[k : k + 1], matrix, 16) for k in range(4)])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-7)
+
+
+def test_the_product_for_gpus_is_the_sparse_one(case):
+    radius, affinities = case
+    matrix = transition_matrix(affinities, pair_offsets(radius), 8.0)
+    vectors = torch.rand(len(affinities[0].flatten()), 3, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(gathering(matrix)(vectors), matrix @ vectors)
 
 
 def test_threads_make_no_difference():

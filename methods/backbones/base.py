@@ -82,11 +82,13 @@ class Backbone(nn.Module):
             features = block.layers(features)
         return features
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Return what each block makes of the images, by the block's name."""
+    def outputs(self, images: Tensor, last: str = "") -> dict[str, Tensor]:
+        """Return what each block makes of the images, by the block's name; up to the block `last`, or all."""
         outputs, features = {}, images
         for block in self.blocks():
             features = outputs[block.name] = block.layers(features)
+            if block.name == last:
+                break
         return outputs
 
     def train(self, mode: bool = True) -> Backbone:

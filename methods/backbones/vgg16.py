@@ -31,7 +31,7 @@ class Vgg16(Backbone):
                 layer.dilation = layer.padding = (2, 2)
         self.features = nn.Sequential(*layers[: pools[4]])
         self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout: nn.Module = nn.Dropout(0.5)
         self.early = tuple(layers[: pools[1]])
 
     def dilate_fc6(self, dilation: int) -> None:
@@ -52,9 +52,13 @@ class Vgg16(Backbone):
         ]
 
     def affinity_taps(self) -> list[Tap]:
-        """Return conv4, conv5 and fc7, whose fc6 is dilated by 4 (PSA's code)."""
+        """Return conv4, conv5 and fc7 without its dropout, behind an fc6 dilated by 4 (PSA's code).
+
+        After fc6 whole channels are dropped: dropout of single cells would tell equal ones apart.
+        """
         self.dilate_fc6(4)
-        return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc7", 1024)]
+        self.dropout = nn.Dropout2d(0.5)
+        return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc6", 1024, nn.Sequential(self.fc7, nn.ReLU()))]
 
 
 BACKBONE = BackboneFamily(

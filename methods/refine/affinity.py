@@ -41,7 +41,7 @@ class ClassScores:
     @classmethod
     def of(cls, maps: ScoreMaps) -> ClassScores:
         """Return the scores of localisation maps."""
-        full = np.maximum(maps.at_full_size(), 0)
+        full = maps.at_full_size().clip(0, 1)
         own = full[0] if len(maps.labels) and maps.labels[0] == 0 else None
         start = 0 if own is None else 1
         return cls(maps.labels[start:], full[start:], own)
@@ -56,6 +56,12 @@ class ClassScores:
     def with_background(self, exponent: float) -> NDArray[np.float32]:
         """Return (1 + K, H, W): the background of an exponent, then the classes."""
         return np.concatenate([self.background(exponent)[None], self.scores])
+
+
+def stored_scores(maps: ScoreMaps) -> NDArray[np.float32]:
+    """Return the scores of the classes as they are stored, float32 (K, h, w) in [0, 1], without background."""
+    classes: NDArray[np.float32] = maps.scores[maps.labels != 0].astype(np.float32).clip(0, 1)
+    return classes
 
 
 def affinity_losses(

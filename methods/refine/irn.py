@@ -13,11 +13,14 @@ and flips after it (the author says so): this refiner is the code, `irn_crf` has
 
 Departures:
 - The displacement branch, which shares no weights with the edges and finds instances, is left out.
-- Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block; blocks finer
-  than stride 4 are averaged. Without pretrained weights the backbone learns too (`TrainIrn.freeze_backbone`);
-  `tiny` and `squeezenet` use AdamW (`RECIPES`). That of `tiny` was found by trial on Chimera with the maps of CAM,
+- Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block but VGG-16's fc6
+  and fc7; blocks finer than stride 4 are averaged; ResNet-38 has stride 8. Without pretrained weights the backbone
+  learns too (`TrainIrn.freeze_backbone`).
+- `tiny` and `squeezenet` use AdamW (`RECIPES`). That of `tiny` was found by trial on Chimera with the maps of CAM,
   whose best threshold there is 0.57 and not 0.15: so are its thresholds. It walks 16 steps: 256 carry scores all
   over the 24 × 24 cells of its images. That of `squeezenet` is a first guess.
+- Images are scaled from the data set's median size, the code's from their own; VOC's are of one size.
+- The result is divided by its greatest value before it is enlarged, not after.
 - Crop and radius of the training shrink with the data set's images (or `--size`).
 - A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
 """
@@ -48,7 +51,14 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import decode_mask, write_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import initialise
-from methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
+from methods.refine.affinity import (
+    ClassScores,
+    affinity_losses,
+    check_grid,
+    fitting_radius,
+    on_image,
+    stored_scores,
+)
 from methods.refine.crf import PRESETS, dense_crfs, label_unary
 from methods.refine.irn_network import CELL, STRIDE, EdgeNetwork, affinities, path_affinities
 from methods.refine.none import SelectThreshold, ThresholdMasks
@@ -207,16 +217,17 @@ class WalkIrn(Stage):
     @torch.inference_mode()
     def walked(self, found: Tensor, maps: ScoreMaps, size: tuple[int, int]) -> ScoreMaps:
         """Return the maps after the walk; `found` are the edges (h, w) of the image shown with `size` pixels."""
-        scores = ClassScores.of(maps)
-        if len(scores.labels) == 0:
-            return ScoreMaps(scores.labels, np.zeros((0, 1, 1), np.float32), maps.size)
-        shown = torch.from_numpy(scores.scores).to(found.device)
-        start = F.interpolate(shown[None], found.shape, mode="bilinear", align_corners=False)[0]
+        labels, stored = maps.labels[maps.labels != 0], stored_scores(maps)
+        if len(labels) == 0:
+            return ScoreMaps(labels, np.zeros((0, 1, 1), np.float32), maps.size)
+        start = torch.from_numpy(stored).to(found.device)
+        if start.shape[1:] != found.shape:
+            start = F.interpolate(start[None], found.shape, mode="bilinear", antialias=True)[0]
         matrix = transition_matrix(affinities(found, self.radius), pair_offsets(self.radius), self.power)
         ended = walk(start * (1 - found), matrix, self.steps)
-        ended = ended / (ended.max() + 1e-5)
+        ended = ended / ended.max().clamp(min=torch.finfo(torch.float32).tiny)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
-        return ScoreMaps(scores.labels, on_image(ended, spacing, maps.size), maps.size)
+        return ScoreMaps(labels, on_image(ended, spacing, maps.size), maps.size)
 
 
 @torch.inference_mode()

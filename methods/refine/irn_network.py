@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.registry import BACKBONES
 from methods.backbones.base import build_backbone
 from methods.refine.affinity import to_grid
 from methods.refine.random_walk import Offset, pair_offsets, partners
@@ -19,7 +20,7 @@ from methods.refine.random_walk import Offset, pair_offsets, partners
 CELL = 4
 """Pixels to a cell of the edges."""
 STRIDE = 16
-"""Of the backbone."""
+"""Of the backbone, where it has it; sides of its images are multiples of so many pixels."""
 WIDTH, GROUPS = 32, 4
 """Channels to which each tap is reduced, and groups of its norm."""
 
@@ -34,7 +35,8 @@ class EdgeNetwork(nn.Module):
         super().__init__()
         self.arguments = {"backbone": backbone, "pretrained": pretrained, "frozen": frozen}
         self.frozen = frozen
-        self.backbone = build_backbone(backbone, STRIDE, pretrained)
+        strides = BACKBONES.load(backbone).strides
+        self.backbone = build_backbone(backbone, STRIDE if STRIDE in strides else strides[0], pretrained)
         self.backbone.requires_grad_(not frozen)
         self.taps = [block for block in self.backbone.blocks() if not block.new]
         self.reduce = nn.ModuleList(
@@ -53,7 +55,7 @@ class EdgeNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of edges (B, H/4, W/4) of normalised images (B, 3, H, W), sides multiples of 16."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            outputs = self.backbone.outputs(images)
+            outputs = self.backbone.outputs(images, last=self.taps[-1].name)
         grid = images.shape[-2] // CELL, images.shape[-1] // CELL
         reduced = []
         for tap, reduce in zip(self.taps, self.reduce, strict=True):

@@ -16,11 +16,14 @@ Departures:
 - Other backbones read their last three blocks, normalised as VGG-16's. ResNets have ResNet-38's recipe; `tiny` and
   `squeezenet` use AdamW (`RECIPES`). That of `tiny` was found by trial on Chimera with the maps of CAM, whose best
   threshold there is 0.57 and not 0.15: so are its exponents. That of `squeezenet` is a first guess.
+- torchvision's VGG-16 has no fc6 and fc7 of DeepLab's: they start at random and learn at the head's rate, 1.0.
 - Without pretrained weights nothing is frozen (`TrainPsa.freeze_early`).
 - In the walk all pairs inside the image count; the code leaves those out whose first cell lies within four cells
   of its left, right or lower border.
 - Crop and radius shrink with the data set's images (or `--size`). With `--size` networks see the smaller image
-  and the walk goes over its cells, while the CRF sees the image's own size.
+  and the walk goes over its cells, while the CRF sees the image's own size, and its probabilities are shrunk by
+  nearest before they are averaged.
+- The result is kept at stride 4 in float16 and enlarged where it is read; the code enlarges it once.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution, IntDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmark.checkpoint import load_network, save_network
 from benchmark.hparams import hp
@@ -44,7 +47,7 @@ from benchmark.maps import MapReader, MapWriter, ScoreMaps, opened
 from benchmark.parallel import map_in_order
 from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Stage
-from benchmark.training import Batch, TrainingStage, fit, parameter_groups
+from benchmark.training import Batch, Group, TrainingStage, fit, parameter_groups
 from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.transforms import Examples, unscaled
 from methods.backbones.base import initialise
@@ -161,10 +164,7 @@ class TrainPsa(TrainingStage):
         torch.manual_seed(derive_seed(ctx.seed, "TrainPsa", "initialisation"))
         network = AffinityNetwork(self.backbone, self.weights != "none", self.radius)
         initialise(network.backbone, self.backbone, self.weights, ctx)
-        if self.freeze_early:
-            for module in network.backbone.early:
-                module.requires_grad_(False)
-        groups = parameter_groups(network.backbone, network.new_layers(), self)
+        groups = self.groups(network)
 
         def losses(batch: Batch, _: float) -> dict[str, Tensor]:
             return self.losses(network, batch)
@@ -175,6 +175,13 @@ class TrainPsa(TrainingStage):
         examples = Examples(view, transform, seed=ctx.seed, masks=stacks, labels=confident_labels)
         fit(network, losses, examples, groups, self, out, ctx)
         save_network(out, network)
+
+    def groups(self, network: AffinityNetwork) -> list[Group]:
+        """Freeze the early layers, if told to, and return what learns."""
+        if self.freeze_early:
+            for module in network.backbone.early:
+                module.requires_grad_(False)
+        return parameter_groups(nn.ModuleList([network.backbone, network.norms]), network.new_layers(), self)
 
     def losses(self, network: AffinityNetwork, batch: Batch) -> dict[str, Tensor]:
         """Return the three parts of the affinity loss of a batch of `image` and `mask`, by name."""

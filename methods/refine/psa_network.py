@@ -45,12 +45,12 @@ class AffinityNetwork(nn.Module):
         nn.init.xavier_uniform_(self.combine.weight, gain=4)
 
     def new_layers(self) -> list[nn.Module]:
-        """Return the layers that learn at the head's rate."""
-        return [*self.backbone.new_layers(), self.reduce, self.norms, self.combine]
+        """Return the layers that learn at the head's rate; in PSA's code the norms are not among them."""
+        return [*self.backbone.new_layers(), self.reduce, self.combine]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (B, 448, ⌈H/8⌉, ⌈W/8⌉) of normalised images (B, 3, H, W)."""
-        outputs = self.backbone.outputs(images)
+        outputs = self.backbone.outputs(images, last=self.taps[-1].block)
         size = outputs[self.taps[-1].block].shape[-2:]
         reduced = []
         for tap, reduce, norm in zip(self.taps, self.reduce, self.norms, strict=True):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -77,6 +78,22 @@ def walk(scores: Tensor, matrix: Tensor, steps: int) -> Tensor:
     `matrix` is Tᵀ of the same grid, as `transition_matrix` returns it. All classes walk together.
     """
     vectors = scores.float().flatten(1).T.contiguous()
+    # A GPU's sparse product does not promise the same bytes every time.
+    step = gathering(matrix) if matrix.is_cuda else matrix.__matmul__
     for _ in range(steps):
-        vectors = matrix @ vectors
+        vectors = step(vectors)
     return vectors.T.reshape(scores.shape)
+
+
+def gathering(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the product of a sparse CSR matrix (N, N) with vectors (N, K), as sums over gathered neighbours.
+
+    Every row is filled up with weights of 0 to the length of the longest.
+    """
+    starts, columns, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    lengths = starts.diff()
+    places = starts[:-1, None] + torch.arange(int(lengths.max()), device=starts.device)
+    inside = places < starts[1:, None]
+    places = places.clamp(max=len(values) - 1)
+    neighbours, weights = columns[places], (values[places] * inside)[..., None]
+    return lambda vectors: (vectors[neighbours] * weights).sum(1)

@@ -14,6 +14,8 @@ from datasets.base import Split
 from datasets.voc2012 import DATASET
 
 pytestmark = pytest.mark.real_data
+LEARN = {"crf": (), "psa": ("TrainPsa",), "irn": ("TrainIrn",)}
+"""The trainings of each refiner."""
 
 
 def test_the_true_masks_score_perfectly_and_empty_ones_as_background_alone(real_voc):
@@ -24,7 +26,8 @@ def test_the_true_masks_score_perfectly_and_empty_ones_as_background_alone(real_
 
 
 @pytest.mark.slow
-def test_the_whole_line_runs_on_real_images(real_voc, real_weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("refiner", ["crf", "psa", "irn"])
+def test_the_whole_line_runs_on_real_images(refiner, real_voc, real_weights, tmp_path, monkeypatch):
     """Twelve images of each split at 96 pixels, one epoch: every stage works on real sizes, tags and masks."""
     data = DATASET.open(real_voc)
     train, val = data.ids(Split.TRAIN)[:12], data.ids(Split.VAL)[:12]
@@ -32,7 +35,7 @@ def test_the_whole_line_runs_on_real_images(real_voc, real_weights, tmp_path, mo
     monkeypatch.setattr(type(data), "ids", lambda self, split: kept[split])
     trial = Trial(
         dataset="voc2012",
-        refiner="crf",
+        refiner=refiner,
         backbone="squeezenet",
         weights=str(real_weights),
         size=96,
@@ -44,6 +47,7 @@ def test_the_whole_line_runs_on_real_images(real_voc, real_weights, tmp_path, mo
             "TrainSegmentation.batch": 6,
             "InferCam.scales": (1.0,),
             "PredictMasks.scales": (1.0,),
+            **{f"{stage}.{field}": n for stage in LEARN[refiner] for field, n in (("epochs", 1), ("batch", 6))},
         },
     )
     result = run_trial(trial, data, WorkFolder(tmp_path), Machine())

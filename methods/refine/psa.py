@@ -200,7 +200,7 @@ class WalkPsa(Stage):
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels; 0 is the image's own")
     background_exponent: float = hp(
-        16.0, FloatDistribution(2, 32, log=True), low=0.1, high=100, source="PSA code: α; 6 in SEAM's"
+        16.0, FloatDistribution(0.5, 32, log=True), low=0.1, high=100, source="PSA code: α; 6 in SEAM's"
     )
     power: float = hp(8.0, FloatDistribution(2, 16), low=1, high=100, source="PSA, section 4.2: β")
     steps: int = hp(256, IntDistribution(8, 512, log=True), low=1, high=10_000, source="PSA, section 4.2: 2^8")

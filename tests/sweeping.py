@@ -22,6 +22,7 @@ def small(root: Path, **changes: Any) -> SweepSettings:
         {
             "name": "small",
             "methods": ["cam"],
+            "refiners": ["none", "crf"],
             "datasets": [f"chimera-voc={root}"],
             "trials": 2,
             "seeds": [0, 1],

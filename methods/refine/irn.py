@@ -48,7 +48,7 @@ from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Stage
 from benchmark.training import Batch, Group, TrainingStage, fit, parameter_groups
 from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
-from datasets.files import decode_mask, write_mask
+from datasets.files import write_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import initialise
 from methods.refine.affinity import (
@@ -63,6 +63,7 @@ from methods.refine.crf import PRESETS, dense_crfs, label_unary
 from methods.refine.irn_network import CELL, STRIDE, EdgeNetwork, affinities, path_affinities
 from methods.refine.none import SelectThreshold, ThresholdMasks
 from methods.refine.random_walk import pair_offsets, transition_matrix, walk
+from methods.segment import PseudoMasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,16 +128,6 @@ def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:
     return np.concatenate([constant, scores.scores]).argmax(0).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Reads the confident labels of an image, uint8 (H, W)."""
-
-    folder: Path
-
-    def __call__(self, image_id: str) -> NDArray[np.uint8]:
-        return decode_mask(self.folder / f"{image_id}.png")
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainIrn(TrainingStage):
     """Train the edges on the confident labels of `weak`."""
@@ -172,7 +163,7 @@ class TrainIrn(TrainingStage):
             return self.losses(network, batch)
 
         transform = segmentation((self.scale_low, self.scale_high), self.long_side, self.crop)
-        labels = _Labels(inputs[Kind.CONFIDENT_LABELS])
+        labels = PseudoMasks(inputs[Kind.CONFIDENT_LABELS])
         examples = Examples(data.split(Split.WEAK), transform, seed=ctx.seed, masks=labels)
         fit(network, losses, examples, self.groups(network), self, out, ctx)
         save_network(out, network)

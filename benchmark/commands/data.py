@@ -77,6 +77,30 @@ def prepare_data(
     print(f"{count} masks")
 
 
+@app.command("reduce")
+def reduce_data(
+    name: Annotated[str, typer.Argument(help="A data set in the layout of VOC.")],
+    out: Annotated[Path, typer.Option(help="The folder of the copy.")],
+    size: Annotated[int, typer.Option(min=32, help="Longer image side in pixels, at most.")],
+    root: Root = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a data set with smaller images and masks, for sweeps without a GPU. Numbers of a copy are its own."""
+    from datasets.reduced import reduce
+
+    reporter = Reporter(quiet)
+    data = work_folder(work).open(name, root, reporter)
+    with reporter.bar("reducing", 1) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.retotal(total)
+            bar.show(done)
+
+        count = reduce(data, out, size, progress)
+    print(f"{count} images in {out}")
+
+
 @app.command("check")
 def check_data(
     name: Annotated[str, typer.Argument(help="A data set.")],

@@ -17,7 +17,7 @@ demo: $(READY)
 	@mkdir -p seedbed-work/demo
 	@$(BIN)/seedbed data generate chimera --layout voc --images 100 --size 64 --out seedbed-work/demo/chimera-voc
 	@$(BIN)/seedbed data generate chimera --layout coco --images 100 --size 64 --out seedbed-work/demo/chimera-coco
-	$(BIN)/seedbed sweep benchmark/studies/demo.yaml
+	$(BIN)/seedbed sweep benchmark/demo.yaml
 	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/leaderboard
 	@echo "MLflow: $(BIN)/seedbed ui"
 

@@ -11,6 +11,7 @@ from benchmark.commands import cache, data, export, methods, weights
 from benchmark.commands.evaluate import evaluate
 from benchmark.commands.leaderboard import leaderboard
 from benchmark.commands.run import run
+from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
 from benchmark.errors import SeedbedError
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command(cls=SpacedLists)(sweep)
+app.command()(studies)
+app.command(cls=SpacedLists)(study)
 app.command()(leaderboard)
 app.command()(ui)
 app.command()(sync)

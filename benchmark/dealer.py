@@ -157,11 +157,14 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
         place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
         # A setting of the method may bring in stages that other settings are about.
         method = type(METHODS.load(cell.method)).__name__
-        own = {key: value for key, value in settings.settings.items() if key.partition(".")[0] == method}
+        given = settings.settings_of(cell)
+        own = {key: value for key, value in given.items() if key.partition(".")[0] == method}
         bare = plan_trial(_trial(settings, cell, settings.seeds[0], own, "confirm"), data, work, Machine(), digest)
         names = {type(stage).__name__ for stage in bare.chain.configured}
         known |= names
-        fixed = {key: value for key, value in settings.settings.items() if key.partition(".")[0] in names}
+        fixed = {key: value for key, value in given.items() if key.partition(".")[0] in names}
+        if cell.variant and (lost := {*settings.variants[cell.variant].settings} - {*fixed}):
+            raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
         trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
         default = plan_trial(trial, data, work, Machine(), digest)
         plan.cells.append(CellPlan(cell, place, data, digest, default, fixed))
@@ -175,6 +178,8 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
 
 
 def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
+    variant = settings.variants[cell.variant] if cell.variant else None
+    own = None if variant is None else variant.segmentation_backbone
     return Trial(
         dataset=cell.dataset,
         method=cell.method,
@@ -182,11 +187,12 @@ def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str,
         seed=seed,
         backbone=settings.backbone,
         weights=settings.weights,
-        segmentation_backbone=settings.segmentation_backbone,
+        segmentation_backbone=own or settings.segmentation_backbone,
         segmentation_weights=settings.segmentation_weights,
         size=settings.size,
-        segment=settings.segment,
+        segment=settings.segment if variant is None else variant.segment,
         selections=settings.selections,
+        maps_on=settings.maps_on,
         settings=dict(changes),
         measure_on="tune" if phase == "search" else "report",
     )

@@ -49,9 +49,11 @@ class Job:
     @property
     def key(self) -> str:
         """The trial's name for ever: the same sweep, cell, phase and number or seed have the same key."""
+        # A cell without a variant has the key that it had before there were variants.
+        cell = [value for name, value in asdict(self.cell).items() if value or name != "variant"]
         identity = [
             self.sweep,
-            *asdict(self.cell).values(),
+            *cell,
             self.phase,
             self.settings,
             self.number,

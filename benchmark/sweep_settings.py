@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
@@ -23,9 +23,23 @@ class Cell:
     method: str
     refiner: str
     dataset: str
+    variant: str = ""
+    """Which of the sweep's variants; empty in a sweep without variants."""
 
     def __str__(self) -> str:
-        return f"{self.method} × {self.refiner} × {self.dataset}"
+        return " × ".join(text for text in (self.method, self.refiner, self.dataset, self.variant) if text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A cell that differs from others in more than method and refiner."""
+
+    method: str
+    refiner: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters, `Stage.field: value`."""
+    segment: bool = False
+    segmentation_backbone: str | None = None
 
 
 def setting(default: Any, *, where: bool = False, low: float | None = None) -> Any:
@@ -61,8 +75,12 @@ class SweepSettings:
     size: int = setting(0, low=0)
     segment: bool = True
     selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
+    maps_on: tuple[Literal["train", "val"], ...] = ("train",)
+    """The splits on which maps and pseudo-masks are measured."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changed hyper-parameters of all trials, `Stage.field: value`; these are not searched."""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    """The cells by name, where they differ in more than method and refiner, which then do not count."""
     gpus_per_trial: float | None = setting(None, where=True, low=0)
     """None: 1 where the cluster has GPUs, else 0."""
     cpus_per_trial: int = setting(1, where=True, low=1)
@@ -76,9 +94,9 @@ class SweepSettings:
     def __post_init__(self) -> None:
         for declared in fields(self):
             value = getattr(self, declared.name)
-            if declared.name == "settings":
+            if declared.name in ("settings", "variants"):
                 if not isinstance(value, Mapping):
-                    raise ConfigError("settings: expected a table of `Stage.field: value`")
+                    raise ConfigError(f"{declared.name}: expected a table")
                 continue
             if isinstance(value, list):
                 value = tuple(value)
@@ -90,7 +108,7 @@ class SweepSettings:
             object.__setattr__(self, declared.name, value)
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name = {self.name!r}: letters, digits, points, dashes and underscores only")
-        for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune"):
+        for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune", "maps_on"):
             values = getattr(self, what)
             if not values:
                 raise ConfigError(f"{what}: give at least one")
@@ -112,6 +130,11 @@ class SweepSettings:
         """
         from benchmark.registry import METHODS, REFINERS
 
+        for variant in self.variants.values():
+            if variant.method not in METHODS.names():
+                raise unknown_name(METHODS.what, variant.method, METHODS.names())
+            if variant.refiner not in REFINERS.names():
+                raise unknown_name(REFINERS.what, variant.refiner, REFINERS.names())
         methods = METHODS.names() if self.methods == (ALL,) else self.methods
         refiners = REFINERS.names() if self.refiners == (ALL,) else self.refiners
         for family, names in ((METHODS, methods), (REFINERS, refiners)):
@@ -124,6 +147,9 @@ class SweepSettings:
         """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
         from benchmark.registry import METHODS
 
+        if self.variants:
+            named = self.variants.items()
+            return [Cell(v.method, v.refiner, data, name) for data in self.dataset_names() for name, v in named]
         methods, refiners = self.resolved().methods, self.resolved().refiners
         cells = []
         for dataset in self.dataset_names():
@@ -131,6 +157,11 @@ class SweepSettings:
                 alone = METHODS.load(method).one_step
                 cells += [Cell(method, refiner, dataset) for refiner in (("none",) if alone else refiners)]
         return cells
+
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """Return the changed hyper-parameters of a cell."""
+        own = self.variants[cell.variant].settings if cell.variant else {}
+        return {**self.settings, **own}
 
     def dataset_names(self) -> list[str]:
         """Return the data sets' names without their roots."""
@@ -160,6 +191,7 @@ class SweepSettings:
 
         plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
         plain["settings"] = dict(self.settings)
+        plain["variants"] = {name: asdict(variant) for name, variant in self.variants.items()}
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
         temporary.replace(path)
@@ -200,6 +232,9 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
     values: dict[str, Any] = {}
     for key, value in content.items():
         many = get_origin(_hints()[key]) is tuple
+        if key == "variants" and isinstance(value, Mapping):
+            values[key] = {str(name): _variant(str(name), content) for name, content in value.items()}
+            continue
         # `methods: all` is as good as `methods: [all]`.
         values[key] = (value,) if many and isinstance(value, str | int) else value
         if isinstance(value, list):
@@ -210,6 +245,25 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
         if isinstance(weights := values.get(key), str) and is_file(weights):
             values[key] = str(Path(weights).resolve())
     return SweepSettings(**values)
+
+
+def _variant(name: str, content: Any) -> Variant:
+    """Read one of `variants`. Raises ConfigError, naming it, for unknown keys, missing ones and wrong values."""
+    if isinstance(content, Variant):
+        return content
+    hints = get_type_hints(Variant)
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"variants.{name}: expected a table. Valid: {', '.join(hints)}")
+    for key, value in content.items():
+        if key not in hints:
+            raise unknown_name(f"key of variants.{name}", str(key), hints)
+        if key != "settings":
+            conform(f"variants.{name}.{key}", value, hints[key])
+        elif not isinstance(value, Mapping):
+            raise ConfigError(f"variants.{name}.settings: expected a table of `Stage.field: value`")
+    if "method" not in content:
+        raise ConfigError(f"variants.{name} needs a method")
+    return Variant(**content)
 
 
 def _absolute(text: Any) -> Any:

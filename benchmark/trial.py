@@ -52,6 +52,8 @@ class Trial:
     """Whether a segmentation network is trained on the pseudo-masks."""
     selections: Sequence[Selection] = SELECTIONS
     """The thresholds at which pseudo-masks are reported."""
+    maps_on: Sequence[Literal["train", "val"]] = ("train",)
+    """The splits on which maps and pseudo-masks are measured: some papers' tables are about `val`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changed hyper-parameters, `{"Stage.field": value}`."""
     measure_on: Literal["report", "tune"] = "report"
@@ -344,14 +346,22 @@ class Plan:
             SelectThreshold(selection="tuned", value=fixed, tuned=None if chosen is None else chosen.tuned),
             MeasureMaps(fixed=fixed),
         ]
-        return [
-            self._target(localise, Split.TRAIN, name="scores"),
-            self._target([*localise, *measuring], Split.TRAIN),
-        ]
+        measured = [self._target([*localise, *measuring], split) for split in self._splits()]
+        return [self._target(localise, Split.TRAIN, name="scores"), *measured]
 
     def _own(self) -> list[Target]:
-        """Return what the method measures besides what all are measured by."""
-        return [self._target([*self.chain.localise, stage], Split.TRAIN) for stage in self.chain.measurements]
+        """Return what the method measures besides what all are measured by.
+
+        What it measures of clusters or superpixels, which only training images have, is measured on `train`.
+        """
+        return [
+            self._target([*self.chain.localise, stage], split)
+            for stage in self.chain.measurements
+            for split in ([Split.TRAIN] if {Kind.TAGS, Kind.SUPERPIXELS} & {*stage.consumes} else self._splits())
+        ]
+
+    def _splits(self) -> list[Split]:
+        return [Split(name) for name in self.trial.maps_on]
 
     def _pseudo_masks(self) -> list[Target]:
         from benchmark.measure import MeasureMasks
@@ -367,7 +377,7 @@ class Plan:
             ]
             stages = [*self.chain.localise, *refine]
             main = selection == chosen
-            for split in (Split.TRAIN, Split.TUNE) if main else (Split.TRAIN,):
+            for split in (*self._splits(), Split.TUNE) if main else self._splits():
                 measuring = MeasureMasks(level="pseudo_mask", selection=selection)
                 targets.append(self._target([*stages, measuring], split, wide=main))
             if main:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from benchmark.environment import environment
 from benchmark.errors import SeedbedError
 from benchmark.job import Job, Outcome, read_outcome, write_outcome, write_text
-from benchmark.pipeline import Machine
+from benchmark.pipeline import Machine, Step
 from benchmark.progress import LogFile
 from benchmark.records import Record, write_records
 from benchmark.search import StoppedEarlyError, stop_if_above_median
@@ -176,16 +176,22 @@ def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) 
     write_records(folder / "records.parquet", records)
     _write_per_class(folder / "per_class.csv", records)
     for step in plan.steps().values():
-        source = plan.work.store.path(step.key) / "per_image.parquet"
-        if source.exists():
-            values = step.stage.settings()
-            selection = "" if values.get("selection", "none") == "none" else f"_{values['selection']}"
-            target = folder / "per_image" / f"{values['level']}.{step.split}{selection}.parquet"
+        for source in sorted(plan.work.store.path(step.key).glob("per_image*.parquet")):
+            target = folder / "per_image" / f"{_per_image_name(step, source.stem)}.parquet"
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
     if pictures:
         plan.pictures(folder / "examples.png")
         copy_figures(plan, folder / "figures")
+
+
+def _per_image_name(step: Step, stem: str) -> str:
+    """Return what per-image statistics are called: `pseudo_mask.train_tuned`, `seed_soft.train`, `streams.val`."""
+    values, own = step.stage.settings(), stem.removeprefix("per_image").removeprefix("_")
+    level = values.get("level", "")
+    place = {"": level, "soft": f"{level}_soft"}.get(own, own)
+    selection = values.get("selection", "none")
+    return f"{place}.{step.split}" + ("" if selection == "none" else f"_{selection}")
 
 
 def _write_per_class(path: Path, records: Sequence[Record]) -> None:

@@ -195,7 +195,7 @@ class MeasureIcd(IcdInference):
     (Fig. 4).
     """
 
-    version = 1
+    version = 2
     consumes = (Kind.CHECKPOINT, Kind.SUPERPIXELS)
     produces = Kind.RECORDS
 
@@ -220,7 +220,13 @@ class MeasureIcd(IcdInference):
             found = records_of_map_scores(scores, data.classes, level, ctx.split, 0.0, None)
             records += [record for record in found if record.metric in OF_MAPS]
             for metric, ignored in (("seed_mIoU", False), ("seed_mIoU_defined", True)):
-                counted = score_masks(PngMasks(masks[name]), view, processes=ctx.workers, ignore_predicted=ignored)
+                counted = score_masks(
+                    PngMasks(masks[name]),
+                    view,
+                    processes=ctx.workers,
+                    per_image=None if ignored else out / f"per_image_{level}.parquet",
+                    ignore_predicted=ignored,
+                )
                 miou, labels = counted.confusion.miou(), counted.confusion.classes_counted()
                 records.append(Record(level, str(ctx.split), metric, "fixed", None, miou, labels))
         write_records(out / RECORDS_FILE, records)

@@ -26,13 +26,17 @@ Crop = tuple[NDArray[np.uint8], tuple[int, ...], NDArray[np.float32]]
 """RGB (H, W, 3); the labels of the tagged classes, ascending; their maps (K, h, w), at least 0."""
 
 
+Rule = Literal["code", "paper", "cam"]
+"""The authors' code, equations (6) and (7), or (6) alone: what Table 2 compares with."""
+
+
 @dataclass(frozen=True)
 class ReliableLabels:
     """Maps a crop to labels uint8 (H, W): 0, tagged classes, and 255 where nothing is sure."""
 
-    rule: Literal["code", "paper"] = "code"
+    rule: Rule = "code"
     low_exponent: float = 4.0
-    """Of the background (1 − max)^α whose CRF says where foreground is; the only one of the paper's rule."""
+    """Of the background (1 − max)^α whose CRF says where foreground is; the only one of the other rules."""
     high_exponent: float = 32.0
     """Of the background whose CRF says where background is."""
     share: float = 0.4
@@ -51,8 +55,8 @@ class ReliableLabels:
             return np.zeros(image.shape[:2], np.uint8)
         scores = resize_bilinear(maps, image.shape[:2])
         scores = scores / (scores.max((1, 2), keepdims=True) + np.float32(1e-5))
-        rule = self.by_code if self.rule == "code" else self.by_paper
-        positions, sure = rule(image, scores)
+        rules = {"code": self.by_code, "paper": self.by_paper, "cam": self.by_cam}
+        positions, sure = rules[self.rule](image, scores)
         return np.where(sure, np.array([0, *tags], np.uint8)[positions], np.uint8(IGNORE_INDEX))
 
     def by_code(
@@ -83,14 +87,21 @@ class ReliableLabels:
         self, image: NDArray[np.uint8], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
         """Return the same by equations (6), its threshold one a class and image, and (7)."""
+        cam, sure = self.by_cam(image, scores)
+        (marginals,) = self._crf(image, scores, self.low_exponent)
+        return cam, sure & (marginals.argmax(0) == cam)
+
+    def by_cam(
+        self, image: NDArray[np.uint8], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Return the same by equation (6) alone: each class's highest scores, with no word from a CRF."""
         candidates = with_background(scores, self.low_exponent)
         cam, best = candidates.argmax(0), candidates.max(0)
-        (marginals,) = self._crf(image, scores, self.low_exponent)
         sure = np.zeros(cam.shape, bool)
         for position in np.unique(cam):
             own = cam == position
             sure |= own & (best >= self._threshold(best[own]))
-        return cam, sure & (marginals.argmax(0) == cam)
+        return cam, sure
 
     def _crf(
         self, image: NDArray[np.uint8], scores: NDArray[np.float32], *exponents: float

@@ -55,7 +55,7 @@ from methods.cam import (
 )
 from methods.dense_energy import dense_energy_loss
 from methods.refine.crf import WritePrediction
-from methods.reliable_labels import Crop, ReliableLabels
+from methods.reliable_labels import Crop, ReliableLabels, Rule
 from methods.rrm_network import RrmNetwork, online_maps
 from methods.segment import PredictMasks
 
@@ -146,7 +146,7 @@ class TrainRrm(TrainingStage):
     cam_scales: tuple[float, ...] = hp(
         (0.5, 1.5, 2.0), low=0.1, high=4, source="RRM, Implementation Details, beside 1"
     )
-    rule: Literal["code", "paper"] = hp("code", source="docs/methods.md, RRM: R3 to R5")
+    rule: Rule = hp("code", source="docs/methods.md, RRM: R3 to R5; cam: RRM, Table 2")
     low_exponent: float = hp(4.0, low=1, high=1000, source="RRM, Implementation Details: γ")
     high_exponent: float = hp(32.0, low=1, high=1000, when=("rule", "code"), source="RRM code")
     share: float = hp(0.4, FloatDistribution(0.1, 1.0), low=0.01, high=1, source="RRM, Table 1")

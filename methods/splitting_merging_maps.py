@@ -7,15 +7,18 @@ ReLU and min–max by class, U the elementwise maximum of several (Section 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark.checkpoint import load_network
+from benchmark.evaluate import SOFT_SCHEMA
 from benchmark.hparams import hp
 from benchmark.inference import multi_scale
 from benchmark.maps import MapWriter, ScoreMaps, resize_bilinear
@@ -29,6 +32,9 @@ from methods.refine.crf import background_by_exponent
 CLASSIFIERS = "abc"
 LEVELS = {"stream_A": "a", "stream_B": "b", "stream_C": "c", "union_AB": "ab", "union_ABC": "abc"}
 """The levels of the records, and whose maps each one is about."""
+
+
+IMAGE_SCHEMA = pa.schema([("level", pa.string()), *SOFT_SCHEMA])
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -135,11 +141,15 @@ class InferWithSaliency(InferSplittingMerging):
 class MeasureStreams(StreamInference):
     """Tables 1–3: how alike M_A and M_B are; soft overlap, precision and recall of each map and of the unions."""
 
-    version = 1
+    version = 2
     produces = Kind.RECORDS
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write the records of the context's split, and some of its images with all maps (`streams.png`)."""
+        """Write the records of the context's split, and some of its images with all maps (`streams.png`).
+
+        `per_image_streams.parquet` has a row a level, image and label: soft overlap, precision and recall; the
+        level `streams_AB` has the similarity of M_A and M_B as its overlap.
+        """
         view = data.split(ctx.split)
         shown = view.ids[:: max(1, len(view) // ROWS)][:ROWS]
         drawn: dict[str, dict[str, ScoreMaps]] = {}
@@ -147,10 +157,11 @@ class MeasureStreams(StreamInference):
         for image_id, maps in self.normalised(inputs[Kind.CHECKPOINT], view, ctx):
             tags, size = view.tags(image_id), view.size(image_id)
             own = {level: score_maps(union(maps, which), tags, size) for level, which in LEVELS.items()}
-            scores.update(view.mask(image_id), own)
+            scores.update(image_id, view.mask(image_id), own)
             if image_id in shown:
                 drawn[image_id] = own
         write_records(out / "records.parquet", scores.records(data.classes, str(ctx.split)))
+        pq.write_table(pa.Table.from_pylist(scores.rows, IMAGE_SCHEMA), out / "per_image_streams.parquet")
 
         def column(level: str) -> Callable[[str], Picture]:
             return lambda image_id: heat_map(view.image(image_id), drawn[image_id][level])
@@ -168,6 +179,8 @@ class StreamScores:
     """(C + 1,): soft overlap of M_A and M_B by label, summed over images."""
     images: NDArray[np.int64]
     """(C + 1,): images tagged with each label; those where M_A and M_B are both 0 everywhere do not count."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """What was counted of each image, by IMAGE_SCHEMA."""
 
     @classmethod
     def empty(cls, classes: int) -> StreamScores:
@@ -175,16 +188,25 @@ class StreamScores:
         soft = {level: SoftScores.empty(classes) for level in LEVELS}
         return cls(soft, np.zeros(classes + 1), np.zeros(classes + 1, np.int64))
 
-    def update(self, truth: NDArray[np.uint8], maps: Mapping[str, ScoreMaps]) -> None:
+    def update(self, image_id: str, truth: NDArray[np.uint8], maps: Mapping[str, ScoreMaps]) -> None:
         """Count one image: its true mask (H, W) and its maps by level. Pixels that are 255 do not count."""
         full = {level: own.at_full_size() for level, own in maps.items()}
         for level, soft in self.soft.items():
-            soft.update(truth, maps[level], full[level])
+            own = soft.update(truth, maps[level], full[level])
+            columns = (own.labels, own.overlap, own.precision, own.recall)
+            for values in zip(*(column.tolist() for column in columns), strict=True):
+                self._row(level, image_id, *values)
         first, second = (full[level][:, truth != IGNORE] for level in ("stream_A", "stream_B"))
         seen = (first + second).any(1)
         labels = maps["stream_A"].labels[seen]
-        self.similarity[labels] += soft_overlap(first[seen], second[seen])
+        similar = soft_overlap(first[seen], second[seen])
+        self.similarity[labels] += similar
         self.images[labels] += 1
+        for label, value in zip(labels.tolist(), similar.tolist(), strict=True):
+            self._row("streams_AB", image_id, label, value, None, None)
+
+    def _row(self, *values: Any) -> None:
+        self.rows.append(dict(zip(IMAGE_SCHEMA.names, values, strict=True)))
 
     def records(self, classes: tuple[str, ...], split: str) -> list[Record]:
         """Return the records; those of the similarity have the level `streams_AB`."""

@@ -318,9 +318,9 @@ def test_the_measurements_by_hand():
     """Table 1: Σmin/Σmax of M_A and M_B. Tables 2–3: of a map and the mask. Pixels that are 255 do not count."""
     scores = StreamScores.empty(2)
     truth = np.array([[2, 2, 0, 255]], np.uint8)
-    scores.update(truth, streams([1.0, 0.0, 0.5, 0.9], [0.5, 0.5, 0.0, 0.1]))
-    scores.update(truth, streams([0.2, 0.2, 0.0, 0.0], [0.2, 0.2, 0.0, 1.0]))
-    scores.update(truth, streams([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]))
+    scores.update("a", truth, streams([1.0, 0.0, 0.5, 0.9], [0.5, 0.5, 0.0, 0.1]))
+    scores.update("b", truth, streams([0.2, 0.2, 0.0, 0.0], [0.2, 0.2, 0.0, 1.0]))
+    scores.update("c", truth, streams([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]))
     records = {r.name: r for r in scores.records(("cat", "dog"), "train")}
     similarity = records["streams_AB.train/similarity_dog"]
     # ½ of 1 + ½ + ½, then 1; the third image has nothing to compare.

@@ -131,7 +131,7 @@ def sweep(
     settings = _settings(folder, file, resume, given)
     reporter = Reporter(quiet)
     if dry_run:
-        _print_forecast(settings, folder, reporter)
+        print_forecast(settings, folder, reporter)
         return
     from benchmark.sweep import run_sweep
 
@@ -159,7 +159,7 @@ def _settings(
     return read_settings(file, given) if file is not None else settings_of(given)
 
 
-def _print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Reporter) -> None:
+def print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Reporter) -> None:
     from benchmark.forecast import forecast
 
     found = forecast(settings, folder, reporter)

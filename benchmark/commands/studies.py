@@ -1,0 +1,106 @@
+"""`seedbed studies` and `seedbed study`: the papers' own tables."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from benchmark.commands.shared import WORK, Quiet, Root, Work, parse_settings, print_table, work_folder
+from benchmark.commands.sweep import print_forecast
+from benchmark.progress import Reporter
+
+
+def studies() -> None:
+    """List the studies: the papers' tables that can be run again."""
+    from benchmark.study import read_study, study_names
+
+    rows = []
+    for name in study_names():
+        study = read_study(name)
+        where = study.table.number if study.table.number.startswith("Figure") else f"Table {study.table.number}"
+        rows.append([name, study.paper.title, where, str(len(study.variants)), study.title])
+    print_table(["study", "paper", "where", "trials a seed", "what it compares"], rows)
+    print("\nseedbed study NAME --dataset voc2012 --root DIR runs one; --dry-run says what it would cost")
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study of `seedbed studies`, or a YAML file of your own.")],
+    dataset: Annotated[str, typer.Option(help="A data set.")] = "chimera",
+    root: Root = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Seeds.  [default: 0 1 2]")] = None,
+    sweep_name: Annotated[
+        str, typer.Option("--name", help="The sweep's name.  [default: the study's and the data set's]")
+    ] = "",
+    backbone: Annotated[
+        str | None, typer.Option(help="Instead of the paper's. Small images get tiny unless told otherwise.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    segmentation_backbone: Annotated[
+        str | None, typer.Option(help="Of the segmentation networks, instead of the paper's.")
+    ] = None,
+    segmentation_weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, coco, or a state-dict file.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=0, help="Longer image side in pixels that networks see.")] = 0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Fix a hyper-parameter for all trials.", metavar="STAGE.FIELD=VALUE"),
+    ] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores a trial.  [default: 1]")] = None,
+    gpus_per_trial: Annotated[float | None, typer.Option(help="As for `seedbed sweep`.")] = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or its address.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Run a paper's table, or go on with it, and print ours beside the paper's."""
+    from benchmark.study import read_study
+    from benchmark.study_run import StudyRequest, result_of, run_study, sweep_of, write_result
+    from leaderboard.study_tables import terminal
+
+    reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
+    machines = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
+    request = StudyRequest(
+        dataset=dataset,
+        root=root,
+        seeds=tuple(seeds or (0, 1, 2)),
+        name=sweep_name,
+        backbone=backbone,
+        weights=weights,
+        segmentation_backbone=segmentation_backbone,
+        segmentation_weights=segmentation_weights,
+        size=size,
+        settings=parse_settings(setting or []),
+        where={key: value for key, value in machines.items() if value is not None},
+    )
+    settings = sweep_of(chosen, request, folder, reporter)
+    if dry_run:
+        if chosen.variants:
+            print_forecast(settings, folder, reporter)
+        else:
+            print(f"{chosen.name}: nothing to run")
+        return
+    run_study(chosen, settings, folder, reporter)
+    classes = folder.locate(dataset, root, reporter).open().classes
+    result = result_of(chosen, settings, folder, _command(name, request), classes)
+    out = folder.root / "studies" / chosen.name / (sweep_name or dataset)
+    write_result(out, result)
+    print(terminal(result))
+    print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
+
+
+def _command(name: str, request: Any) -> str:
+    """Return what repeats the study, without the folders of this machine."""
+    words = ["seedbed", "study", name, "--dataset", request.dataset]
+    words += ["--root", "DIR"] if request.root else []
+    words += ["--seeds", *map(str, request.seeds)]
+    for option in ("backbone", "weights", "segmentation_backbone", "segmentation_weights"):
+        if value := getattr(request, option):
+            file = option.endswith("weights") and "/" in value
+            words += [f"--{option.replace('_', '-')}", "FILE" if file else value]
+    words += ["--size", str(request.size)] if request.size else []
+    for key, value in request.settings.items():
+        words += ["--set", f"{key}={value}"]
+    return shlex.join(words)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 
 import pytest
@@ -47,6 +49,34 @@ def test_the_best_settings_are_those_of_the_best_search_trial(settings, tmp_path
 def test_without_a_search_only_the_default_is_confirmed(chimera_root, tmp_path):
     jobs = run_to_its_end(dealer_of(small(chimera_root, trials=0), tmp_path))
     assert {(job.phase, job.settings) for job in jobs} == {("confirm", "default")}
+
+
+def test_variants_are_cells_with_settings_of_their_own(chimera_root, tmp_path):
+    variants = {
+        "low": {"method": "cam", "settings": {"TrainCam.lr": 0.01}},
+        "network": {"method": "cam", "refiner": "crf", "segment": True, "segmentation_backbone": "squeezenet"},
+    }
+    settings = small(chimera_root, trials=0, segment=False, seeds=[0], variants=variants)
+    dealer = dealer_of(settings, tmp_path)
+    low, network = sorted(run_to_its_end(dealer), key=lambda job: job.cell.variant)
+    assert low.trial.settings["TrainCam.lr"] == 0.01
+    assert (low.trial.segment, network.trial.segment) == (False, True)
+    assert (network.trial.refiner, network.trial.segmentation_backbone) == ("crf", "squeezenet")
+    assert "TrainCam.lr" not in network.trial.settings
+    assert low.key != network.key
+    assert Job.from_json(low.to_json()).cell == low.cell
+    wrong = {"typo": {"method": "cam", "settings": {"TrainCan.lr": 0.01}}}
+    with pytest.raises(
+        ConfigError, match=r"unknown stage of the variant 'typo' 'TrainCan'\. Did you mean 'TrainCam'"
+    ):
+        dealer_of(small(chimera_root, variants=wrong), tmp_path / "wrong")
+
+
+def test_a_cell_without_a_variant_has_the_key_that_it_always_had(chimera_root, tmp_path):
+    """Sweeps that began before there were variants are resumed by these keys."""
+    job = dealer_of(small(chimera_root, trials=0), tmp_path).deal()
+    identity = [job.sweep, "cam", job.cell.refiner, job.cell.dataset, "confirm", "default", None, job.trial.seed]
+    assert job.key == hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def test_where_every_search_trial_failed_the_best_is_the_default(chimera_root, tmp_path):

@@ -92,6 +92,13 @@ def test_the_paper_takes_a_share_of_every_class_where_map_and_crf_agree(monkeypa
     assert labels.tolist() == [[3, 255, 3, 255, 255, 255, 255, 255, 0, 0]]
 
 
+def test_the_cam_alone_labels_a_share_of_every_class_whatever_a_crf_says(monkeypatch):
+    """As above without the CRF: three of six foreground pixels, 0.7 and more, and the background that is 1."""
+    given_crfs(monkeypatch, certain(*[0] * 10))
+    maps = row(1.0, 0.9, 0.7, 0.6, 0.5, 0.3, 0.2, 0.1, 0.0, 0.0)
+    assert ReliableLabels("cam")((GREY, (3,), maps)).tolist() == [[3, 3, 3, 255, 255, 255, 255, 255, 0, 0]]
+
+
 def slow_labels(image, tags, maps, share):
     """The code's rule pixel by pixel, in float64 but for the CRF and the powers that it gets."""
     height, width = image.shape[:2]

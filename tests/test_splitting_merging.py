@@ -334,6 +334,12 @@ def test_the_measurements_by_hand():
     # U(A, B) is (1, ½, ½) in the first image.
     assert records["union_AB.train/msoft_overlap"].value == pytest.approx((1.5 / 2.5 + 0.2 + 0) / 3)
     assert records["stream_C.train/msoft_recall"].value == 0
+    rows = {(row["level"], row["id"]): row for row in scores.rows}
+    assert len(rows) == len(scores.rows) == 5 * 3 + 2
+    assert rows["stream_A", "a"] == pytest.approx(
+        {"level": "stream_A", "id": "a", "labels": 2, "overlap": 1 / 2.5, "precision": 1 / 1.5, "recall": 0.5}
+    )
+    assert rows["streams_AB", "a"]["overlap"] == pytest.approx(0.25)
 
 
 def pipeline(data: Dataset, folder: Path, training: dict[str, Any], **inference: Any) -> Pipeline:

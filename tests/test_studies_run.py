@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from benchmark.worker import run_job
 from benchmark.workfolder import WorkFolder
 from datasets.chimera import generate
 from leaderboard.study_tables import comma_separated, latex, markdown, terminal
+from tests.conftest import CHECKOUT
 
 TOY = {
     "TrainCam.epochs": 1,
@@ -139,3 +144,26 @@ def check_ratios(study, settings, work, classes):
 
 def test_a_record_without_parts_has_none(tmp_path):
     assert ratios_of(Path(tmp_path), "seed.train/mIoU_tuned", ("cat",), {}) is None
+
+
+def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):
+    root, _ = world
+    words = ["study", "icd_t1", "--dataset", "chimera-voc", "--root", str(root), "--seeds", "0"]
+    words += ["--set", "TrainIcd.epochs=1", "--work", str(tmp_path)]
+    program = "import sys; from benchmark.cli import main; sys.argv[0] = 'seedbed'; main()"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+    def seedbed() -> str:
+        command = [sys.executable, "-c", program, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    first = seedbed()
+    assert "icd_t1: Average precision of the pixels by score" in first
+    assert "ICD ranks pixels better than the CAM of the same network" in first
+    folder = tmp_path / "studies" / "icd_t1" / "chimera-voc"
+    assert {path.name for path in folder.iterdir()} == {"table.json", "table.md", "table.tex", "table.csv"}
+    table = (folder / "table.json").read_bytes()
+    assert json.loads(table)["command"].startswith("seedbed study icd_t1 --dataset chimera-voc --root DIR --seeds 0")
+    seedbed()
+    assert (folder / "table.json").read_bytes() == table
+    assert len(list(tmp_path.glob("sweeps/icd_t1-chimera-voc/trials/*/log.txt"))) == 1

@@ -39,6 +39,13 @@ def test_defaults_are_the_protocols():
         ({"methods": ["all", "cam"]}, "methods: 'all' stands alone"),
         ({"window": 0}, "window = 0: at least 1"),
         ({"settings": 3}, "settings: expected a table"),
+        ({"maps_on": ["test"]}, "expected one of 'train', 'val'"),
+        ({"variants": 3}, "variants: expected a table"),
+        ({"variants": {"a": 3}}, "variants.a: expected a table. Valid: method"),
+        ({"variants": {"a": {"metod": "cam"}}}, "unknown key of variants.a 'metod'. Did you mean 'method'?"),
+        ({"variants": {"a": {"segment": "yes", "method": "cam"}}}, "variants.a.segment = 'yes'"),
+        ({"variants": {"a": {"settings": 3, "method": "cam"}}}, "variants.a.settings: expected a table"),
+        ({"variants": {"a": {}}}, "variants.a needs a method"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -155,3 +162,19 @@ def test_options_take_several_words(monkeypatch):
     SpacedLists("sweep").parse_args(None, words)
     expected = "x.yaml --seeds 0 --seeds 1 --name n --datasets a --datasets b --dry-run"
     assert seen == expected.split()
+
+
+def test_variants_are_the_cells_and_survive_a_file(tmp_path):
+    variants = {"low": {"method": "cam", "settings": {"TrainCam.lr": 0.01}}, "rrm": {"method": "rrm"}}
+    settings = settings_of({**MINIMAL, "variants": variants, "settings": {"TrainCam.epochs": 1}})
+    low, rrm = settings.cells()
+    assert (low, rrm) == (Cell("cam", "none", "chimera-voc", "low"), Cell("rrm", "none", "chimera-voc", "rrm"))
+    assert str(low) == "cam × none × chimera-voc × low"
+    assert settings.settings_of(low) == {"TrainCam.epochs": 1, "TrainCam.lr": 0.01}
+    assert settings.settings_of(rrm) == {"TrainCam.epochs": 1}
+    settings.save(tmp_path / "sweep.yaml")
+    assert read_settings(tmp_path / "sweep.yaml", {}) == settings
+    with pytest.raises(ConfigError, match="unknown method 'camm'"):
+        settings_of({**MINIMAL, "variants": {"a": {"method": "camm"}}}).resolved()
+    with pytest.raises(ConfigError, match="unknown refiner 'crv'"):
+        settings_of({**MINIMAL, "variants": {"a": {"method": "cam", "refiner": "crv"}}}).resolved()

@@ -122,6 +122,28 @@ def test_a_methods_own_measurements_are_recorded_with_its_pictures(odd, chimera,
     assert {"seed", "pseudo_mask", "counted"} <= {record.level for record in result.records}
 
 
+def test_maps_masks_and_own_measurements_are_measured_on_the_splits_that_are_asked_for(odd, chimera, tmp_path):
+    odd()
+    places = {}
+    for maps_on in (("train",), ("val",), ("train", "val")):
+        plan = plan_trial(trial(maps_on=maps_on), chimera, WorkFolder(tmp_path), Machine(), digest="d")
+        steps = plan.steps().values()
+        places[maps_on] = {
+            (type(step.stage).__name__, str(step.split)) for step in steps if step.stage.produces is Kind.RECORDS
+        }
+    on_tune = {("MeasureMasks", "tune"), ("MeasureClassifier", "val")}
+    measured = ("MeasureMaps", "MeasureMasks", "CountImages")
+    for maps_on, found in places.items():
+        assert found == {(name, split) for name in measured for split in maps_on} | on_tune
+
+
+def test_what_is_about_superpixels_or_clusters_is_measured_on_train(chimera, tmp_path):
+    own = Trial("chimera", method="icd", segment=False, maps_on=("val",))
+    steps = plan_trial(own, chimera, WorkFolder(tmp_path), Machine(), digest="d").steps().values()
+    assert {str(s.split) for s in steps if type(s.stage).__name__ == "MeasureIcd"} == {"train"}
+    assert {str(s.split) for s in steps if type(s.stage).__name__ == "MeasureMaps"} == {"val"}
+
+
 def test_a_search_leaves_the_own_measurements_out(odd, chimera, tmp_path):
     odd()
     plan = plan_trial(trial(measure_on="tune"), chimera, WorkFolder(tmp_path), Machine())

@@ -68,6 +68,7 @@ def test_a_confirming_trial_leaves_all_that_the_tracker_shows(dealt):
     images = pq.read_table(folder / "per_image" / "segmentation.val.parquet")
     assert images.num_rows > 0
     assert (folder / "per_image" / "seed.train.parquet").exists()
+    assert (folder / "per_image" / "seed_soft.train.parquet").exists()
     assert (folder / "per_image" / "pseudo_mask.train_tuned.parquet").exists()
     losses = json.loads((folder / "losses.json").read_text())
     assert [sorted(losses[stage][0]) for stage in ("TrainCam", "TrainSegmentation")] == [

@@ -163,7 +163,8 @@ def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):
     folder = tmp_path / "studies" / "icd_t1" / "chimera-voc"
     assert {path.name for path in folder.iterdir()} == {"table.json", "table.md", "table.tex", "table.csv"}
     table = (folder / "table.json").read_bytes()
-    assert json.loads(table)["command"].startswith("seedbed study icd_t1 --dataset chimera-voc --root DIR --seeds 0")
+    command = json.loads(table)["command"]
+    assert command.startswith("seedbed study icd_t1 --dataset chimera-voc --root DIR --seeds 0")
     seedbed()
     assert (folder / "table.json").read_bytes() == table
     assert len(list(tmp_path.glob("sweeps/icd_t1-chimera-voc/trials/*/log.txt"))) == 1

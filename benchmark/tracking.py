@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from optuna.distributions import distribution_to_json
 
+from benchmark.command_line import command_line
 from benchmark.errors import ConfigError
 from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.records import read_records
+from benchmark.search import drawn, storage_at
 from benchmark.sweep_settings import read_settings
 from benchmark.workfolder import WorkFolder
 
@@ -166,7 +169,8 @@ class Tracker:
     def _log(self, run: str, folder: Path, job: Job, outcome: Outcome, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        tags = [RunTag(name, value) for name, value in tags_of(job, outcome, config).items()]
+        known = {**tags_of(job, outcome, config), **search_tags(folder, job)}
+        tags = [RunTag(name, value) for name, value in known.items()]
         params = [
             Param(f"{stage['stage']}.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
             for stage in config.get("stages", [])
@@ -234,6 +238,28 @@ def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, 
         "status": outcome.status,
         "reason": outcome.reason[:4000],
         "stages": json.dumps(dict(outcome.stages)),
+    }
+
+
+def search_tags(folder: Path, job: Job) -> dict[str, str]:
+    """Return the tags that tell what was drawn for the trial in `folder`, and how to run it again.
+
+    `parameters` are the drawn settings as JSON: all of a search trial, of another one those that differ from the
+    sweep's. `space` are the distributions of a search trial's, as Optuna writes them. Both are `{}` in a sweep
+    without a search.
+    """
+    sweep = folder.parents[1]
+    studies = sweep / "studies.db"
+    by_number, space = drawn(storage_at(studies), str(job.cell)) if studies.exists() else ({}, {})
+    changed = {key: value for key, value in job.trial.settings.items() if key in space}
+    # The first search trial has the default settings, which its job does not name.
+    parameters = changed if job.number is None else by_number.get(job.number, changed)
+    distributions = {key: json.loads(distribution_to_json(space[key])) for key in parameters}
+    generated = Path(job.place.root).is_relative_to(sweep.parents[1].resolve() / "data")
+    return {
+        "parameters": json.dumps(parameters, sort_keys=True),
+        "space": json.dumps(distributions if job.phase == "search" else {}, sort_keys=True),
+        "command": command_line(job, generated),
     }
 
 

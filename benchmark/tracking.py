@@ -7,6 +7,7 @@ trial, and what could not be delivered stays in the work folder until it can be.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from benchmark.workfolder import WorkFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from optuna.storages import BaseStorage
 
 EXPERIMENT = "seedbed"
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
@@ -250,7 +252,7 @@ def search_tags(folder: Path, job: Job) -> dict[str, str]:
     """
     sweep = folder.parents[1]
     studies = sweep / "studies.db"
-    by_number, space = drawn(storage_at(studies), str(job.cell)) if studies.exists() else ({}, {})
+    by_number, space = drawn(_opened(studies), str(job.cell)) if studies.exists() else ({}, {})
     changed = {key: value for key, value in job.trial.settings.items() if key in space}
     # The first search trial has the default settings, which its job does not name.
     parameters = changed if job.number is None else by_number.get(job.number, changed)
@@ -261,6 +263,12 @@ def search_tags(folder: Path, job: Job) -> dict[str, str]:
         "space": json.dumps(distributions if job.phase == "search" else {}, sort_keys=True),
         "command": command_line(job, generated),
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(studies: Path) -> BaseStorage:
+    """Open a sweep's studies once: it takes as long as to deliver a trial."""
+    return storage_at(studies)
 
 
 def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int, int]]:

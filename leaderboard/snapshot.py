@@ -13,7 +13,7 @@ version under `seedbed.results`. The columns:
 | tuning_masks | how many masks a choice of threshold or settings could see; null if that was not recorded |
 | phase | `search`, or `confirm`: the trials that are reported |
 | settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
-| parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what differs from the default |
+| parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
 | space | of a search trial: the distributions of its parameters, as JSON of Optuna's; empty where not recorded |
 | command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty where not recorded |
 | seed | the trial's seed |

@@ -28,9 +28,12 @@ class Interval(NamedTuple):
     p: float
 
 
-def draw_images(images: int, resamples: int, seed: int) -> NDArray[np.uint16]:
-    """Return (resamples, images): how often each image is in each resample of as many images as there are."""
-    generator = np.random.default_rng([seed, images])
+def draw_images(images: int, resamples: int, seed: int, name: str = "") -> NDArray[np.uint16]:
+    """Return (resamples, images): how often each image is in each resample of as many images as there are.
+
+    `name` is the data set's: others have other draws.
+    """
+    generator = np.random.default_rng([seed, images, *name.encode()])
     return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.uint16)
 
 
@@ -60,8 +63,8 @@ def over_seeds(by_seed: Values, points: Sequence[float], row: int, seed: int) ->
     """Return resampled means (resamples,) that vary with images and with seeds.
 
     `by_seed` (resamples, seeds) are the resampled numbers, or differences, of each seed, and `points` (seeds,)
-    those of all images. To the mean over seeds comes s/√n · T: s is the standard deviation (n−1) of `points`, and T
-    is drawn from Student's t with n−1 degrees of freedom, for each `row` anew. At least two seeds.
+    those of all images. To the mean over seeds comes s/√n · T: s is the standard deviation (n−1) of `points`, and
+    T is drawn from Student's t with n−1 degrees of freedom, for each `row` anew. At least two seeds.
     """
     resamples, seeds = by_seed.shape
     generator = np.random.default_rng([seed, resamples, seeds, row])

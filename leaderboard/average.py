@@ -31,7 +31,7 @@ def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tu
     """Return the average ranks, best first, and a sentence that says what they are over; empty without any.
 
     Only groups under the same conditions are put together: those that most data sets have (of these, the ones with
-    most rows). Rows are those at the best settings where any is ranked in all these groups, else the default ones.
+    most rows). Rows are those at one kind of settings: that with more rows in all these groups, else `best`.
     """
     conditions: dict[tuple[str, ...], list[int]] = {}
     for index, group in enumerate(groups):
@@ -40,12 +40,10 @@ def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tu
     if not conditions:
         return [], ""
     chosen = max(conditions.values(), key=lambda places: (len(places), sum(len(groups[i].rows) for i in places)))
-    for settings in reversed(SETTINGS):
-        lines = [_ranked(groups[index], settings) for index in chosen]
-        common = sorted(set.intersection(*map(set, lines)))
-        if common:
-            break
-    else:
+    options = [(settings, [_ranked(groups[index], settings) for index in chosen]) for settings in SETTINGS]
+    settings, lines = max(options, key=lambda option: (len(_common(option[1])), option[0] == "best"))
+    common = _common(lines)
+    if not common:
         return [], ""
     datasets = ", ".join(groups[index].dataset for index in chosen)
     what = f"Average ranks are among rows at {settings} settings over the data sets {datasets}"
@@ -82,6 +80,11 @@ def _ranked(group: Group, settings: str) -> dict[tuple[str, str], int]:
         for index, row in enumerate(group.rows)
         if row.rank is not None and row.settings == settings
     }
+
+
+def _common(lines: Sequence[dict[tuple[str, str], int]]) -> list[tuple[str, str]]:
+    """Return the methods and refiners that are in all lines."""
+    return sorted(set.intersection(*map(set, lines)))
 
 
 def _points(group: Group, line: dict[tuple[str, str], int], common: Sequence[tuple[str, str]]) -> list[int]:

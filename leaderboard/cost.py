@@ -97,6 +97,7 @@ def _figure(group: Group, name: str, unit: str, points: list[Point]) -> Figure:
         hours = [point.hours for point in points]
         if min(hours) > 0 and max(hours) > 10 * min(hours):
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
         axis.set(xlabel=unit, ylabel=f"{ranked_by(group)} (%)")
         axis.grid(visible=True)
         listed = "\n".join(f"{ordinal(point.row)}  {point.row.name}" for point in best)

@@ -113,14 +113,17 @@ def svg_of(figure: Canvas, name: str, title: str) -> str:
     with style.context([*_style(), {"svg.hashsalt": name}]):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Its style is for every element, which on a page would mean the page's too.
+    unwanted = r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*"
+    text = re.sub(unwanted, "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
     head, end, body = text.partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+)', head)
     assert box is not None, "matplotlib writes a view box"
     width = round(_SHOWN * float(box[1]))
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
-    head += f' role="img" aria-label={quoteattr(title)} style="width:100%;max-width:{width}px;height:auto"'
+    shown = f"width:100%;max-width:{width}px;height:auto;stroke-linejoin:round;stroke-linecap:butt"
+    head += f' role="img" aria-label={quoteattr(title)} style="{shown}"'
     body = re.sub(r"font: ([^'\"]*)'[^\"]*?sans-serif", r"font: \1sans-serif", body)
     text = f"{head}{end}<title>{escape(title)}</title>{body}"
     return text.replace(INK, "currentColor").replace("\r", "")

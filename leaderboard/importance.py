@@ -92,7 +92,7 @@ def _figure(
         for axis, (cell, values) in zip(axes.flat, found.items(), strict=True):
             if isinstance(values, str):
                 axis.set_title(f"{' + '.join(cell)}: nothing can be said", loc="left")
-                axis.set_yticks([])
+                axis.tick_params(left=False, bottom=False, labelleft=False)
                 axis.spines[:].set_visible(False)
             else:
                 axis.barh(list(values), list(values.values()), color=COLOURS[0], height=0.7)

@@ -46,8 +46,9 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
         axis.grid(visible=True, axis="x")
         svg = svg_of(figure, name, title)
     caption = (
-        f"{of_group(group)} Dots are means over seeds, lines 95 % intervals over images and seeds. Rows share "
-        "images, so two lines that overlap may still be told apart: the comparisons say which."
+        f"{of_group(group)} Dots are means over seeds, lines 95 % intervals over images and seeds; red: `best` "
+        "settings; hollow: not ranked. Rows share images, so two lines that overlap may still be told apart: the "
+        "comparisons say which."
     )
     header = ["method", "refiner", "settings", "rank", "rank_low", "rank_high", "seeds", "mean", "low", "high"]
     rows = [
@@ -95,7 +96,7 @@ def class_figure(group: Group, stem: str) -> Figure | None:
 
 
 def _label(row: Row) -> str:
-    return f"{row.name}  {ordinal(row)}"
+    return f"{ordinal(row)} · {row.name}"
 
 
 def _iou(row: Row, label: str) -> float:

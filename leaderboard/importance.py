@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from leaderboard.columns import group_title
 from leaderboard.figures import COLOURS, Figure, canvas, comma_separated_rows, of_group, slug, svg_of
@@ -18,30 +19,44 @@ SEED = 0
 """Of the forest that fANOVA grows."""
 
 
-def importance(search: Sequence[Run]) -> dict[str, float] | str:
-    """Return the importance of each drawn parameter, of sum 1, highest first, or why there is none.
+class Drawn(NamedTuple):
+    """A complete search trial: what was drawn, from which distributions (JSON of Optuna's), and its score."""
 
-    Trials that lack a parameter are left out: the default may lie outside its space.
+    parameters: Mapping[str, Any]
+    space: Mapping[str, Any]
+    score: float
+
+
+def drawn_of(search: Sequence[Run]) -> tuple[list[str], list[Drawn]]:
+    """Return the names of all parameters of a search, and the complete trials that have them all.
+
+    The default settings may lack one, where its default lies outside the space.
     """
     scored = [
         (run, value) for run in search if (value := objective(run)) is not None and run.parameters and run.space
     ]
-    drawn = [(json.loads(run.parameters), json.loads(run.space), value) for run, value in scored]
-    names = sorted({name for parameters, _, _ in drawn for name in parameters})
-    whole = [trial for trial in drawn if names and set(trial[0]) == set(names)]
+    drawn = [Drawn(json.loads(run.parameters), json.loads(run.space), value) for run, value in scored]
+    names = sorted({name for trial in drawn for name in trial.parameters})
+    return names, [trial for trial in drawn if names and set(trial.parameters) == set(names)]
+
+
+def importance(search: Sequence[Run]) -> dict[str, float] | str:
+    """Return the importance of each drawn parameter, of sum 1, highest first, or why there is none."""
+    names, whole = drawn_of(search)
     if not names:
-        return "what was drawn was not recorded" if search and not scored else "nothing was drawn"
+        recorded = any(run.parameters for run in search)
+        return "nothing was drawn" if recorded or not search else "what was drawn was not recorded"
     if len(whole) < NEEDED:
         return f"{len(whole)} complete trials, and {NEEDED} are needed"
-    if len({value for _, _, value in whole}) < 2:
+    if len({trial.score for trial in whole}) < 2:
         return "all trials have the same score"
-    varied = [name for name in names if len({json.dumps(trial[0][name]) for trial in whole}) > 1]
+    varied = [name for name in names if len({json.dumps(trial.parameters[name]) for trial in whole}) > 1]
     if len(varied) < 2:
         return f"{varied[0]} alone varied" if varied else "no parameter varied"
     return _fanova(whole, varied)
 
 
-def _fanova(trials: Sequence[tuple[Mapping, Mapping, float]], names: Sequence[str]) -> dict[str, float] | str:
+def _fanova(trials: Sequence[Drawn], names: Sequence[str]) -> dict[str, float] | str:
     import optuna
     from optuna.distributions import json_to_distribution
 
@@ -68,7 +83,7 @@ def _fanova(trials: Sequence[tuple[Mapping, Mapping, float]], names: Sequence[st
 def importance_figures(group: Group, cells: Mapping[tuple[str, str], Sequence[Run]], stem: str) -> list[Figure]:
     """Return a figure for each method of a group that was searched, with a panel a refiner."""
     found = {cell: importance(runs) for cell, runs in sorted(cells.items())}
-    trials = {cell: sum(objective(run) is not None for run in runs) for cell, runs in cells.items()}
+    trials = {cell: len(drawn_of(runs)[1]) for cell, runs in cells.items()}
     return [
         _figure(group, method, {cell: found[cell] for cell in found if cell[0] == method}, trials, stem)
         for method in sorted({method for method, _ in cells})
@@ -84,22 +99,25 @@ def _figure(
 ) -> Figure:
     name = f"importance-{stem}-{slug(method)}"
     title = f"Importance of hyper-parameters, {method}: {group_title(group)}"
-    heights = [1.5 if isinstance(values, str) else len(values) + 1.5 for values in found.values()]
+    # Panels without bars come first, so that the axis below belongs to bars.
+    panels = sorted(found.items(), key=lambda item: isinstance(item[1], dict))
+    heights = [1.5 if isinstance(values, str) else len(values) + 1.5 for _, values in panels]
     with canvas(0.6 + 0.2 * sum(heights), len(found), 1, sharex=True, gridspec_kw={"height_ratios": heights}) as (
         figure,
         axes,
     ):
-        for axis, (cell, values) in zip(axes.flat, found.items(), strict=True):
+        for axis, (cell, values) in zip(axes.flat, panels, strict=True):
             if isinstance(values, str):
                 axis.set_title(f"{' + '.join(cell)}: nothing can be said", loc="left")
-                axis.tick_params(left=False, bottom=False, labelleft=False)
+                axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axis.spines[:].set_visible(False)
             else:
                 axis.barh(list(values), list(values.values()), color=COLOURS[0], height=0.7)
                 axis.invert_yaxis()
                 axis.set_title(" + ".join(cell), loc="left")
                 axis.grid(visible=True, axis="x")
-        axes[-1, 0].set(xlabel="share of the variance of the tune score", xlim=(0, 1))
+                axis.set(xlabel="share of the variance of the tune score", xlim=(0, 1))
+                axis.label_outer()
         svg = svg_of(figure, name, title)
     told = "; ".join(
         f"{refiner}: {f'nothing, {values}' if isinstance(values, str) else f'{trials[method, refiner]} trials'}"
@@ -107,8 +125,8 @@ def _figure(
     )
     caption = (
         f"{of_group(group)} How much of the variance of the tune score each hyper-parameter explains within its "
-        "search space, by Optuna's fANOVA on the complete trials; of few trials it is a hint and no more "
-        f"({told})."
+        "search space, by Optuna's fANOVA on the complete trials with all parameters; of few it is a hint "
+        f"and no more ({told})."
     )
     rows: list[list[object]] = []
     for cell, values in found.items():

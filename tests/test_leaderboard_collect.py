@@ -34,11 +34,12 @@ class Tracker:
         self.client.set_terminated(run)
         return run
 
-    def trial(self, parent: str, tags: dict, metrics: dict) -> None:
-        """Write one trial."""
+    def trial(self, parent: str, tags: dict, metrics: dict) -> str:
+        """Write one trial; return its id."""
         run = self.client.create_run(self.experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
         self.client.log_batch(run, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
         self.client.set_terminated(run)
+        return run
 
 
 def empty_plan(name: str) -> dict:

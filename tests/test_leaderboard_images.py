@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,52 +135,38 @@ def cell(method: str) -> dict:
     return {name: getattr(run, name) for name in names} | rest
 
 
-def record(tracker: Tracker, sweep: str, rows, seeds=(0, 1, 2), spoil=()) -> None:
-    """Write a sweep with a row for each skill; the runs in `spoil` (by place) have no artifacts."""
-    methods = sorted({run.method for row in rows.values() for run, _ in row})
+TAGS = (
+    *("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset", "multi_scale"),
+    *("segmentation", "selection", "tuning_masks", "phase", "settings", "seed", "status", "device", "hardware"),
+    *("code", "dirty", "data_digest"),
+)
+
+
+def record(tracker: Tracker, folder: Path, sweep: str, rows: dict, seeds=(0, 1, 2), without=()) -> None:
+    """Write a sweep with a row for each skill; the runs `without` (by place) have no artifacts."""
+    members = [(skill, run) for skill, row in rows.items() for run, _ in row]
+    methods = sorted({run.method for _, run in members})
     plan = {"version": 1, "name": sweep, "trials": 0, "seeds": list(seeds), "cells": [cell(m) for m in methods]}
     parent = tracker.sweep(plan)
-    names = ("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset")
-    names += ("multi_scale", "segmentation", "selection", "tuning_masks", "phase", "settings", "seed", "status")
-    names += ("device", "hardware", "code", "dirty", "data_digest", "parameters", "space", "command")
-    place = 0
-    for skill, row in rows.items():
-        for run, _ in row:
-            tags = {name: str(getattr(run, name)) for name in names}
-            tags |= {"seedbed.kind": "trial", "seedbed.sweep": sweep, "seedbed.key": f"{sweep}{place:03d}"}
-            metrics = {name: value for name, value in run.metrics.items() if not name.startswith("stage/")}
-            tracked = tracker.trial(parent, tags, metrics)
-            if place not in spoil:
-                tracker.table(tracked, "segmentation.val.parquet", cells_of(confusions(skill, run.seed)))
-            place += 1
-
-
-class Artifacts(Tracker):
-    """A tracker whose trials have statistics of images."""
-
-    def trial(self, parent, tags, metrics):
-        super().trial(parent, tags, metrics)
-        (run,) = self.client.search_runs(
-            [self.experiment], f"tags.`seedbed.key` = '{tags['seedbed.key']}'", max_results=1
-        )
-        return run.info.run_id
-
-    def table(self, run, name, table):
-        """Log a table below `per_image/`."""
-        path = self.folder / name
-        pq.write_table(table, path)
-        self.client.log_artifact(run, str(path), "per_image")
+    for place, (skill, run) in enumerate(members):
+        tags = {name: str(getattr(run, name)) for name in TAGS}
+        tags |= {"seedbed.kind": "trial", "seedbed.sweep": sweep, "seedbed.key": f"{sweep}{place:03d}"}
+        metrics = {name: value for name, value in run.metrics.items() if not name.startswith("stage/")}
+        tracked = tracker.trial(parent, tags, metrics)
+        if place not in without:
+            path = folder / "segmentation.val.parquet"
+            pq.write_table(cells_of(confusions(skill, run.seed)), path)
+            tracker.client.log_artifact(tracked, str(path), "per_image")
 
 
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
     """Return a store with two sweeps that belong together, and one that does not."""
     folder = tmp_path_factory.mktemp("mlflow")
-    tracker = Artifacts(folder)
-    tracker.folder = folder
-    record(tracker, "first", {0.8: confirmed(0.8), 0.6: confirmed(0.6, method="b")})
-    record(tracker, "second", {0.7: confirmed(0.7, method="c")}, spoil=[1])
-    record(tracker, "rival", {0.5: confirmed(0.5, method="b", seeds=[2])}, seeds=[2])
+    tracker = Tracker(folder)
+    record(tracker, folder, "first", {0.8: confirmed(0.8), 0.6: confirmed(0.6, method="b")})
+    record(tracker, folder, "second", {0.7: confirmed(0.7, method="c")}, without=[1])
+    record(tracker, folder, "rival", {0.5: confirmed(0.5, method="b", seeds=[2])}, seeds=[2])
     return tracker
 
 

@@ -34,7 +34,11 @@ def draw_images(images: int, resamples: int, seed: int, name: str = "") -> NDArr
     `name` is the data set's: others have other draws.
     """
     generator = np.random.default_rng([seed, images, *name.encode()])
-    return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.uint16)
+    drawn = np.empty((resamples, images), np.uint16)
+    for start in range(0, resamples, CHUNK):
+        part = drawn[start : start + CHUNK]
+        part[:] = generator.multinomial(images, np.full(images, 1 / images), size=len(part))
+    return drawn
 
 
 def miou(sums: NDArray) -> Values:

@@ -46,21 +46,38 @@ SCHEMA = pa.schema(
 Counts = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunImages:
-    """The statistics of one run."""
+    """The statistics of one run, without those that are 0: most images have few of the labels."""
 
     ids: tuple[str, ...]
     """The images, sorted."""
-    counts: Counts
-    """(images, 3, labels): pixels of the intersection, of the truth, of the prediction; background first."""
+    image: NDArray[np.int64]
+    """(n,): places in `ids`."""
+    label: NDArray[np.int64]
+    """(n,): 0 background, 1..C classes."""
+    pixels: NDArray[np.int64]
+    """(n, 3): pixels that have the label in truth and prediction, in the truth, in the prediction."""
+
+    @classmethod
+    def of(cls, ids: tuple[str, ...], counts: Counts) -> RunImages:
+        """Return the statistics of images (sorted) with `counts` (images, 3, labels)."""
+        image, label = np.nonzero(counts.sum(axis=1))
+        return cls(ids, image, label, counts[image, :, label])
+
+    @property
+    def counts(self) -> Counts:
+        """(images, 3, labels): pixels of the intersection, of the truth, of the prediction; background first."""
+        counts = np.zeros((len(self.ids), 3, 1 + int(self.label.max(initial=0))), np.int64)
+        counts[self.image, :, self.label] = self.pixels
+        return counts
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
     """The statistics of many runs, by the runs' keys."""
 
-    runs: Mapping[str, RunImages]
+    runs: Mapping[str, RunImages] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
     """Why a run has none."""
 
@@ -79,7 +96,7 @@ def run_images(cells: pa.Table) -> RunImages:
     np.add.at(counts, (image[same], 0, truth[same]), pixels[same])
     np.add.at(counts, (image, 1, truth), pixels)
     np.add.at(counts, (image, 2, predicted), pixels)
-    return RunImages(tuple(ids), counts)
+    return RunImages.of(tuple(ids), counts)
 
 
 def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table) -> ImageStatistics:
@@ -103,7 +120,7 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
                 continue
             try:
                 found[run.key] = run_images(pq.read_table(path, columns=["id", "truth", "predicted", "pixels"]))
-            except (OSError, pa.ArrowInvalid) as error:
+            except (OSError, pa.ArrowInvalid, KeyError) as error:
                 without[run.key] = f"its artifact per_image/{file} cannot be read ({error})"
     return ImageStatistics(found, without)
 
@@ -135,11 +152,9 @@ def write_images(path: Path, images: ImageStatistics) -> None:
     columns: list[list[NDArray]] = [[] for _ in SCHEMA]
     for index, key in enumerate(keys):
         run = images.runs[key]
-        image, label = np.nonzero(run.counts.sum(axis=1))
-        parts = [np.array([number[name] for name in run.ids], np.int64)[image], label, np.full(len(image), index)]
-        for column, values in zip(
-            columns, [*parts, *(run.counts[image, kind, label] for kind in range(3))], strict=True
-        ):
+        place = np.array([number[name] for name in run.ids], np.int64)[run.image]
+        parts = [place, run.label, np.full(len(place), index), *run.pixels.T]
+        for column, values in zip(columns, parts, strict=True):
             column.append(values)
     joined = [np.concatenate(column) if column else np.zeros(0, np.int64) for column in columns]
     order = np.lexsort(joined[2::-1])
@@ -177,13 +192,12 @@ def read_images(path: Path) -> ImageStatistics:
     ids = table["id"].combine_chunks().dictionary_encode()
     image, names = ids.indices.to_numpy(), np.array(ids.dictionary.to_pylist(), object)
     label = table["label"].to_numpy().astype(np.int64)
-    values = np.stack([table[name].to_numpy() for name in ("intersection", "truth", "predicted")], axis=1)
+    kinds = ("intersection", "truth", "predicted")
+    values = np.stack([table[name].to_numpy() for name in kinds], axis=1).astype(np.int64)
     runs = {}
     for index, key in enumerate(keys):
         rows = order[starts[index] : starts[index + 1]]
         # Images are numbered in the sorted order of the rows, so numbers sort as names do.
         known, position = np.unique(image[rows], return_inverse=True)
-        counts = np.zeros((len(known), 3, 1 + int(label[rows].max())), np.int64)
-        counts[position, :, label[rows]] = values[rows]
-        runs[key] = RunImages(tuple(names[known]), counts)
+        runs[key] = RunImages(tuple(names[known]), position, label[rows], values[rows])
     return ImageStatistics(runs, json.loads(metadata[b"seedbed.images.without"]))

@@ -40,7 +40,7 @@ def confusions(skill: float, seed: int, images: int = 40) -> list[np.ndarray]:
 def images_of(matrices: Sequence[np.ndarray]) -> RunImages:
     """Return the statistics of images with these confusion matrices [truth, prediction]."""
     counts = np.stack([np.stack([np.diag(m), m.sum(1), m.sum(0)]) for m in matrices])
-    return RunImages(tuple(f"image{number:03d}" for number in range(len(matrices))), counts)
+    return RunImages.of(tuple(f"image{number:03d}" for number in range(len(matrices))), counts)
 
 
 def confirmed(skill: float, seeds: Sequence[int] = (0, 1, 2), **changes) -> list[tuple[Run, RunImages]]:

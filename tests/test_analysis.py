@@ -134,9 +134,9 @@ def test_a_row_without_statistics_is_told_and_has_no_interval(clear):
 def test_statistics_that_contradict_the_record_or_are_of_other_images_are_not_used():
     rows = [list(row) for row in CLEAR]
     run, images = rows[0][0]
-    rows[0][0] = (run, RunImages(images.ids, images.counts + np.array([[[1, 0, 0], [1, 0, 0], [1, 0, 0]]])))
+    rows[0][0] = (run, RunImages.of(images.ids, images.counts + np.array([[[1, 0, 0], [1, 0, 0], [1, 0, 0]]])))
     run, images = rows[1][0]
-    rows[1][0] = (run, RunImages(("another", *images.ids[1:]), images.counts))
+    rows[1][0] = (run, RunImages.of(("another", *images.ids[1:]), images.counts))
     _, analysis = analysed(rows)
     assert re.search(r"its images give val mIoU 0\.\d{6}, and 0\.\d+ was recorded", analysis.images_without[0])
     assert analysis.images_without[1] == "cam + crf, default: its images are not those of the other rows"

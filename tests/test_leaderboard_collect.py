@@ -141,6 +141,14 @@ def test_what_a_record_is(name, record):
     assert is_record(name) is record
 
 
+def test_what_was_drawn_and_the_command_are_those_of_the_tags():
+    tags, _ = tracked()[0]
+    told = {"parameters": '{"A.b": 1}', "space": '{"A.b": {}}', "command": "seedbed run --set A.b=1"}
+    run = run_of(tags | told, {}, Plan.parse(PLAN))
+    assert {name: getattr(run, name) for name in told} == told
+    assert (run_of(tags, {}, Plan.parse(PLAN)).command, run.seed) == ("", int(tags["seed"]))
+
+
 def test_a_trial_that_runs_has_not_finished_and_broken_tags_are_named():
     plan = Plan.parse(PLAN)
     tags, _ = tracked()[0]

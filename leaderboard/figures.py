@@ -26,6 +26,14 @@ WIDTH = 4.6
 """Inches. With text of 8 points all is readable where the figure is 360 pixels wide."""
 _SHOWN = 1.35
 """So many times its own size a figure is shown at most."""
+_UNWANTED = re.compile(
+    r"<metadata>.*?</metadata>\s*"
+    # Its style is for every element: on a page, for the page's too.
+    r"|<style.*?</style>\s*"
+    # Nothing is drawn outside its axes, and a page that refers to nothing is easily checked.
+    r'|<clipPath.*?</clipPath>\s*|\sclip-path="[^"]*"|\sxmlns:xlink="[^"]*"',
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,8 @@ def svg_of(figure: Canvas, name: str, title: str) -> str:
     with style.context([*_style(), {"svg.hashsalt": name}]):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    # Its style is for every element, which on a page would mean the page's too.
-    unwanted = r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*"
-    text = re.sub(unwanted, "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = _UNWANTED.sub("", text[text.index("<svg") :]).replace("xlink:href", "href")
+    text = re.sub(r'\b(id="|href="#)', rf"\g<1>{name}-", text)
     head, end, body = text.partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+)', head)
     assert box is not None, "matplotlib writes a view box"

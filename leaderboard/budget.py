@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from leaderboard.columns import group_title
-from leaderboard.figures import COLOURS, Figure, canvas, comma_separated_rows, of_group, svg_of
+from leaderboard.figures import COLOURS, Figure, canvas, comma_separated_rows, of_group, short, svg_of
 from leaderboard.select import objective
 from leaderboard.snapshot import Run
 from leaderboard.standing import Group
@@ -48,7 +48,7 @@ def budget_figure(group: Group, cells: Cells, stem: str) -> Figure | None:
                     default = _default(cells[method, refiner])
                     if default is not None:
                         axis.axhline(100 * default, color=colours[refiner], lw=0.8, ls=":")
-            axis.set_title(method, loc="left")
+            axis.set_title(short(method), loc="left")
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(visible=True)
         for axis in axes.flat[len(methods) :]:
@@ -56,7 +56,9 @@ def budget_figure(group: Group, cells: Cells, stem: str) -> Figure | None:
         figure.supxlabel("search trials", fontsize=8)
         figure.supylabel("expected best tune mIoU (%)", fontsize=8)
         keys = [axes[0, 0].plot([], [], "o-", ms=2.5, lw=1.2, color=colours[refiner])[0] for refiner in refiners]
-        figure.legend(keys, refiners, loc="outside upper center", ncols=min(4, len(refiners)))
+        figure.legend(
+            keys, [short(refiner) for refiner in refiners], loc="outside upper center", ncols=min(4, len(refiners))
+        )
         svg = svg_of(figure, name, title)
     caption = (
         f"{of_group(group)} The mIoU of the pseudo-masks on tune that the best of n search trials is expected to "

@@ -14,6 +14,7 @@ from leaderboard.figures import (
     comma_separated_rows,
     of_group,
     ordinal,
+    short,
     svg_of,
 )
 from leaderboard.standing import Group, Row
@@ -100,7 +101,7 @@ def _figure(group: Group, name: str, unit: str, points: list[Point]) -> Figure:
             axis.xaxis.set_major_formatter("{x:g}")
         axis.set(xlabel=unit, ylabel=f"{ranked_by(group)} (%)")
         axis.grid(visible=True)
-        listed = "\n".join(f"{ordinal(point.row)}  {point.row.name}" for point in best)
+        listed = "\n".join(f"{ordinal(point.row)}  {short(point.row.name)}" for point in best)
         figure.supxlabel(f"On the front, with their ranks:\n{listed}", fontsize=7, x=0.02, ha="left")
         svg = svg_of(figure, name, title)
     caption = (

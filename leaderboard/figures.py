@@ -24,6 +24,8 @@ COLOURS = ("#0f8b8d", "#d1495b", "#7b6dd0", "#c98a00", "#5b8c3a", "#3b7dd8", "#b
 """Readable on white and on black."""
 WIDTH = 4.6
 """Inches. With text of 8 points all is readable where the figure is 360 pixels wide."""
+LONGEST = 44
+"""Letters of a name in a figure."""
 _SHOWN = 1.35
 """So many times its own size a figure is shown at most."""
 _UNWANTED = re.compile(
@@ -86,6 +88,11 @@ def stems(groups: Sequence[Group]) -> list[str]:
 def ordinal(row: Row) -> str:
     """Return a row's rank, or a dash."""
     return "–" if row.rank is None else str(row.rank)
+
+
+def short(name: str) -> str:
+    """Return a name that leaves room for the numbers: the whole one is in the CSV."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def of_group(group: Group) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leaderboard.columns import group_title
-from leaderboard.figures import COLOURS, Figure, canvas, comma_separated_rows, of_group, slug, svg_of
+from leaderboard.figures import COLOURS, Figure, canvas, comma_separated_rows, of_group, short, slug, svg_of
 from leaderboard.select import objective
 from leaderboard.snapshot import Run
 from leaderboard.standing import Group
@@ -108,13 +108,14 @@ def _figure(
     ):
         for axis, (cell, values) in zip(axes.flat, panels, strict=True):
             if isinstance(values, str):
-                axis.set_title(f"{' + '.join(cell)}: nothing can be said", loc="left")
+                axis.set_title(f"{short(' + '.join(cell))}: nothing can be said", loc="left")
                 axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axis.spines[:].set_visible(False)
             else:
-                axis.barh(list(values), list(values.values()), color=COLOURS[0], height=0.7)
+                axis.barh(range(len(values)), list(values.values()), color=COLOURS[0], height=0.7)
+                axis.set_yticks(range(len(values)), [short(name) for name in values])
                 axis.invert_yaxis()
-                axis.set_title(" + ".join(cell), loc="left")
+                axis.set_title(short(" + ".join(cell)), loc="left")
                 axis.grid(visible=True, axis="x")
                 axis.set(xlabel="share of the variance of the tune score", xlim=(0, 1))
                 axis.label_outer()

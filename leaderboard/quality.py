@@ -14,6 +14,7 @@ from leaderboard.figures import (
     comma_separated_rows,
     of_group,
     ordinal,
+    short,
     svg_of,
 )
 from leaderboard.standing import Group, Row
@@ -74,7 +75,12 @@ def class_figure(group: Group, stem: str) -> Figure | None:
     with canvas(1.9 + 0.17 * len(rows)) as (figure, axes):
         axis = axes[0, 0]
         picture = axis.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none")
-        axis.set_xticks(range(len(classes)), classes, rotation=90, fontsize=max(3, min(7, 150 / len(classes))))
+        axis.set_xticks(
+            range(len(classes)),
+            [short(name) for name in classes],
+            rotation=90,
+            fontsize=max(3, min(7, 150 / len(classes))),
+        )
         axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
@@ -96,7 +102,7 @@ def class_figure(group: Group, stem: str) -> Figure | None:
 
 
 def _label(row: Row) -> str:
-    return f"{ordinal(row)} · {row.name}"
+    return f"{ordinal(row)} · {short(row.name)}"
 
 
 def _iou(row: Row, label: str) -> float:

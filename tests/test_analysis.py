@@ -314,11 +314,16 @@ def test_figures_are_svg_in_the_pages_colour_and_the_same_bytes_again(clear):
 
 def test_names_that_users_give_are_shown_as_they_are():
     evil = 'a<b>&"$x_1$'
-    _, analysis = analysed([confirmed(0.8, method=evil, dataset="D & <C>"), confirmed(0.7, dataset="D & <C>")])
+    long = "a method with a name that is longer than any picture is wide, by far"
+    _, analysis = analysed(
+        [confirmed(0.8, method=evil, dataset="D & <C>"), confirmed(0.7, method=long, dataset="D & <C>")]
+    )
     for figure in analysis.figures:
         ElementTree.fromstring(figure.svg)
     intervals = next(figure for figure in analysis.figures if figure.name == "intervals-d-c")
     assert 'a&lt;b&gt;&amp;"$x_1$ + none' in intervals.svg
+    assert "a method with a name that is longer than an…" in intervals.svg
+    assert long in intervals.csv
 
 
 def test_groups_of_one_data_set_have_figures_of_their_own():

@@ -2,7 +2,7 @@
 
 Images are resampled with replacement, the same ones for all rows (Efron and Tibshirani 1993, An Introduction to
 the Bootstrap, chapter 13), and the mIoU of a resample is that of its summed confusions, not a mean over images.
-Seeds are drawn from Student's t: two or three values are too few to be resampled (docs/protocol.md, Statistics).
+The chance of seeds is Student's t: two or three values are too few to be resampled (docs/protocol.md, Statistics).
 Nothing here knows of runs or tables.
 """
 
@@ -68,12 +68,15 @@ def over_seeds(by_seed: Values, points: Sequence[float], row: int, seed: int) ->
 
     `by_seed` (resamples, seeds) are the resampled numbers, or differences, of each seed, and `points` (seeds,)
     those of all images. To the mean over seeds comes s/√n · T: s is the standard deviation (n−1) of `points`, and
-    T is drawn from Student's t with n−1 degrees of freedom, for each `row` anew. At least two seeds.
+    T is Student's t with n−1 degrees of freedom, in an order that is drawn for each `row`. At least two seeds.
     """
+    from scipy.special import stdtrit
+
     resamples, seeds = by_seed.shape
-    generator = np.random.default_rng([seed, resamples, seeds, row])
-    error = np.std(points, ddof=1) / np.sqrt(seeds)
-    return by_seed.mean(axis=1) + error * generator.standard_t(seeds - 1, resamples)
+    # Evenly spread quantiles in a random order: drawn freely, the wide tails would move the limits about.
+    quantiles = stdtrit(seeds - 1, (np.arange(resamples) + 0.5) / resamples)
+    order = np.random.default_rng([seed, resamples, seeds, row]).permutation(resamples)
+    return by_seed.mean(axis=1) + np.std(points, ddof=1) / np.sqrt(seeds) * quantiles[order]
 
 
 def interval_of(resampled: Values) -> Interval:

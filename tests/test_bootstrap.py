@@ -142,10 +142,10 @@ def test_seeds_widen_an_interval_that_images_alone_make_too_narrow():
     by_seed = np.tile([0.10, 0.20, 0.30], (4000, 1))
     low, high, p = interval_of(over_seeds(by_seed, [0.1, 0.2, 0.3], 0, 0))
     # s = 0.1, n = 3: 0.2 ± 4.303 · 0.1/√3, as a t-test has it.
-    assert low == pytest.approx(0.2 - 0.2484, abs=0.03)
-    assert high == pytest.approx(0.2 + 0.2484, abs=0.03)
+    assert low == pytest.approx(0.2 - 0.2484, abs=0.001)
+    assert high == pytest.approx(0.2 + 0.2484, abs=0.001)
     # t = √3 · 2 has p = 0.0742 with two degrees of freedom.
-    assert p == pytest.approx(0.0742, abs=0.01)
+    assert p == pytest.approx(0.0742, abs=0.001)
 
 
 def test_ranks_in_resamples():

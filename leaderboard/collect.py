@@ -87,13 +87,13 @@ class Store:
 
     def trials(self, sweep: str) -> Iterator[TrackedRun]:
         """Yield the runs of a sweep's trials."""
-        quote = '"' if "'" in sweep else "'"
-        return self._search(f"tags.`seedbed.kind` = 'trial' and tags.`seedbed.sweep` = {quote}{sweep}{quote}")
+        return self._search(_trials_of(sweep))
 
     def places(self, sweep: str) -> dict[str, str]:
-        """Return the id of each run of a sweep by the trial's key."""
+        """Return the id of the run of each confirming trial of a sweep, by the trial's key."""
         with _no_garbage_collection():
-            return {run.data.tags.get("seedbed.key", ""): run.info.run_id for run in self.trials(sweep)}
+            confirmed = self._search(f"{_trials_of(sweep)} and tags.phase = 'confirm'")
+            return {run.data.tags.get("seedbed.key", ""): run.info.run_id for run in confirmed}
 
     def plan(self, sweep: str) -> Plan:
         """Return the plan of a sweep. Raises ConfigError for an unknown one, DataError for one without a plan."""
@@ -132,6 +132,11 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def _trials_of(sweep: str) -> str:
+    quote = '"' if "'" in sweep else "'"
+    return f"tags.`seedbed.kind` = 'trial' and tags.`seedbed.sweep` = {quote}{sweep}{quote}"
 
 
 @contextmanager

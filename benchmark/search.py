@@ -78,6 +78,20 @@ def storage_at(path: Path) -> optuna.storages.BaseStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
+def drawn(
+    storage: optuna.storages.BaseStorage, name: str
+) -> tuple[dict[int, Settings], dict[str, BaseDistribution]]:
+    """Return the drawn settings of each trial of a study, by number, and the distributions they were drawn from.
+
+    Both are empty where the storage has no such study.
+    """
+    if name not in optuna.get_all_study_names(storage):
+        return {}, {}
+    trials = optuna.load_study(storage=storage, study_name=name).get_trials(deepcopy=False)
+    space = {key: distribution for trial in trials for key, distribution in trial.distributions.items()}
+    return {trial.number: dict(trial.params) for trial in trials}, space
+
+
 class CellStudy:
     """The study of one cell."""
 

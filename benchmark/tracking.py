@@ -7,6 +7,7 @@ trial, and what could not be delivered stays in the work folder until it can be.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -19,16 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from optuna.distributions import distribution_to_json
 
+from benchmark.command_line import command_line
 from benchmark.errors import ConfigError
 from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.records import read_records
+from benchmark.search import drawn, storage_at
 from benchmark.sweep_settings import read_settings
 from benchmark.workfolder import WorkFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from optuna.storages import BaseStorage
 
 EXPERIMENT = "seedbed"
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
@@ -166,7 +171,8 @@ class Tracker:
     def _log(self, run: str, folder: Path, job: Job, outcome: Outcome, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        tags = [RunTag(name, value) for name, value in tags_of(job, outcome, config).items()]
+        known = {**tags_of(job, outcome, config), **search_tags(folder, job)}
+        tags = [RunTag(name, value) for name, value in known.items()]
         params = [
             Param(f"{stage['stage']}.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
             for stage in config.get("stages", [])
@@ -226,7 +232,8 @@ def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, 
         "phase": job.phase,
         "settings": job.settings,
         "number": "" if job.number is None else str(job.number),
-        **{name: str(job.facts[name]) for name in FACTS_AS_TAGS},
+        # A trial of an earlier version may lack a fact that came later.
+        **{name: str(job.facts.get(name, "")) for name in FACTS_AS_TAGS},
         "code": code.removesuffix("+dirty"),
         "dirty": str(code.endswith("+dirty")).lower(),
         "device": outcome.device,
@@ -235,6 +242,34 @@ def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, 
         "reason": outcome.reason[:4000],
         "stages": json.dumps(dict(outcome.stages)),
     }
+
+
+def search_tags(folder: Path, job: Job) -> dict[str, str]:
+    """Return the tags that tell what was drawn for the trial in `folder`, and how to run it again.
+
+    `parameters` are the drawn settings as JSON: all of a search trial, of another one those that differ from the
+    sweep's. `space` are the distributions of a search trial's, as Optuna writes them. Both are `{}` in a sweep
+    without a search.
+    """
+    sweep = folder.parents[1]
+    studies = sweep / "studies.db"
+    by_number, space = drawn(_opened(studies), str(job.cell)) if studies.exists() else ({}, {})
+    changed = {key: value for key, value in job.trial.settings.items() if key in space}
+    # The first search trial has the default settings, which its job does not name.
+    parameters = changed if job.number is None else by_number.get(job.number, changed)
+    distributions = {key: json.loads(distribution_to_json(space[key])) for key in parameters}
+    generated = Path(job.place.root).is_relative_to(sweep.parents[1].resolve() / "data")
+    return {
+        "parameters": json.dumps(parameters, sort_keys=True),
+        "space": json.dumps(distributions if job.phase == "search" else {}, sort_keys=True),
+        "command": command_line(job, generated),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(studies: Path) -> BaseStorage:
+    """Open a sweep's studies once: it takes as long as to deliver a trial."""
+    return storage_at(studies)
 
 
 def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int, int]]:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,6 @@ from leaderboard.snapshot import STAGE, Run, table_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
-    from mlflow.tracking import MlflowClient
 
 EXPERIMENT = "seedbed"
 SPLITS = ("tune", "train", "val", "test")
@@ -28,41 +27,116 @@ PAGE = 2000
 """Runs a request. Larger pages are little faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
 
 
-def collect(tracking_uri: str, sweep: str) -> pa.Table:
-    """Return the snapshot's table of one sweep, with a row for each reported trial that has no run.
+def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
+    """Return the snapshot's table of one sweep or several, with a row for each reported trial that has no run.
 
-    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other.
+    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other, within a sweep or
+    between two.
     """
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).is_file():
-        # MLflow would create the file.
-        raise ConfigError(f"{tracking_uri}: there is no such file; sweeps write it, see `seedbed sweep --help`")
-    from mlflow.tracking import MlflowClient
+    store = Store(tracking_uri)
+    names = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
+    runs = [run for name in names for run in _runs_of_sweep(store, name)]
+    _refuse_doubles(runs)
+    return table_of(runs)
 
-    client = MlflowClient(tracking_uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        raise ConfigError(f"{tracking_uri}: no sweep was recorded here (no experiment {EXPERIMENT!r})")
-    plan = _plan(client, experiment.experiment_id, sweep)
-    quote = '"' if "'" in sweep else "'"
-    where = f"tags.`seedbed.kind` = 'trial' and tags.`seedbed.sweep` = {quote}{sweep}{quote}"
+
+def _runs_of_sweep(store: Store, sweep: str) -> list[Run]:
+    plan = store.plan(sweep)
     with _no_garbage_collection():
-        tracked = _search(client, experiment.experiment_id, where)
-        runs = [run_of(run.data.tags, run.data.metrics, plan) for run in tracked]
+        runs = [run_of(run.data.tags, run.data.metrics, plan) for run in store.trials(sweep)]
     twice = sorted(key for key, count in Counter(run.key for run in runs).items() if count > 1)
     if twice:
         listed = ", ".join(twice[:5])
         raise DataError(f"sweep {sweep!r} has more than one run of the trial {listed}; delete all but one of each")
-    return table_of([*runs, *plan.missing(runs)])
+    return [*runs, *plan.missing(runs)]
 
 
-def _search(client: MlflowClient, experiment: str, where: str) -> Iterator[TrackedRun]:
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment], where, max_results=PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def _refuse_doubles(runs: Iterable[Run]) -> None:
+    """Raise DataError where two sweeps searched or confirmed the same: a row's numbers are of one sweep."""
+    owners: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        place = (*run.cell, run.phase) + ((run.settings, run.seed) if run.phase == "confirm" else ())
+        other = owners.setdefault(place, run)
+        if other.sweep != run.sweep:
+            what = f"{run.method} + {run.refiner} on {run.dataset}"
+            which = f"{run.settings}, seed {run.seed}" if run.phase == "confirm" else "a search"
+            raise DataError(
+                f"the sweeps {other.sweep!r} and {run.sweep!r} both have {what} ({which}), under the same "
+                "conditions; build the leaderboard of one of them, or delete those runs of the other"
+            )
+
+
+class Store:
+    """An MLflow store that sweeps were recorded in, to read."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        """Raises ConfigError where there is no store, or no sweep in it."""
+        if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).is_file():
+            # MLflow would create the file.
+            raise ConfigError(
+                f"{tracking_uri}: there is no such file; sweeps write it, see `seedbed sweep --help`"
+            )
+        from mlflow.tracking import MlflowClient
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        self._client = MlflowClient(tracking_uri)
+        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            raise ConfigError(f"{tracking_uri}: no sweep was recorded here (no experiment {EXPERIMENT!r})")
+        self._experiment = experiment.experiment_id
+
+    def trials(self, sweep: str) -> Iterator[TrackedRun]:
+        """Yield the runs of a sweep's trials."""
+        return self._search(_trials_of(sweep))
+
+    def places(self, sweep: str) -> dict[str, str]:
+        """Return the id of the run of each confirming trial of a sweep, by the trial's key."""
+        with _no_garbage_collection():
+            confirmed = self._search(f"{_trials_of(sweep)} and tags.phase = 'confirm'")
+            return {run.data.tags.get("seedbed.key", ""): run.info.run_id for run in confirmed}
+
+    def plan(self, sweep: str) -> Plan:
+        """Return the plan of a sweep. Raises ConfigError for an unknown one, DataError for one without a plan."""
+        parents: dict[str, list[str]] = {}
+        for run in self._search("tags.`seedbed.kind` = 'sweep'"):
+            parents.setdefault(run.data.tags.get("seedbed.sweep", ""), []).append(run.info.run_id)
+        if sweep not in parents:
+            raise unknown_name("sweep", sweep, parents)
+        if len(parents[sweep]) > 1:
+            raise DataError(f"{len(parents[sweep])} sweeps are named {sweep!r}; delete all but one")
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = Path(self._client.download_artifacts(parents[sweep][0], "sweep.json", folder))
+                content = json.loads(path.read_text("utf-8"))
+            except (OSError, ValueError, MlflowException) as error:
+                plan = f"the plan of sweep {sweep!r}, its artifact sweep.json,"
+                raise DataError(f"{plan} cannot be read: {error}") from None
+        return Plan.parse(content)
+
+    def download(self, run: str, artifact: str, folder: Path) -> Path | None:
+        """Return a run's artifact as a file, in `folder` or where it lies; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self._client.download_artifacts(run, artifact, str(folder)))
+        except (OSError, MlflowException):
+            return None
+
+    def _search(self, where: str) -> Iterator[TrackedRun]:
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([self._experiment], where, max_results=PAGE, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _trials_of(sweep: str) -> str:
+    quote = '"' if "'" in sweep else "'"
+    return f"tags.`seedbed.kind` = 'trial' and tags.`seedbed.sweep` = {quote}{sweep}{quote}"
 
 
 @contextmanager
@@ -78,27 +152,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _plan(client: MlflowClient, experiment: str, sweep: str) -> Plan:
-    parents: dict[str, list[str]] = {}
-    for run in _search(client, experiment, "tags.`seedbed.kind` = 'sweep'"):
-        parents.setdefault(run.data.tags.get("seedbed.sweep", ""), []).append(run.info.run_id)
-    if sweep not in parents:
-        raise unknown_name("sweep", sweep, parents)
-    if len(parents[sweep]) > 1:
-        raise DataError(f"{len(parents[sweep])} sweeps are named {sweep!r}; delete all but one")
-    from mlflow.exceptions import MlflowException
-
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = Path(client.download_artifacts(parents[sweep][0], "sweep.json", folder))
-            content = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, MlflowException) as error:
-            plan = f"the plan of sweep {sweep!r}, its artifact sweep.json,"
-            raise DataError(f"{plan} cannot be read: {error}") from None
-    return Plan.parse(content)
 
 
 def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) -> Run:
@@ -137,6 +190,9 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
         phase=tag("phase"),
         settings=tag("settings"),
         number=tag("number"),
+        parameters=tag("parameters"),
+        space=tag("space"),
+        command=tag("command"),
         seed=seed,
         status=tag("status") or "unfinished",
         reason=tag("reason") if tag("status") else "has not finished",

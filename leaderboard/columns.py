@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from leaderboard.standing import MEASURES, NOTHING, Group, Row
 from leaderboard.statistics import Summary
+
+if TYPE_CHECKING:
+    from leaderboard.comparing import GroupAnalysis
 
 
 @dataclass(frozen=True)
@@ -144,26 +148,69 @@ COLUMNS = (
 )
 
 
-def cells(row: Row) -> Iterator[Cell]:
+def columns_of(group: Group, analysis: GroupAnalysis | None) -> tuple[Column, ...]:
+    """Return the columns of a group's table; with an analysis intervals stand beside rank and number."""
+    if analysis is None:
+        return COLUMNS
+    ranks = {group.rows[index].name: limits for index, limits in analysis.rank_intervals.items()}
+    numbers = {group.rows[index].name: limits for index, limits in analysis.intervals.items()}
+    ranked = MEASURED[group.measure.name]
+    rank_interval = Column(
+        "",
+        f"{RANK.title} 95 %",
+        "95 % interval of the rank, over images and seeds",
+        lambda row: rank_limits(ranks.get(row.name)),
+        True,
+    )
+    interval = Column(
+        ranked.section,
+        f"{ranked.title} 95 %",
+        "95 % interval of the number before it, over images and seeds",
+        lambda row: percent_limits(numbers.get(row.name)),
+        True,
+    )
+    beside = {RANK: (RANK, rank_interval), ranked: (ranked, interval)}
+    return tuple(shown for column in COLUMNS for shown in beside.get(column, (column,)))
+
+
+def rank_limits(limits: tuple[int, int] | None) -> str:
+    """Return "2–4", or "2" where there is no doubt."""
+    if limits is None:
+        return NOTHING
+    return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}–{limits[1]}"
+
+
+def percent_limits(limits: tuple[float, float] | None) -> str:
+    """Return "45.10 … 47.20" of fractions, in percent."""
+    return NOTHING if limits is None else f"{points(limits[0])} … {points(limits[1])}"
+
+
+def points(fraction: float) -> str:
+    """Return "−1.20": a fraction, or a difference of two, in percent."""
+    # Adding zero turns a rounded −0.0 into 0.0.
+    return f"{round(100 * fraction, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def cells(row: Row, columns: tuple[Column, ...] = COLUMNS) -> Iterator[Cell]:
     """Yield the cells of a row; neighbours that say what is missing are one wide cell."""
 
     def missing(column: Column) -> str:
         value = row.values.get(column.measure)
         return value if isinstance(value, str) and value != NOTHING else ""
 
-    for reason, same in groupby(COLUMNS, missing):
-        columns = list(same)
+    for reason, same in groupby(columns, missing):
+        together = list(same)
         if reason:
-            yield Cell(reason, number=False, marked=False, missing=True, width=len(columns))
+            yield Cell(reason, number=False, marked=False, missing=True, width=len(together))
         else:
-            for column in columns:
+            for column in together:
                 yield Cell(column.text(row), column.number, column.measure in row.marked, missing=False, width=1)
 
 
-def sections() -> Iterator[tuple[str, int]]:
+def sections(columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, int]]:
     """Yield the title of each section of columns, and how many columns it spans."""
-    for section, columns in groupby(COLUMNS, lambda column: column.section):
-        yield section, len(list(columns))
+    for section, same in groupby(columns, lambda column: column.section):
+        yield section, len(list(same))
 
 
 def initialisation(group: Group) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
-from leaderboard.columns import COLUMNS, cells, group_title, ranked_by, remarks, sections
+from leaderboard.analysis import Analysis
+from leaderboard.columns import COLUMNS, Column, cells, columns_of, group_title, ranked_by, remarks, sections
+from leaderboard.comparisons import FACTS, TextTable, titled
 from leaderboard.standing import Board, Group, Row
 from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
 
@@ -48,12 +51,20 @@ _HEAD = r"""\documentclass{article}
 """
 
 
-def latex(board: Board) -> str:
-    """Return a document that compiles with pdflatex, booktabs and geometry."""
+def latex(board: Board, analysis: Analysis | None = None) -> str:
+    """Return a document that compiles with pdflatex, booktabs and geometry.
+
+    With an analysis it has the intervals, and ends with what can be told apart.
+    """
     if not board.groups:
         return f"{_HEAD}{EMPTY}\n\\end{{document}}\n"
     facts = " · ".join(f"{name}: {text}" for name, text in summary(board))
-    parts = [f"{escape(facts)}\n\n{escape(NUMBERS)} {escape(MARKS)}\n", *map(_table, board.groups)]
+    parts = [f"{escape(facts)}\n\n{escape(NUMBERS)} {escape(MARKS)}\n"]
+    if analysis is None:
+        parts += [_table(group, COLUMNS) for group in board.groups]
+    else:
+        groups = zip(board.groups, analysis.groups, strict=True)
+        parts += [*(_table(group, columns_of(group, own)) for group, own in groups), *_said(board, analysis)]
     return _HEAD + "\n".join(parts) + "\\end{document}\n"
 
 
@@ -69,18 +80,52 @@ def _sign(sign: str) -> str:
     return "".join(_SIGNS.get(letter, letter) for letter in plain if letter.isprintable()) or "?"
 
 
-def _table(group: Group) -> str:
-    layout = "".join("r" if column.number else "l" for column in COLUMNS)
+def _said(board: Board, analysis: Analysis) -> list[str]:
+    """Return what an analysis says, and its tables."""
+    parts = ["\\section*{What can be told apart}\n", _items(analysis.sentences)]
+    tables = list(titled(board, analysis))
+    if tables:
+        parts.append(f"{escape(FACTS)}\n")
+    parts += map(_small, tables)
+    if analysis.images_without:
+        parts += ["No intervals, for want of statistics of images:\n", _items(analysis.images_without)]
+    return parts
+
+
+def _small(table: TextTable) -> str:
+    lines = [
+        f"\\subsection*{{{escape(table.title)}}}",
+        f"{{\\scriptsize\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+        "\\toprule",
+        " & ".join(map(escape, table.header)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(escape, row)) + " \\\\" for row in table.rows),
+        "\\bottomrule",
+        "\\end{tabular}\\par}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _items(texts: Sequence[str]) -> str:
+    """Return a list, nothing where it would be empty: LaTeX refuses an empty one."""
+    if not texts:
+        return ""
+    lines = ["\\begin{itemize}\\footnotesize", *(f"\\item {escape(text)}" for text in texts), "\\end{itemize}"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(group: Group, columns: tuple[Column, ...]) -> str:
+    layout = "".join("r" if column.number else "l" for column in columns)
     lines = [
         f"\\section*{{{escape(group_title(group))}}}",
         f"Ranked by {escape(ranked_by(group))}.\\par\\medskip",
         f"{{\\scriptsize\\begin{{tabular}}{{{layout}}}",
         "\\toprule",
-        " & ".join(_wide(escape(section), width, "c") for section, width in sections()) + " \\\\",
-        *_rules(),
-        " & ".join(escape(column.title) for column in COLUMNS) + " \\\\",
+        " & ".join(_wide(escape(section), width, "c") for section, width in sections(columns)) + " \\\\",
+        *_rules(columns),
+        " & ".join(escape(column.title) for column in columns) + " \\\\",
         "\\midrule",
-        *map(_row, group.rows),
+        *(_row(row, columns) for row in group.rows),
         "\\bottomrule",
         "\\end{tabular}\\par}",
     ]
@@ -90,19 +135,19 @@ def _table(group: Group) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rules() -> list[str]:
+def _rules(columns: tuple[Column, ...]) -> list[str]:
     """Return a thin rule below the title of each section of columns."""
     rules, first = [], 1
-    for section, width in sections():
+    for section, width in sections(columns):
         if section:
             rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
         first += width
     return rules
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, columns: tuple[Column, ...]) -> str:
     texts = []
-    for cell in cells(row):
+    for cell in cells(row, columns):
         text = escape(cell.text)
         texts.append(_wide(f"\\textbf{{{text}}}" if cell.marked else text, cell.width, "c"))
     return " & ".join(texts) + " \\\\"

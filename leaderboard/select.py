@@ -48,6 +48,21 @@ def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
     return scopes
 
 
+def searches(runs: Iterable[Run]) -> dict[Scope, dict[tuple[str, str], list[Run]]]:
+    """Return the search trials of each scope by method and refiner, each in the order of their numbers."""
+    found: dict[Scope, dict[tuple[str, str], list[Run]]] = {}
+    for run in sorted((run for run in runs if run.phase == "search"), key=lambda run: int(run.number or -1)):
+        found.setdefault(run.scope, {}).setdefault((run.method, run.refiner), []).append(run)
+    return found
+
+
+def objective(search: Run) -> float | None:
+    """Return what a search trial came to: the mIoU of the pseudo-masks on `tune`, a fraction; None without one."""
+    names = (f"pseudo_mask.tune/mIoU{selection}" for selection in ("", "_tuned", "_fixed", "_oracle"))
+    complete = search.status == "complete"
+    return next((search.metrics[name] for name in names if complete and name in search.metrics), None)
+
+
 def seconds_by_device(runs: Iterable[Run]) -> dict[str, float]:
     """Return the seconds that runs took on each device, every stage counted once.
 

@@ -13,6 +13,9 @@ version under `seedbed.results`. The columns:
 | tuning_masks | how many masks a choice of threshold or settings could see; null if that was not recorded |
 | phase | `search`, or `confirm`: the trials that are reported |
 | settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
+| parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
+| space | of a search trial: the distributions of its parameters, as JSON of Optuna's; empty where not recorded |
+| command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty where not recorded |
 | seed | the trial's seed |
 | status, reason | `complete`, `pruned`, `failed`, `unfinished` or `missing`, and why |
 | device, hardware | `cpu` or `cuda`, and the name of the processor |
@@ -37,10 +40,15 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import DataError
 
-VERSION = b"2"
+VERSION = b"3"
 STAGE = "stage/"
 _WHOLE = ("tuning_masks", "seed", "trials")
-_SINCE_VERSION_2 = ("segmentation_backbone", "segmentation_initialisation")
+_SINCE = {
+    b"1": ("segmentation_backbone", "segmentation_initialisation", "parameters", "space", "command"),
+    b"2": ("parameters", "space", "command"),
+    VERSION: (),
+}
+"""The columns, all of text, that came after a version."""
 
 
 class Scope(NamedTuple):
@@ -76,6 +84,9 @@ class Run:
     phase: str
     settings: str
     number: str
+    parameters: str = ""
+    space: str = ""
+    command: str = ""
     seed: int
     status: str
     reason: str
@@ -178,18 +189,18 @@ def write_snapshot(path: Path, table: pa.Table) -> None:
 def read_snapshot(path: Path) -> pa.Table:
     """Read a snapshot. Raises DataError for a missing file, another version or other columns.
 
-    One of version 1 gets the columns that came later, empty.
+    One of an earlier version gets the columns that came later, empty.
     """
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a snapshot of results ({error})") from None
     version = (table.schema.metadata or {}).get(b"seedbed.results")
-    if version not in (VERSION, b"1"):
+    if version not in _SINCE:
         raise DataError(f"{path}: a snapshot of version {version!r}, this Seedbed reads {VERSION!r}")
-    if version == b"1" and set(table.column_names) == set(SCHEMA.names) - set(_SINCE_VERSION_2):
-        for name in _SINCE_VERSION_2:
-            table = table.append_column(name, pa.repeat("", table.num_rows))
+    for name in set(_SINCE[version]) - set(table.column_names):
+        table = table.append_column(name, pa.repeat("", table.num_rows))
+    if set(table.column_names) == set(SCHEMA.names):
         table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
     if not table.schema.equals(SCHEMA):
         raise DataError(f"{path}: a snapshot with other columns than version {version.decode()} has")

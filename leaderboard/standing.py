@@ -142,10 +142,20 @@ def board_of(table: Any) -> Board:
     )
 
 
+def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
+    """Return the measure that the lines of each scope are ranked by: on `val`, where any has a network."""
+    found: dict[Scope, Measure] = {}
+    for run in runs:
+        if run.phase == "confirm":
+            on_val = VAL.of(run) is not None or found.get(run.scope) is VAL
+            found[run.scope] = VAL if on_val else PSEUDO_MASK
+    return found
+
+
 def _group(scope: Scope, lines: list[Entry]) -> Group:
     confirmed = [run for line in lines for run in line.confirm]
     present = [measure for measure in MEASURES if any(measure.of(run) is not None for run in confirmed)]
-    measure = VAL if VAL in present else PSEUDO_MASK
+    measure = measures(confirmed)[scope]
     bars = _bars_of_group(scope, lines)
     defaults = {(line.method, line.refiner): line for line in lines if line.settings == "default"}
     rows = [_row(line, defaults.get((line.method, line.refiner)), present, measure, bars) for line in lines]

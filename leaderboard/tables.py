@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from leaderboard.analysis import Analysis
 from leaderboard.columns import (
     COLUMNS,
     GAIN,
@@ -18,10 +19,13 @@ from leaderboard.columns import (
     REFINER,
     SETTINGS,
     Column,
+    columns_of,
     group_title,
     ranked_by,
     remarks,
 )
+from leaderboard.comparing import GroupAnalysis
+from leaderboard.comparisons import FACTS, TextTable, titled
 from leaderboard.standing import FIELDS, MEASURES, Board, Group, Row
 from leaderboard.statistics import Summary
 
@@ -58,22 +62,50 @@ def summary(board: Board) -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if text]
 
 
-def markdown(board: Board) -> str:
-    """Return the leaderboard as GitHub's Markdown."""
+def markdown(board: Board, analysis: Analysis | None = None) -> str:
+    """Return the leaderboard as GitHub's Markdown, with intervals and comparisons where an analysis is given."""
     if not board.groups:
         return f"# Leaderboard\n\n{EMPTY}\n"
     facts = " · ".join(f"{name}: {_escape(text)}" for name, text in summary(board))
     lines = ["# Leaderboard", "", facts, "", f"{NUMBERS} {MARKS}", ""]
-    for group in board.groups:
+    meanings = {_heading(column): column.meaning for column in COLUMNS}
+    for group, own in zip(board.groups, _analyses(board, analysis), strict=True):
+        columns = columns_of(group, own)
+        meanings |= {_heading(column): column.meaning for column in columns}
         lines += [f"## {_escape(group_title(group))}", "", f"Ranked by {ranked_by(group)}.", ""]
-        lines += [_line(_heading(column) for column in COLUMNS)]
-        lines += [_line("---:" if column.number else "---" for column in COLUMNS)]
-        lines += [_line(_markdown_cell(row, column) for column in COLUMNS) for row in group.rows]
+        lines += [_line(_heading(column) for column in columns)]
+        lines += [_line("---:" if column.number else "---" for column in columns)]
+        lines += [_line(_markdown_cell(row, column) for column in columns) for row in group.rows]
         listed = [f"- {_escape(name)}: {_escape(remark)}" for name, remark in remarks(group)]
         lines += ["", *listed, ""] if listed else [""]
+    if analysis is not None:
+        lines += _said(board, analysis)
     lines += ["## Columns", "", "`docs/protocol.md` says what each number means.", ""]
-    lines += [f"- **{_heading(column)}**: {column.meaning}" for column in COLUMNS]
+    lines += [f"- **{heading}**: {meaning}" for heading, meaning in meanings.items()]
     return "\n".join(lines) + "\n"
+
+
+def _analyses(board: Board, analysis: Analysis | None) -> Sequence[GroupAnalysis | None]:
+    return [None] * len(board.groups) if analysis is None else analysis.groups
+
+
+def _said(board: Board, analysis: Analysis) -> list[str]:
+    """Return what an analysis says, and its tables, as lines of Markdown."""
+    lines = ["## What can be told apart", "", *(f"- {_escape(sentence)}" for sentence in analysis.sentences), ""]
+    tables = list(titled(board, analysis))
+    if tables:
+        lines += [FACTS, ""]
+    for table in tables:
+        lines += [f"### {_escape(table.title)}", "", *_table(table), ""]
+    if analysis.images_without:
+        lines += ["No intervals, for want of statistics of images:", ""]
+        lines += [*(f"- {_escape(text)}" for text in analysis.images_without), ""]
+    return lines
+
+
+def _table(table: TextTable) -> list[str]:
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return [_line(table.header), _line(rule), *(_line(map(_escape, row)) for row in table.rows)]
 
 
 def _heading(column: Column) -> str:
@@ -128,11 +160,18 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     ).rstrip()
 
 
-def comma_separated(board: Board) -> str:
-    """Return one row a line with unrounded fractions, mean and standard deviation apart."""
-    rows = [_flat(board, group, row) for group in board.groups for row in group.rows]
+def comma_separated(board: Board, analysis: Analysis | None = None) -> str:
+    """Return one row a line with unrounded fractions, mean and standard deviation apart.
+
+    With an analysis the 95 % intervals of the rank and of the number that decides it (`interval_of`) stand behind.
+    """
+    rows = [
+        _flat(board, group, row) | (_limits(group, own, index) if own is not None else {})
+        for group, own in zip(board.groups, _analyses(board, analysis), strict=True)
+        for index, row in enumerate(group.rows)
+    ]
     out = io.StringIO()
-    writer = csv.DictWriter(out, _FLAT, lineterminator="\n")
+    writer = csv.DictWriter(out, _FLAT + (_LIMITS if analysis is not None else []), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -146,6 +185,14 @@ _FLAT = [
     *("trials_complete", "trials_pruned", "trials_failed", "seeds", *FIELDS, "evaluation", "status"),
     *("not_ranked_because", "notes"),
 ]
+_LIMITS = ["rank_low", "rank_high", "interval_of", "interval_low", "interval_high"]
+
+
+def _limits(group: Group, analysis: GroupAnalysis, index: int) -> dict[str, object]:
+    ranks = analysis.rank_intervals.get(index, (None, None))
+    number = analysis.intervals.get(index, (None, None))
+    measure = group.measure.name if index in analysis.intervals else None
+    return dict(zip(_LIMITS, (*ranks, measure, *number), strict=True))
 
 
 def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:

@@ -186,6 +186,19 @@ def test_a_snapshot_of_version_1_is_read(tmp_path):
     assert runs_of(read_snapshot(tmp_path / "out" / "results.parquet")) == runs
 
 
+def test_a_snapshot_of_version_2_is_read(tmp_path):
+    """It does not know what was drawn, and no commands."""
+    runs = line(0.1, 0.2, 0.3)
+    old = table_of(runs).drop_columns(["parameters", "space", "command"])
+    pq.write_table(old.replace_schema_metadata({"seedbed.results": "2"}), tmp_path / "old.parquet")
+    table = read_snapshot(tmp_path / "old.parquet")
+    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert runs_of(table) == runs
+    pq.write_table(old.replace_schema_metadata({"seedbed.results": "3"}), tmp_path / "new.parquet")
+    with pytest.raises(DataError, match="other columns than version 3"):
+        read_snapshot(tmp_path / "new.parquet")
+
+
 def test_missing_trials_are_those_of_the_plan_without_a_run():
     cell = {name: getattr(DEFAULT, name) for name in ("method", "refiner", "dataset", "supervision", "backbone")}
     cell |= {"initialisation": "none", "crf_preset": "irn", "tuning_masks": 40}

@@ -34,11 +34,12 @@ class Tracker:
         self.client.set_terminated(run)
         return run
 
-    def trial(self, parent: str, tags: dict, metrics: dict) -> None:
-        """Write one trial."""
+    def trial(self, parent: str, tags: dict, metrics: dict) -> str:
+        """Write one trial; return its id."""
         run = self.client.create_run(self.experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
         self.client.log_batch(run, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
         self.client.set_terminated(run)
+        return run
 
 
 def empty_plan(name: str) -> dict:
@@ -138,6 +139,14 @@ def test_a_store_without_sweeps_and_a_file_that_is_not_there(tmp_path):
 )
 def test_what_a_record_is(name, record):
     assert is_record(name) is record
+
+
+def test_what_was_drawn_and_the_command_are_those_of_the_tags():
+    tags, _ = tracked()[0]
+    told = {"parameters": '{"A.b": 1}', "space": '{"A.b": {}}', "command": "seedbed run --set A.b=1"}
+    run = run_of(tags | told, {}, Plan.parse(PLAN))
+    assert {name: getattr(run, name) for name in told} == told
+    assert (run_of(tags, {}, Plan.parse(PLAN)).command, run.seed) == ("", int(tags["seed"]))
 
 
 def test_a_trial_that_runs_has_not_finished_and_broken_tags_are_named():

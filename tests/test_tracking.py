@@ -118,6 +118,8 @@ def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
     for name in ("backbone", "initialisation", "crf_preset", "data_digest", "hardware", "tuning_masks"):
         assert tags[name], name
     assert (tags["code"], tags["dirty"]) == ("abc", "true")
+    assert tags["command"].startswith("seedbed run --method cam --refiner none --dataset chimera-voc --root DIR")
+    assert json.loads(tags["parameters"]).keys() == json.loads(tags["space"]).keys() != set()
     assert json.loads(tags["stages"]) == {"a1b2c3d4e5f6": 1.5}
     assert run.inputs.dataset_inputs[0].dataset.name == "chimera-voc"
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}

@@ -1,0 +1,107 @@
+"""The paired bootstrap: how far a number, a difference or a rank could have come out elsewhere.
+
+Images are resampled with replacement, the same ones for all rows (Efron and Tibshirani 1993, An Introduction to
+the Bootstrap, chapter 13), and the mIoU of a resample is that of its summed confusions, not a mean over images.
+The chance of seeds is Student's t: two or three values are too few to be resampled (docs/protocol.md, Statistics).
+Nothing here knows of runs or tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+CHUNK = 256
+"""Resamples a matrix product, so that 40,000 images need 80 MB."""
+Values = NDArray[np.float64]
+
+
+class Interval(NamedTuple):
+    """A 95 % interval, and the two-sided p of the hypothesis that the true value is 0."""
+
+    low: float
+    high: float
+    p: float
+
+
+def draw_images(images: int, resamples: int, seed: int, name: str = "") -> NDArray[np.uint16]:
+    """Return (resamples, images): how often each image is in each resample of as many images as there are.
+
+    `name` is the data set's: others have other draws.
+    """
+    generator = np.random.default_rng([seed, images, *name.encode()])
+    drawn = np.empty((resamples, images), np.uint16)
+    for start in range(0, resamples, CHUNK):
+        part = drawn[start : start + CHUNK]
+        part[:] = generator.multinomial(images, np.full(images, 1 / images), size=len(part))
+    return drawn
+
+
+def miou(sums: NDArray) -> Values:
+    """Return the mIoU (…) of summed pixels (…, 3, labels), over the labels whose union is not empty."""
+    intersection, truth, predicted = np.moveaxis(np.asarray(sums, np.float64), -2, 0)
+    union = truth + predicted - intersection
+    known = union > 0
+    iou = np.divide(intersection, union, out=np.zeros_like(union), where=known)
+    counted = known.sum(axis=-1)
+    return np.divide(iou.sum(axis=-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
+
+
+def resampled_miou(counts: NDArray[np.int64], drawn: NDArray[np.uint16]) -> Values:
+    """Return the mIoU (resamples,) of a run on each resample, exactly.
+
+    `counts` (images, 3, labels) are pixels of the intersection, the truth and the prediction.
+    """
+    images, kinds, labels = counts.shape
+    flat = counts.reshape(images, kinds * labels).astype(np.float64)
+    # Whole numbers below 2⁵³ are exact in float64, so neither the order nor the number of threads matters.
+    sums = (drawn[start : start + CHUNK].astype(np.float64) @ flat for start in range(0, len(drawn), CHUNK))
+    return np.concatenate([miou(part.reshape(-1, kinds, labels)) for part in sums])
+
+
+def over_seeds(by_seed: Values, points: Sequence[float], row: int, seed: int) -> Values:
+    """Return resampled means (resamples,) that vary with images and with seeds.
+
+    `by_seed` (resamples, seeds) are the resampled numbers, or differences, of each seed, and `points` (seeds,)
+    those of all images. To the mean over seeds comes s/√n · T: s is the standard deviation (n−1) of `points`, and
+    T is Student's t with n−1 degrees of freedom, in an order that is drawn for each `row`. At least two seeds.
+    """
+    from scipy.special import stdtrit
+
+    resamples, seeds = by_seed.shape
+    # Evenly spread quantiles in a random order: drawn freely, the wide tails would move the limits about.
+    quantiles = stdtrit(seeds - 1, (np.arange(resamples) + 0.5) / resamples)
+    order = np.random.default_rng([seed, resamples, seeds, row]).permutation(resamples)
+    return by_seed.mean(axis=1) + np.std(points, ddof=1) / np.sqrt(seeds) * quantiles[order]
+
+
+def interval_of(resampled: Values) -> Interval:
+    """Return the percentile interval of resampled differences, and p.
+
+    p is 2 · (1 + count)/(1 + resamples) and at most 1, where count is the number of resamples at or beyond 0, on
+    the side with fewer (Davison and Hinkley 1997, Bootstrap Methods and their Application, section 4.2).
+    """
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    fewer = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    return Interval(float(low), float(high), min(1.0, 2 * (1 + fewer) / (1 + len(resampled))))
+
+
+def ranks_of(resampled: Values) -> NDArray[np.int64]:
+    """Return the rank (resamples, rows) of each row in each resample, 1 for the highest; equal ones share it."""
+    ordered = np.sort(resampled, axis=1)
+    higher = [
+        row.size - np.searchsorted(row, own, side="right") for row, own in zip(ordered, resampled, strict=True)
+    ]
+    return 1 + np.stack(higher)
+
+
+def rank_intervals(resampled: Values) -> list[tuple[int, int]]:
+    """Return the 95 % interval of each row's rank, of resampled numbers (resamples, rows)."""
+    limits = np.quantile(
+        ranks_of(resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="inverted_cdf"
+    ).astype(int)
+    return [(int(low), int(high)) for low, high in limits.T]

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmark.environment import code_version
 from benchmark.errors import ConfigError
-from benchmark.estimates import Estimate, difference_over_images, difference_over_seeds, over_images, over_seeds
+from benchmark.estimates import difference_over_images, difference_over_seeds, over_images, over_seeds
 from benchmark.job import Job, read_job, read_outcome, write_text
 from benchmark.progress import Reporter
 from benchmark.ratios import Ratios, ratios_of
@@ -25,6 +25,7 @@ from benchmark.study import Spot, Study, measure_of
 from benchmark.sweep_settings import SweepSettings, settings_of
 from benchmark.trial import SMALL_IMAGES
 from benchmark.workfolder import WorkFolder
+from leaderboard.bootstrap import Interval
 
 HOURS = "cost/hours"
 CITED = "reported only"
@@ -215,7 +216,7 @@ class Table:
             return found
         scale = self._scale(measures[0])
         ratios = [self._ratios(spot, measure) for spot, measure in zip(spots, measures, strict=True)]
-        estimate: Estimate | None
+        estimate: Interval | None
         if all(ratios) and ratios[0].keys() == ratios[1].keys() and _same_images(*ratios):
             estimate = difference_over_images(*ratios)
         else:

@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command(cls=SpacedLists)(sweep)
-app.command()(leaderboard)
+app.command(cls=SpacedLists)(leaderboard)
 app.command()(ui)
 app.command()(sync)
 app.command()(evaluate)

@@ -113,10 +113,14 @@ class Repeat:
     digests: tuple[str, ...]
     hardware: tuple[str, ...]
     hours: str
-    changed: tuple[tuple[str, str, str], ...]
-    """Settings that are not those of the default row: name, value, default."""
     settings: tuple[tuple[str, str], ...]
+    """Those that the search changed, by `Stage.field`."""
     remarks: tuple[str, ...]
+
+    @property
+    def recorded(self) -> bool:
+        """Whether commands and settings were recorded."""
+        return any(command for _, command in self.commands)
 
 
 def slug(name: str) -> str:
@@ -241,10 +245,9 @@ def repeats(view: GroupView, runs: Sequence[Run], method: str) -> list[Repeat]:
 
 def _repeat(line: Line, view: GroupView, confirmed: Sequence[Run]) -> Repeat:
     row = line.row
-    cell = [run for run in confirmed if (run.method, run.refiner) == (row.method, row.refiner)]
-    own = sorted((run for run in cell if run.settings == row.settings), key=lambda run: run.seed)
-    settings = _parameters(own)
-    default = _parameters([run for run in cell if run.settings == "default"])
+    place = (row.method, row.refiner, row.settings)
+    own = [run for run in confirmed if (run.method, run.refiner, run.settings) == place]
+    own.sort(key=lambda run: run.seed)
     return Repeat(
         line=line,
         view=view,
@@ -254,27 +257,16 @@ def _repeat(line: Line, view: GroupView, confirmed: Sequence[Run]) -> Repeat:
         digests=_known(run.data_digest for run in own),
         hardware=_known(run.hardware for run in own),
         hours=hours(row),
-        changed=tuple(
-            (name, value, default.get(name, NOTHING))
-            for name, value in settings.items()
-            if default.get(name, NOTHING) != value
-        ),
-        settings=tuple(settings.items()),
+        settings=_parameters(own),
         remarks=(*(f"not ranked: {bar}" for bar in row.bars), *row.notes),
     )
 
 
-def _parameters(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the settings of the first of some runs that recorded any, by `Stage.field`."""
-    for run in sorted(runs, key=lambda run: run.seed):
-        recorded: dict[str, Any] = json.loads(getattr(run, "parameters", "") or "{}")
-        if recorded:
-            return {name: _text(value) for name, value in sorted(recorded.items())}
-    return {}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _parameters(runs: Sequence[Run]) -> tuple[tuple[str, str], ...]:
+    """Return the settings that the search changed; they are the same for all seeds."""
+    recorded: dict[str, Any] = json.loads(getattr(runs[0], "parameters", "") or "{}") if runs else {}
+    texts = ((name, value if isinstance(value, str) else json.dumps(value)) for name, value in recorded.items())
+    return tuple(sorted(texts))
 
 
 def _known(values: Iterable[str]) -> tuple[str, ...]:

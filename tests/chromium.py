@@ -6,6 +6,7 @@ Messages are JSON ended by a NUL byte; Chromium reads them from file descriptor 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -129,11 +130,17 @@ def chromium() -> Iterator[Page]:
     answers, to_answer = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-        # Descriptors above 2 are inherited by number: the shell moves the pipes to 3 and 4.
-        moved = f'exec "$0" "$@" 3<&{to_read} 4>&{to_answer}'
+
+        def move() -> None:
+            """In the new process: the pipes get the numbers that Chromium expects."""
+            spare = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 10) for descriptor in (to_read, to_answer)]
+            for number, descriptor in zip((3, 4), spare, strict=True):
+                os.dup2(descriptor, number)
+
         process = subprocess.Popen(
-            ["/bin/sh", "-c", moved, PROGRAM, *options, f"--user-data-dir={profile}"],
-            pass_fds=(to_read, to_answer),
+            [PROGRAM, *options, f"--user-data-dir={profile}"],
+            preexec_fn=move,
+            pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -39,6 +39,7 @@ def runs(dataset: str = "chimera") -> list[Run]:
             value = 0.0 if mean is None else mean + (seed - 1) / 100
             metrics = {
                 "val/mIoU": value,
+                "seed.train/mIoU_fixed": 0.2,
                 "seed.train/mIoU_tuned": 0.3,
                 "seed.train/threshold_tuned": 0.25,
                 "pseudo_mask.train/mIoU_tuned": 1 - value,
@@ -125,7 +126,7 @@ def analysis_of(board: Any) -> Analysis:
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M0 0h9" stroke="currentColor"/></svg>'
     )
     figure = Figure("intervals", "Intervals", "Of all <rows>.", svg, "row,low\ncam,0.48\n", ("cam",), "chimera")
-    ranks = (AverageRank("cam", "none", 1.0, 1.0, 1.5, 2),)
+    ranks = (AverageRank("cam", "none", 1.0, 1.0, 1.5, ("chimera", "voc2012")),)
     return Analysis(tuple(group for _ in board.groups), ranks, (f"cam beats {HOSTILE}.",), (figure,))
 
 

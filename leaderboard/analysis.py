@@ -45,7 +45,7 @@ class AverageRank:
     mean: float
     low: float
     high: float
-    datasets: tuple[str, ...]
+    datasets: int
 
 
 @dataclass(frozen=True)

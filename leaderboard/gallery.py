@@ -24,6 +24,7 @@ from benchmark.maps import MapReader, ScoreMaps
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import SplitView
 from datasets.files import decode_mask, palette
+from leaderboard.select import SETTINGS
 from leaderboard.snapshot import Run
 from leaderboard.views import slug
 
@@ -148,7 +149,11 @@ def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
         kept = {name: path for name, path in paths.items() if path.is_dir()}
         if {"scores", "masks"} & set(kept):
             found.append(Trial(folder, run, job["place"], kept))
-    return found
+    return sorted(found, key=lambda trial: _place(trial.run))
+
+
+def _place(run: Run) -> tuple[str, str, int]:
+    return run.method, run.refiner, SETTINGS.index(run.settings)
 
 
 def _draw(name: str, trials: Sequence[Trial], out: Path, count: int, predict: Predict) -> DatasetGallery:

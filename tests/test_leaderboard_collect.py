@@ -14,7 +14,7 @@ from leaderboard import collect as module
 from leaderboard.build import build
 from leaderboard.collect import collect, is_record, run_of
 from leaderboard.plan import Plan
-from leaderboard.snapshot import runs_of, table_of
+from leaderboard.snapshot import read_snapshot, runs_of, table_of
 from tests.test_leaderboard_golden import GOLDEN, PLAN, TABLES, runs, tracked
 
 
@@ -83,6 +83,17 @@ def test_build_writes_the_recorded_tables(tracker, tmp_path):
     assert [path.name for path in paths][:5] == ["results.parquet", *TABLES]
     for path in paths[1:5]:
         assert path.read_bytes() == (GOLDEN / path.name).read_bytes()
+
+
+def test_several_sweeps_make_one_leaderboard(tracker, tmp_path):
+    tags, metrics = tracked()[0]
+    parent = tracker.sweep(empty_plan("o'ther"))
+    own = {"seedbed.sweep": "o'ther", "seedbed.key": "other", "method": "other"}
+    tracker.trial(parent, tags | own, metrics)
+    paths = build(tracker.uri, ["golden", "o'ther"], tmp_path)
+    sweeps = {run.sweep for run in runs_of(read_snapshot(paths[0]))}
+    assert sweeps == {"golden", "o'ther"}
+    assert "golden, o&#39;ther" in (tmp_path / "index.html").read_text("utf-8")
 
 
 def test_a_name_with_a_quote_is_a_name(tracker):

@@ -40,7 +40,9 @@ def pages(content: Content) -> Iterator[tuple[str, str]]:
 
 def overview(content: Content) -> str:
     """Return `index.html`."""
-    return _render("index.html", content, summary=summary(content.board), views=content.views)
+    # What is about one method stands on its page.
+    figures = [figure for figure in content.analysis.figures if len(figure.methods) != 1]
+    return _render("index.html", content, summary=summary(content.board), views=content.views, figures=figures)
 
 
 def _method(content: Content, method: str) -> str:

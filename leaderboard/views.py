@@ -192,7 +192,9 @@ def _main_cell(index: int, row: Row, column: Column, group: Group, analysis: Gro
     cell = _cell(row, column)
     if column is RANK and row.rank is not None and index in analysis.rank_intervals:
         low, high = analysis.rank_intervals[index]
-        return Cell(cell.text, detail=f"{low}–{high}", value=cell.value, number=True)
+        # Without doubt there is nothing to add.
+        detail = "" if low == high else f"{low}–{high}"
+        return Cell(cell.text, detail=detail, value=cell.value, number=True)
     if column.measure == group.measure.name and index in analysis.intervals:
         bounds = ", ".join(f"{100 * bound:.2f}" for bound in analysis.intervals[index])
         return Cell(cell.text, cell.spread, f"[{bounds}]", cell.value, True, cell.marked)

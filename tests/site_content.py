@@ -125,9 +125,12 @@ def analysis_of(board: Any) -> Analysis:
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><path d="M0 0h9" stroke="currentColor"/></svg>'
     )
-    figure = Figure("intervals", "Intervals", "Of all <rows>.", svg, "row,low\ncam,0.48\n", ("cam",), "chimera")
+    figures = (
+        Figure("intervals", "Intervals", "Of all <rows>.", svg, "row,low\ncam,0.48\n", (), "chimera"),
+        Figure("importance", "Importance", "Of `lr`.", svg.replace("h9", "h8"), "lr\n1\n", ("cam",)),
+    )
     ranks = (AverageRank("cam", "none", 1.0, 1.0, 1.5, 2),)
-    return Analysis(tuple(group for _ in board.groups), ranks, (f"cam beats {HOSTILE}.",), (figure,))
+    return Analysis(tuple(group for _ in board.groups), ranks, (f"cam beats {HOSTILE}.",), figures)
 
 
 def paper() -> ReportedPaper:

@@ -285,14 +285,11 @@ def test_figures_lie_beside_the_pages_with_their_numbers(site):
     folder, content = site
     assert (folder / "figures/intervals.csv").read_text("utf-8") == "row,low\ncam,0.48\n"
     assert (folder / "figures/intervals.svg").read_text("utf-8") == content.analysis.figures[0].svg
-    for name, shown in (
-        ("index", True),
-        ("methods/cam", True),
-        ("datasets/chimera", True),
-        ("methods/sc_cam", False),
-    ):
+    places = {"index": (True, False), "datasets/chimera": (True, False), "methods/cam": (False, True)}
+    for name, wanted in (places | {"methods/sc_cam": (False, False)}).items():
         text = (folder / f"{name}.html").read_text("utf-8")
-        assert (content.analysis.figures[0].svg in text) == shown
+        assert tuple(figure.svg in text for figure in content.analysis.figures) == wanted
+    assert "Of <code>lr</code>." in (folder / "methods/cam.html").read_text("utf-8")
     assert "Of all &lt;rows&gt;." in (folder / "index.html").read_text("utf-8")
 
 

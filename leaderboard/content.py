@@ -9,7 +9,7 @@ from leaderboard.analysis import Analysis
 from leaderboard.figures import Figure
 from leaderboard.gallery import FOLDER, DatasetGallery
 from leaderboard.reported import ReportedPaper, ReportedTable
-from leaderboard.snapshot import Run
+from leaderboard.snapshot import Run, Scope
 from leaderboard.standing import Board
 from leaderboard.study_results import Study
 from leaderboard.views import GroupView, group_views, slug
@@ -33,6 +33,15 @@ class Content:
     def views(self) -> list[GroupView]:
         """The groups with their tables."""
         return group_views(self.board, self.analysis)
+
+    @cached_property
+    def confirmed(self) -> dict[Scope, list[Run]]:
+        """The runs that rows report, by what they may be compared within."""
+        found: dict[Scope, list[Run]] = {}
+        for run in self.runs:
+            if run.phase == "confirm":
+                found.setdefault(run.scope, []).append(run)
+        return found
 
     @property
     def methods(self) -> list[str]:

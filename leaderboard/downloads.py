@@ -43,9 +43,8 @@ def _plain(content: Content) -> dict[str, Table]:
 
 def reported_table(table: ReportedTable) -> Table:
     """Return a table of a paper as texts, as it was printed."""
-
-    def text(value: float | None) -> str:
-        return "–" if value is None else f"{value:g}"
-
-    rows = [(row.label, *(text(row.values.get(name)) for name in table.columns), row.notes) for row in table.rows]
+    rows = [
+        (row.label, *(exports.printed(row.values.get(name)) for name in table.columns), row.notes)
+        for row in table.rows
+    ]
     return Table(("", *(f"{name} ({table.unit})" for name in table.columns), "notes"), tuple(rows))

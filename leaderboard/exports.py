@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 
 from leaderboard.latex import escape as latex_escape
+from leaderboard.standing import NOTHING
 from leaderboard.tables import _escape as markdown_escape
 
 
@@ -44,6 +45,14 @@ FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
 """By the suffix of their files."""
 
 
+def printed(value: float | None) -> str:
+    """Return a number as papers print it, with a decimal at least, and a dash where there is none."""
+    if value is None:
+        return NOTHING
+    text = f"{value:g}"
+    return text if "." in text else f"{text}.0"
+
+
 def number(value: float | None) -> str:
     """Return a number with two decimals, and a dash where there is none."""
-    return "–" if value is None else f"{value:.2f}"
+    return NOTHING if value is None else f"{value:.2f}"

@@ -15,7 +15,7 @@ from benchmark.registry import METHODS
 from leaderboard import content as places
 from leaderboard.columns import COLUMNS, group_title, initialisation, ranked_by, remarks, sections, segmentation
 from leaderboard.content import Content
-from leaderboard.exports import number
+from leaderboard.exports import number, printed
 from leaderboard.gallery import DatasetGallery
 from leaderboard.standing import NOTHING
 from leaderboard.study_results import Study, signed
@@ -54,7 +54,7 @@ def _method(content: Content, method: str) -> str:
         method=method,
         description=METHODS.description(method).split("\n\n") if known else [],
         views=[_only(view, method) for view in content.views if _only(view, method).main],
-        repeats=[repeat for view in content.views for repeat in repeats(view, content.runs, method)],
+        repeats=[repeat for view in content.views for repeat in repeats(view, content.confirmed, method)],
         figures=[figure for figure in content.analysis.figures if method in figure.methods],
         studies=[study for study in content.studies if study.method == method],
         papers=[paper for paper in content.papers if paper.method == method],
@@ -109,7 +109,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"code": _code, "number": number, "signed": _signed, "svg": Markup}
+    environment.filters |= {"code": _code, "number": number, "printed": printed, "signed": _signed, "svg": Markup}
     environment.globals |= {
         "places": places,
         "columns": COLUMNS,

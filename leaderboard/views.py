@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,15 +234,12 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def repeats(view: GroupView, runs: Sequence[Run], method: str) -> list[Repeat]:
-    """Return what repeats each row of a method in a group, from the runs of the snapshot."""
+def repeats(view: GroupView, confirmed: Mapping[Scope, Sequence[Run]], method: str) -> list[Repeat]:
+    """Return what repeats each row of a method in a group, from the confirming runs of each scope."""
     group = view.group
     scope = Scope(*(getattr(group, name) for name in Scope._fields))
-    return [
-        _repeat(line, view, [run for run in runs if run.phase == "confirm" and run.scope == scope])
-        for line in view.main
-        if line.row.method == method
-    ]
+    own = [run for run in confirmed.get(scope, ()) if run.method == method]
+    return [_repeat(line, view, own) for line in view.main if line.row.method == method]
 
 
 def _repeat(line: Line, view: GroupView, confirmed: Sequence[Run]) -> Repeat:

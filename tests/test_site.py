@@ -280,6 +280,10 @@ def test_a_plain_table_is_escaped_in_each_format():
     assert exports.comma_separated(table) == "a|b,50%\n<x>,y_z & *q*\n"
 
 
+def test_printed_numbers_have_a_decimal():
+    assert [exports.printed(value) for value in (48.0, 66.6, 0.125, None)] == ["48.0", "66.6", "0.125", "–"]
+
+
 def test_figures_lie_beside_the_pages_with_their_numbers(site):
     folder, content = site
     assert (folder / "figures/intervals.csv").read_text("utf-8") == "row,low\ncam,0.48\n"

@@ -182,4 +182,4 @@ def test_all_photographs_and_maps_are_below_one_folder(work, tmp_path):
     for path in (tmp_path / "site").rglob("*"):
         inside = path.is_relative_to(tmp_path / "site" / "gallery")
         assert inside or path.suffix not in (".jpg", ".png")
-        assert inside or path.suffix != ".html" or "data:image" not in path.read_text("utf-8")
+        assert inside or path.suffix != ".html" or "data-map" not in path.read_text("utf-8")

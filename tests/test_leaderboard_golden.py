@@ -72,9 +72,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def without_figures(path: Path) -> bytes:
+    """Return a file without what is drawn in it: matplotlib's versions draw the same figure in other words."""
+    return re.sub(rb"<svg.*?</svg>", b"<svg/>", path.read_bytes(), flags=re.DOTALL)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_tables_are_the_recorded_ones(written, name):
-    assert (written / name).read_bytes() == (GOLDEN / name).read_bytes()
+    assert without_figures(written / name) == (GOLDEN / name).read_bytes()
 
 
 def test_the_terminal_table_is_the_recorded_one():
@@ -90,13 +95,14 @@ def test_a_written_snapshot_gives_the_same_bytes_again(written, tmp_path):
 
 
 def test_the_pages_load_nothing_from_elsewhere_and_no_file_names_a_path(written):
-    texts = {path: path.read_text("utf-8") for path in written.rglob("*") if path.suffix not in (".parquet", "")}
-    assert {path.suffix for path in texts} == {".html", ".css", ".js", ".md", ".tex", ".csv"}
+    texts = {path: path.read_text("utf-8") for path in written.rglob("*.*") if path.suffix != ".parquet"}
+    assert {path.suffix for path in texts} >= {".html", ".css", ".js", ".md", ".tex", ".csv"}
     for path, text in texts.items():
         assert str(written) not in text
         if path.suffix in (".html", ".css", ".js"):
-            for sign in ("http:", "https:", "//", "@import", "url(", "fetch(", "import("):
-                assert sign not in re.sub(r"^ *// .*", "", text, flags=re.MULTILINE)
+            # Names of namespaces are no addresses, and what comes after # is a part of the same figure.
+            own = re.sub(r'xmlns(:\w+)?="[^"]*"|^ *// .*', "", text, flags=re.MULTILINE)
+            assert not re.search(r"https?:|//|@import|url\((?!#)|fetch\(|import\(", own), path
 
 
 def test_the_terminal_table_is_at_most_120_columns_wide():
@@ -126,7 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_leaderboard(table, Path(folder))
         for name in TABLES:
-            shutil.copyfile(Path(folder) / name, GOLDEN / name)
+            (GOLDEN / name).write_bytes(without_figures(Path(folder) / name))
     (GOLDEN / "terminal.txt").write_text(terminal(board_of(table)), "utf-8")
 
 

@@ -18,8 +18,9 @@ demo: $(READY)
 	@$(BIN)/seedbed data generate chimera --layout voc --images 100 --size 64 --out seedbed-work/demo/chimera-voc
 	@$(BIN)/seedbed data generate chimera --layout coco --images 100 --size 64 --out seedbed-work/demo/chimera-coco
 	$(BIN)/seedbed sweep benchmark/demo.yaml
-	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/leaderboard
+	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/site
 	@echo "MLflow: $(BIN)/seedbed ui"
+	@echo "The leaderboard, to open in a browser: $(CURDIR)/seedbed-work/demo/site/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

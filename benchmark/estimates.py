@@ -56,7 +56,7 @@ def _interval(first: Sequence[Ratios], second: Sequence[Ratios] | None) -> Inter
     if second is not None:
         by_seed -= np.stack([_resampled(ratios, drawn) for ratios in second], axis=1)
         points = [own - ratios.value() for own, ratios in zip(points, second, strict=True)]
-    resampled = over_seeds_of(by_seed, points, 0, 0) if len(points) > 1 else by_seed[:, 0]
+    resampled = varied_by_seeds(by_seed, points, 0, 0) if len(points) > 1 else by_seed[:, 0]
     # A resample may hold no image of the only class that counts.
     return interval_of(resampled[np.isfinite(resampled)])
 

@@ -35,6 +35,10 @@ class Family:
 
     def summary(self, name: str) -> str:
         """Return the first line of the plug-in file's docstring, without importing it."""
+        return self.description(name).partition("\n")[0]
+
+    def description(self, name: str) -> str:
+        """Return the plug-in file's docstring, without importing it."""
         return _files(self.package, self.constant)[name]
 
     def load(self, name: str) -> Any:
@@ -66,7 +70,7 @@ def _files(package: str, constant: str) -> dict[str, str]:
         except SyntaxError as error:
             raise SeedbedError(f"{path}: line {error.lineno}: {error.msg}") from None
         if any(constant in _assigned(node) for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem] = ast.get_docstring(tree) or ""
     return found
 
 

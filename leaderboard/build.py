@@ -1,46 +1,108 @@
-"""From an experiment tracker to the published leaderboard: collect, snapshot, tables."""
+"""From an experiment tracker to the published leaderboard: collect, snapshot, tables, site."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.workfolder import WorkFolder
+from leaderboard.analysis import analyse
 from leaderboard.collect import collect
+from leaderboard.comparisons import comparisons
+from leaderboard.content import Content
+from leaderboard.gallery import DatasetGallery, Predict, draw_gallery
+from leaderboard.images import ImageStatistics, collect_images, read_images, write_images
 from leaderboard.latex import latex
-from leaderboard.site import page
-from leaderboard.snapshot import read_snapshot, write_snapshot
+from leaderboard.reported import papers
+from leaderboard.site import write_site
+from leaderboard.snapshot import Run, read_snapshot, runs_of, write_snapshot
 from leaderboard.standing import board_of
+from leaderboard.study_results import read_studies
 from leaderboard.tables import comma_separated, markdown
 
 SNAPSHOT = "results.parquet"
+IMAGES = "per_image.parquet"
+INDEX = "index.html"
 FORMATS = {
     "leaderboard.md": markdown,
-    "leaderboard.html": page,
     "leaderboard.tex": latex,
     "leaderboard.csv": comma_separated,
+    "comparisons.csv": comparisons,
 }
+NO_WORK_FOLDER = "It was made from a snapshot alone, without the work folder that has the runs' files."
+NOT_WANTED = "It was left out (`seedbed leaderboard --gallery 6` draws six images a data set)."
+NOT_THERE = "The work folder that it was made with has no finished run of these sweeps with its files."
 
 
-def build(tracking_uri: str, sweep: str, out: Path) -> list[Path]:
-    """Write snapshot and tables of one sweep; return their paths, the snapshot first.
+@dataclass(frozen=True)
+class Sources:
+    """What the site shows beside the snapshot: the studies of a work folder, and a gallery of its runs."""
+
+    work: WorkFolder
+    pictures: int
+    """Images of each data set in the gallery; 0: no gallery."""
+    predict: Predict
+
+
+def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sources | None = None) -> list[Path]:
+    """Write snapshot, tables and site of one or several sweeps; return their paths, the snapshot first.
 
     Raises ConfigError for an unknown sweep, DataError for runs that contradict each other.
     """
-    return write_leaderboard(collect(tracking_uri, sweep), out)
+    sweeps = [sweep] if isinstance(sweep, str) else list(sweep)
+    snapshot = collect(tracking_uri, sweeps)
+    return write_leaderboard(snapshot, out, collect_images(tracking_uri, sweeps, snapshot), sources)
 
 
-def write_leaderboard(snapshot: Any, out: Path) -> list[Path]:
-    """Write snapshot and tables of a snapshot, given as table or as path; return their paths.
+def write_leaderboard(
+    snapshot: Any, out: Path, images: ImageStatistics | None = None, sources: Sources | None = None
+) -> list[Path]:
+    """Write snapshot, tables and site of a snapshot, given as table or as path; return their paths.
 
-    The tables are made from the written file, so that nothing is in them that the snapshot does not hold: the same
-    snapshot gives the same bytes. Raises DataError for a file that is not a snapshot.
+    All is made from the written file, so that nothing is in it that the snapshot does not hold: the same snapshot
+    gives the same bytes. Of a path, the statistics of images that lie beside it are read. Raises DataError for a
+    file that is not a snapshot.
     """
+    if isinstance(snapshot, Path) and (snapshot.parent / IMAGES).is_file():
+        images = read_images(snapshot.parent / IMAGES)
     table = read_snapshot(snapshot) if isinstance(snapshot, Path) else snapshot
     out.mkdir(parents=True, exist_ok=True)
     write_snapshot(out / SNAPSHOT, table)
-    board = board_of(read_snapshot(out / SNAPSHOT))
+    written = [out / SNAPSHOT]
+    table = read_snapshot(out / SNAPSHOT)
+    board, runs = board_of(table), tuple(runs_of(table))
+    galleries, no_gallery = _galleries(runs, out, sources)
+    content = Content(
+        board=board,
+        runs=runs,
+        analysis=analyse(board, table, images),
+        studies=read_studies(sources.work.root / "studies") if sources else (),
+        papers=papers(),
+        galleries=galleries,
+        no_gallery=no_gallery,
+    )
+    index, *others = write_site(out, content)
+    written.append(index)
     for name, text in FORMATS.items():
         temporary = out / f"{name}.tmp"
-        temporary.write_text(text(board), "utf-8", newline="\n")
+        temporary.write_text(text(board, content.analysis), "utf-8", newline="\n")
         temporary.replace(out / name)
-    return [out / SNAPSHOT, *(out / name for name in FORMATS)]
+        written.append(out / name)
+    if images is not None:
+        write_images(out / IMAGES, images)
+        written.append(out / IMAGES)
+    return [*written, *others]
+
+
+def _galleries(
+    runs: tuple[Run, ...], out: Path, sources: Sources | None
+) -> tuple[tuple[DatasetGallery, ...], str]:
+    """Draw the galleries, and return them and why there are none."""
+    if sources is None:
+        return (), NO_WORK_FOLDER
+    if not sources.pictures:
+        return (), NOT_WANTED
+    drawn = draw_gallery(runs, sources.work, out, sources.pictures, sources.predict)
+    return drawn, "" if drawn else NOT_THERE

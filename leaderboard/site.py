@@ -1,51 +1,36 @@
-"""The leaderboard as one self-contained page that loads nothing from anywhere."""
+"""The leaderboard as a folder of pages that need no server and no network."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from leaderboard.content import Content
+from leaderboard.downloads import downloads
+from leaderboard.pages import pages
 
-from leaderboard.columns import COLUMNS, cells, initialisation, ranked_by, remarks, sections, segmentation
-from leaderboard.standing import NOTHING, Board, Group, Row
-from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
-
-
-def page(board: Board) -> str:
-    """Return the page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("leaderboard"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["code"] = _code
-    return environment.get_template("leaderboard.html").render(
-        board=board,
-        summary=summary(board),
-        columns=COLUMNS,
-        initialisation=initialisation,
-        segmentation=segmentation,
-        sections=list(sections()),
-        cells=cells,
-        remarks=remarks,
-        ranked_by=ranked_by,
-        classes=_classes,
-        empty=EMPTY,
-        numbers=NUMBERS,
-        marks=MARKS,
-    )
+STATIC = ("site.css", "site.js")
 
 
-def _classes(group: Group, row: Row) -> list[str]:
-    """Return the row's IoU of each class of the group, in percent with one decimal."""
-    known = [row.classes.get(name) for name in group.classes]
-    return [NOTHING if value is None else f"{100 * value:.1f}" for value in known]
+def write_site(out: Path, content: Content) -> list[Path]:
+    """Write pages, tables and figures; return their paths, `index.html` first.
+
+    The same content gives the same bytes. The pictures of the gallery are there already (leaderboard/gallery.py).
+    """
+    written = []
+    for name, text in _files(content):
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text, "utf-8", newline="\n")
+        temporary.replace(path)
+        written.append(path)
+    return written
 
 
-def _code(text: str) -> Markup:
-    """Return text as HTML in which `words between backticks` are code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+def _files(content: Content) -> Iterator[tuple[str, str]]:
+    yield from pages(content)
+    yield from downloads(content)
+    for name in STATIC:
+        yield f"static/{name}", files("leaderboard").joinpath("static", name).read_text("utf-8")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from leaderboard.latex import escape as latex_escape
-from leaderboard.tables import _escape as markdown_escape
+from leaderboard.study_results import signed
+from leaderboard.tables import escape as markdown_escape
 
 NOTHING = "–"
 DIGITS = {"%": 2, "fraction": 3, "hours": 2}
@@ -33,11 +34,6 @@ def cell_text(cell: Mapping[str, Any], unit: str) -> str:
     if cell["difference"] is None:
         return f"{text} ({paper})"
     return f"{text} ({paper}, {signed(cell['difference'], digits)})"
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """Return a number with its sign."""
-    return f"{value + 0.0:+.{digits}f}".replace("-", "−")
 
 
 def claim_text(claim: Mapping[str, Any], unit: str) -> str:

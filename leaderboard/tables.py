@@ -66,17 +66,17 @@ def markdown(board: Board, analysis: Analysis | None = None) -> str:
     """Return the leaderboard as GitHub's Markdown, with intervals and comparisons where an analysis is given."""
     if not board.groups:
         return f"# Leaderboard\n\n{EMPTY}\n"
-    facts = " · ".join(f"{name}: {_escape(text)}" for name, text in summary(board))
+    facts = " · ".join(f"{name}: {escape(text)}" for name, text in summary(board))
     lines = ["# Leaderboard", "", facts, "", f"{NUMBERS} {MARKS}", ""]
     meanings = {_heading(column): column.meaning for column in COLUMNS}
     for group, own in zip(board.groups, _analyses(board, analysis), strict=True):
         columns = columns_of(group, own)
         meanings |= {_heading(column): column.meaning for column in columns}
-        lines += [f"## {_escape(group_title(group))}", "", f"Ranked by {ranked_by(group)}.", ""]
+        lines += [f"## {escape(group_title(group))}", "", f"Ranked by {ranked_by(group)}.", ""]
         lines += [_line(_heading(column) for column in columns)]
         lines += [_line("---:" if column.number else "---" for column in columns)]
         lines += [_line(_markdown_cell(row, column) for column in columns) for row in group.rows]
-        listed = [f"- {_escape(name)}: {_escape(remark)}" for name, remark in remarks(group)]
+        listed = [f"- {escape(name)}: {escape(remark)}" for name, remark in remarks(group)]
         lines += ["", *listed, ""] if listed else [""]
     if analysis is not None:
         lines += _said(board, analysis)
@@ -91,21 +91,21 @@ def _analyses(board: Board, analysis: Analysis | None) -> Sequence[GroupAnalysis
 
 def _said(board: Board, analysis: Analysis) -> list[str]:
     """Return what an analysis says, and its tables, as lines of Markdown."""
-    lines = ["## What can be told apart", "", *(f"- {_escape(sentence)}" for sentence in analysis.sentences), ""]
+    lines = ["## What can be told apart", "", *(f"- {escape(sentence)}" for sentence in analysis.sentences), ""]
     tables = list(titled(board, analysis))
     if tables:
         lines += [FACTS, ""]
     for table in tables:
-        lines += [f"### {_escape(table.title)}", "", *_table(table), ""]
+        lines += [f"### {escape(table.title)}", "", *_table(table), ""]
     if analysis.images_without:
         lines += ["No intervals, for want of statistics of images:", ""]
-        lines += [*(f"- {_escape(text)}" for text in analysis.images_without), ""]
+        lines += [*(f"- {escape(text)}" for text in analysis.images_without), ""]
     return lines
 
 
 def _table(table: TextTable) -> list[str]:
     rule = ["---", *["---:"] * (len(table.header) - 1)]
-    return [_line(table.header), _line(rule), *(_line(map(_escape, row)) for row in table.rows)]
+    return [_line(table.header), _line(rule), *(_line(map(escape, row)) for row in table.rows)]
 
 
 def _heading(column: Column) -> str:
@@ -113,7 +113,7 @@ def _heading(column: Column) -> str:
 
 
 def _markdown_cell(row: Row, column: Column) -> str:
-    text = _escape(column.text(row))
+    text = escape(column.text(row))
     return f"**{text}**" if column.measure in row.marked else text
 
 
@@ -121,7 +121,7 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return text that Markdown shows as it is, in one line."""
     # An underscore within a word is none of Markdown's signs.
     return re.sub(r"([\\`*\[\]<>|~#&$]|\b_\B|\B_\b)", r"\\\1", " ".join(text.split()))

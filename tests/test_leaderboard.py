@@ -15,8 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.errors import DataError
-from leaderboard import columns, latex, site, tables
+from leaderboard import columns, latex, pages, tables
+from leaderboard.analysis import Analysis
 from leaderboard.build import write_leaderboard
+from leaderboard.comparing import GroupAnalysis
+from leaderboard.content import Content
 from leaderboard.plan import Plan
 from leaderboard.snapshot import SCHEMA, Run, read_snapshot, runs_of, table_of, write_snapshot
 from leaderboard.standing import Board, Group, Row, board_of
@@ -68,6 +71,12 @@ def line(*values: float, **changes) -> list[Run]:
 def board(*runs: Run) -> Board:
     """Return the board of runs, by way of the snapshot's table."""
     return board_of(table_of(runs))
+
+
+def overview(shown: Board) -> str:
+    """Return the first page of a board."""
+    nothing = tuple(GroupAnalysis({}, (), {}) for _ in shown.groups)
+    return pages.overview(Content(shown, (), Analysis(nothing, (), (), ())))
 
 
 def only_group(*runs: Run) -> Group:
@@ -271,7 +280,7 @@ def test_the_segmentation_networks_backbone_and_initialisation_part_groups_and_a
         "chimera · supervision I+COCO masks · backbone tiny · initialisation none" + own + "coco",
     ]
     assert [columns.group_title(group) for group in shown.groups] == titles
-    page, text = site.page(shown), tables.terminal(shown)
+    page, text = overview(shown), tables.terminal(shown)
     assert page.count("<span>segmentation backbone</span> resnet101") == 3
     assert page.count("<span>segmentation initialisation</span> coco") == 1
     assert max(map(len, text.splitlines())) <= 120
@@ -314,7 +323,7 @@ def test_a_row_that_lacks_a_seed_has_no_mean_and_says_why(status):
     assert row.values["val_mIoU"] == f"{status} (1 of 3)"
     assert row.bars == (f"seed 2 {status}: of a reason",)
     assert row_of(group, "b").rank == 1
-    for text in (tables.markdown, tables.terminal, tables.comma_separated, latex.latex, site.page):
+    for text in (tables.markdown, tables.terminal, tables.comma_separated, latex.latex, overview):
         shown = text(board(*runs, *line(0.5, 0.5, 0.5, method="b")))
         assert f"{status} (1 of 3)" in shown
         assert "of a reason" in shown
@@ -461,7 +470,7 @@ def test_signs_are_escaped_in_every_format():
     shown = board(*runs)
     assert r"a\|b \<b\>50%\</b\> x_y \& \$z {q} \\ \# \~ ^ ± é 漢" in tables.markdown(shown)
     assert r"next \`c\` \*d\*" in tables.markdown(shown)
-    page = site.page(shown)
+    page = overview(shown)
     assert "a|b &lt;b&gt;50%&lt;/b&gt; x_y &amp; $z" in page
     assert "<b>50" not in page
     text = latex.latex(shown)

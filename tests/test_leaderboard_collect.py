@@ -11,11 +11,11 @@ from mlflow.tracking import MlflowClient
 
 from benchmark.errors import ConfigError, DataError
 from leaderboard import collect as module
-from leaderboard.build import FORMATS, build
+from leaderboard.build import build, write_leaderboard
 from leaderboard.collect import collect, is_record, run_of
 from leaderboard.plan import Plan
-from leaderboard.snapshot import runs_of, table_of
-from tests.test_leaderboard_golden import GOLDEN, PLAN, runs, tracked
+from leaderboard.snapshot import read_snapshot, runs_of, table_of
+from tests.test_leaderboard_golden import GOLDEN, PLAN, TABLES, runs, tracked, without_figures
 
 
 class Tracker:
@@ -79,11 +79,29 @@ def test_pages_do_not_matter(tracker, page, monkeypatch):
     assert collect(tracker.uri, "golden").equals(whole)
 
 
-def test_build_writes_the_recorded_tables(tracker, tmp_path):
+def test_what_is_collected_gives_the_recorded_tables(tracker, tmp_path):
+    write_leaderboard(collect(tracker.uri, "golden"), tmp_path)
+    for name in TABLES:
+        assert without_figures(tmp_path / name) == (GOLDEN / name).read_bytes()
+
+
+def test_build_writes_the_statistics_of_images_too_and_says_which_rows_have_none(tracker, tmp_path):
     paths = build(tracker.uri, "golden", tmp_path)
-    assert [path.name for path in paths] == ["results.parquet", *FORMATS]
-    for path in paths[1:]:
-        assert path.read_bytes() == (GOLDEN / path.name).read_bytes()
+    assert [path.name for path in paths][: 1 + len(TABLES)] == ["results.parquet", *TABLES]
+    assert tmp_path / "per_image.parquet" in paths
+    assert (tmp_path / "leaderboard.csv").read_bytes() == (GOLDEN / "leaderboard.csv").read_bytes()
+    assert "MLflow has no artifact per_image/" in (tmp_path / "leaderboard.md").read_text("utf-8")
+
+
+def test_several_sweeps_make_one_leaderboard(tracker, tmp_path):
+    tags, metrics = tracked()[0]
+    parent = tracker.sweep(empty_plan("o'ther"))
+    own = {"seedbed.sweep": "o'ther", "seedbed.key": "other", "method": "other"}
+    tracker.trial(parent, tags | own, metrics)
+    paths = build(tracker.uri, ["golden", "o'ther"], tmp_path)
+    sweeps = {run.sweep for run in runs_of(read_snapshot(paths[0]))}
+    assert sweeps == {"golden", "o'ther"}
+    assert "golden, o&#39;ther" in (tmp_path / "index.html").read_text("utf-8")
 
 
 def test_a_name_with_a_quote_is_a_name(tracker):

@@ -55,3 +55,9 @@ def test_listing_imports_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_description_is_the_whole_docstring_and_a_summary_its_first_line():
+    description = METHODS.description("sc_cam")
+    assert METHODS.summary("sc_cam") == description.splitlines()[0]
+    assert "CVPR 2020" in description

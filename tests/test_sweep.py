@@ -28,7 +28,7 @@ import pytest
 
 from tests.conftest import CHECKOUT
 
-TABLES = ("leaderboard.md", "leaderboard.html", "leaderboard.tex", "leaderboard.csv")
+TABLES = ("leaderboard.md", "index.html", "leaderboard.tex", "leaderboard.csv")
 PROGRAM = "import sys; from benchmark.cli import main; sys.argv[0] = 'seedbed'; main()"
 pytestmark = pytest.mark.slow
 

@@ -1,30 +1,64 @@
-"""`seedbed leaderboard`: the tables of a sweep."""
+"""`seedbed leaderboard`: the tables and the site of one or several sweeps."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmark.commands.shared import WORK, Work
+from benchmark.commands.shared import WORK, Quiet, Work, chosen_device, work_folder
 from benchmark.commands.tracking import Uri
+from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
+
+if TYPE_CHECKING:
+    from benchmark.workfolder import WorkFolder
 
 
 def leaderboard(
-    sweep: Annotated[str, typer.Option(help="The sweep's name.")],
-    out: Annotated[Path, typer.Option(help="The folder for the pages and tables.")],
+    sweep: Annotated[list[str], typer.Option(help="The sweep's name; several sweeps make one leaderboard.")],
+    out: Annotated[Path, typer.Option(help="The folder for the site and the tables.")],
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Images of each data set in the gallery; 0: no gallery.")
+    ] = 6,
     tracking_uri: Uri = None,
     work: Work = WORK,
+    quiet: Quiet = False,
 ) -> None:
-    """Build the leaderboard of a sweep from what MLflow has: Markdown, HTML, LaTeX, CSV."""
-    from benchmark.tracking import uri_of
-    from benchmark.workfolder import WorkFolder
-    from leaderboard.build import SNAPSHOT, build
+    """Build the leaderboard of sweeps from what MLflow has: a site, and Markdown, LaTeX and CSV of each table.
+
+    The site needs no server: open its index.html.
+    """
+    from collections.abc import Sequence
+
+    from benchmark.predictions import predict_train
+    from leaderboard.build import INDEX, SNAPSHOT, Sources, build
+    from leaderboard.gallery import FOLDER
     from leaderboard.snapshot import read_snapshot
     from leaderboard.standing import board_of
     from leaderboard.tables import terminal
 
-    build(tracking_uri or uri_of(WorkFolder(work), sweep), sweep, out)
+    folder, reporter = work_folder(work.resolve()), Reporter(quiet)
+
+    def predict(trial: Path, ids: Sequence[str]) -> Path | None:
+        return predict_train(folder, trial, ids, lambda: chosen_device("auto"), reporter)
+
+    uri = tracking_uri or _uri(folder, sweep)
+    paths = build(uri, sweep, out, Sources(folder, gallery, predict))
     print(terminal(board_of(read_snapshot(out / SNAPSHOT))))
-    print(f"pages: {out / 'leaderboard.html'}")
+    print(f"site: {out / INDEX}")
+    if any(path.parent == out / FOLDER for path in paths):
+        print(f"its gallery has photographs of the data sets; where they may not be published: {out / FOLDER}/")
+
+
+def _uri(folder: WorkFolder, sweeps: list[str]) -> str:
+    """Return where all of the sweeps are recorded."""
+    from benchmark.tracking import uri_of
+
+    uris = {uri_of(folder, name) for name in sweeps}
+    if len(uris) > 1:
+        raise ConfigError(
+            f"the sweeps are recorded in several places; give one by --tracking-uri: {', '.join(sorted(uris))}"
+        )
+    return uris.pop()

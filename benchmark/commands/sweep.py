@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchmark.sweep_settings import SweepSettings
     from benchmark.workfolder import WorkFolder
 
-LISTS = ("--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
+LISTS = ("--sweep", "--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
 
 
 class SpacedLists(TyperCommand):

@@ -1,0 +1,53 @@
+"""What lies beside the pages: each table as Markdown, LaTeX and CSV, each figure as SVG with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from leaderboard import exports, tables
+from leaderboard.analysis import Analysis
+from leaderboard.content import Content, figure_file, reported_name, study_name
+from leaderboard.exports import Table
+from leaderboard.latex import latex
+from leaderboard.reported import ReportedTable
+from leaderboard.standing import Board
+from leaderboard.views import main_table
+
+WHOLE: Mapping[str, Callable[[Board, Analysis], str]] = {
+    "md": tables.markdown,
+    "tex": latex,
+    "csv": tables.comma_separated,
+}
+"""The tables with all columns, by the suffix of their files."""
+
+
+def downloads(content: Content) -> Iterator[tuple[str, str]]:
+    """Yield path and text of each file."""
+    for view, own in zip(content.views, content.analysis.groups, strict=True):
+        only = replace(content.board, groups=(view.group,))
+        # Sentences and average ranks are about all groups together.
+        analysis = Analysis((own,), (), (), ())
+        for suffix, text in WHOLE.items():
+            yield f"tables/{view.name}.{suffix}", text(only, analysis)
+    for name, table in _plain(content).items():
+        for suffix, text_of in exports.FORMATS.items():
+            yield f"tables/{name}.{suffix}", text_of(table)
+    for figure in content.analysis.figures:
+        yield figure_file(figure, "svg"), figure.svg
+        yield figure_file(figure, "csv"), figure.csv
+
+
+def _plain(content: Content) -> dict[str, Table]:
+    found = {f"{view.name}-main": main_table(view) for view in content.views}
+    found |= {study_name(study): study.table for study in content.studies}
+    return found | {reported_name(paper, t): reported_table(t) for paper in content.papers for t in paper.tables}
+
+
+def reported_table(table: ReportedTable) -> Table:
+    """Return a table of a paper as texts, as it was printed."""
+    rows = [
+        (row.label, *(exports.printed(row.values.get(name)) for name in table.columns), row.notes)
+        for row in table.rows
+    ]
+    return Table(("", *(f"{name} ({table.unit})" for name in table.columns), "notes"), tuple(rows))

@@ -43,6 +43,8 @@ def _words(job: Job, generated: bool) -> Iterator[str]:
         yield "--no-segment"
     if tuple(trial.selections) != SELECTIONS:
         yield from ("--selections", ",".join(trial.selections))
+    if tuple(trial.maps_on) != ("train",):
+        yield from ("--maps-on", ",".join(trial.maps_on))
     for key, value in sorted(trial.settings.items()):
         yield from ("--set", f"{key}={_text(value)}")
 

@@ -57,6 +57,7 @@ class CellPlan:
             "method": self.cell.method,
             "refiner": self.cell.refiner,
             "dataset": self.cell.dataset,
+            "variant": self.cell.variant,
             "supervision": "" if method is None else method.supervision + masks,
             "backbone": trial.backbone,
             "initialisation": trial.weights,

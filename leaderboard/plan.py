@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.errors import DataError
+from benchmark.errors import ConfigError, DataError
 from leaderboard.snapshot import Run
 
 VERSION = 1
@@ -25,9 +25,16 @@ class Plan:
 
     @classmethod
     def parse(cls, plan: Mapping[str, Any]) -> Plan:
-        """Read the content of `sweep.json`. Raises DataError for another version or a missing entry."""
+        """Read the content of `sweep.json`.
+
+        Raises DataError for another version or a missing entry, ConfigError for a sweep of variants: its cells
+        differ in more than a line of the leaderboard tells.
+        """
         if plan.get("version") != VERSION:
             raise DataError(f"sweep.json of version {plan.get('version')!r}, this Seedbed reads {VERSION}")
+        if any(cell.get("variant") for cell in plan.get("cells", ())):
+            name = plan.get("name")
+            raise ConfigError(f"the sweep {name!r} is of variants, or a study: `seedbed study` makes its table")
         try:
             return cls(plan["name"], plan["trials"], tuple(plan["seeds"]), tuple(plan["cells"]))
         except KeyError as error:

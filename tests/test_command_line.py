@@ -40,7 +40,13 @@ def parsed(command, chimera_root, monkeypatch):
     "changes",
     [
         {},
-        {"segment": False, "size": 48, "selections": ["tuned"], "settings": {"TrainCam.epochs": 1}},
+        {
+            "segment": False,
+            "size": 48,
+            "selections": ["tuned"],
+            "maps_on": ["val"],
+            "settings": {"TrainCam.epochs": 1},
+        },
         {"segmentation_backbone": "tiny", "segmentation_weights": "none", "backbone": "tiny"},
         {"settings": {"TrainCam.epochs": 1, "InferCam.scales": "0.5,1.0", "SelectThreshold.tuned": 0.125}},
     ],
@@ -57,6 +63,7 @@ def test_the_command_gives_the_run_of_the_sweep(changes, chimera_root, tmp_path,
             expected = replace(expected, measure_on="report", segment=False, **unsegmented)
         assert dealer.plan.plan(cell, trial).run_id() == dealer.plan.plan(cell, expected).run_id(), command
         assert tuple(trial.selections) == tuple(expected.selections)
+        assert tuple(trial.maps_on) == tuple(expected.maps_on)
         assert (trial.seed, trial.size, trial.segment) == (expected.seed, expected.size, expected.segment)
 
 

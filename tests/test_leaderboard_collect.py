@@ -93,6 +93,13 @@ def test_build_writes_the_statistics_of_images_too_and_says_which_rows_have_none
     assert "MLflow has no artifact per_image/" in (tmp_path / "leaderboard.md").read_text("utf-8")
 
 
+def test_a_sweep_of_variants_is_no_leaderboard(tracker):
+    cells = [{**cell, "variant": "beta=3"} for cell in PLAN["cells"]]
+    tracker.sweep({**empty_plan("study"), "cells": cells})
+    with pytest.raises(ConfigError, match="the sweep 'study' is of variants, or a study: `seedbed study`"):
+        collect(tracker.uri, "study")
+
+
 def test_several_sweeps_make_one_leaderboard(tracker, tmp_path):
     tags, metrics = tracked()[0]
     parent = tracker.sweep(empty_plan("o'ther"))

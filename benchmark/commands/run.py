@@ -63,6 +63,7 @@ def run(
     selections: Annotated[
         str, typer.Option(help="Thresholds at which pseudo-masks are reported.")
     ] = "fixed,tuned,oracle",
+    maps_on: Annotated[str, typer.Option(help="Splits on which maps and pseudo-masks are measured.")] = "train",
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,6 +94,7 @@ def run(
         size=size,
         segment=segment or supervision == "full",
         selections=[one_of("--selections", word, SELECTIONS) for word in chosen],
+        maps_on=[one_of("--maps-on", word, ("train", "val")) for word in split_words(maps_on)],
         settings=parse_settings(setting or []),
     )
     folder = work_folder(work)

@@ -7,7 +7,8 @@ import pytest
 
 from benchmark.errors import ConfigError
 from datasets.base import Split
-from datasets.chimera import CLASSES, generate
+from datasets.chimera import generate
+from datasets.chimera_world import CLASSES
 from datasets.files import decode_image, decode_mask, write_mask
 from datasets.reduced import reduce
 from datasets.voc2012 import LISTS, VocDataset

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import unknown_name
-from benchmark.job import JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
+from benchmark.job import BEGUN, JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.progress import Reporter
 from benchmark.registry import METHODS
@@ -268,6 +268,7 @@ class Dealer:
                         self._running[job.key] = (job, missing)
                         folder = self.folder(job)
                         folder.mkdir(parents=True, exist_ok=True)
+                        (folder / BEGUN).unlink(missing_ok=True)
                         write_text(folder / JOB, job.to_json())
                         return job
         return None
@@ -293,6 +294,13 @@ class Dealer:
         """Return how a trial ended whose worker could not say so itself: failed, unless it left a result."""
         job, _ = self._running[key]
         return read_outcome(self.folder(job)) or Outcome(key, "failed", reason)
+
+    def take_back(self, key: str) -> None:
+        """Let a dealt trial wait again, as the next of its cell."""
+        job, _ = self._running.pop(key)
+        state = self._state(job)
+        state.waiting.insert(0, job)
+        state.dealt -= 1
 
     def remaining(self) -> dict[Phase, int]:
         """Return how many trials of each phase have not ended."""

@@ -6,6 +6,7 @@ sweeps/NAME/trials/KEY/
     config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
     per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
     system.json      load of the machine while it ran                 log.txt           what it printed
+    begun            empty: a worker has begun it (benchmark/deaths.py)
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Outcome:
 
 RESULT = "result.json"
 JOB = "job.json"
+BEGUN = "begun"
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:

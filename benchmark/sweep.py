@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 
 from benchmark.cluster import Pulse, check_nodes, connected
 from benchmark.dealer import Dealer, SweepPlan, plan_sweep
+from benchmark.deaths import Deaths
 from benchmark.environment import code_version
 from benchmark.errors import ConfigError, DataError
 from benchmark.job import Job, Outcome, read_outcome, write_text
@@ -39,9 +40,6 @@ from benchmark.sweep_settings import SweepSettings, read_settings
 from benchmark.tracking import Delivery
 from benchmark.worker import reason_of, run_job
 from benchmark.workfolder import WorkFolder
-
-DEATHS = 3
-"""So many times a trial whose worker or node died is started again."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,7 @@ class DealerSearcher(Searcher):
         super().__init__(metric="outcome", mode="max")
         self._dealer, self._watch, self._constants = dealer, watch, dict(constants)
         self._jobs: dict[str, Job] = {}
+        self.deaths = Deaths()
         self.broken: Exception | None = None
         """What went wrong while a trial's end was noted; Tune itself would go on without the trial."""
 
@@ -157,6 +156,8 @@ class DealerSearcher(Searcher):
             raise self.broken
         if self._dealer.done:
             return Searcher.FINISHED
+        if self.deaths.pausing:
+            return None
         job = self._dealer.deal()
         if job is None:
             # The dealer may just have found the last trials done.
@@ -165,7 +166,7 @@ class DealerSearcher(Searcher):
         return {**self._constants, "job": job.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Pass on how a trial ended; one whose worker died too often failed."""
+        """Pass on how a trial ended; one whose worker was lost is dealt again, unless it lost too many."""
         job = self._jobs.pop(trial_id, None)
         if job is None:
             return
@@ -176,11 +177,24 @@ class DealerSearcher(Searcher):
 
     def _ended(self, job: Job, result: Any, error: bool) -> None:
         if error or not result or "outcome" not in result:
-            outcome = self._dealer.give_up(job.key, f"its worker died {DEATHS + 1} times, or could not start")
+            outcome = self._lost(job)
         else:
+            self.deaths.none()
             outcome = Outcome(**json.loads(result["outcome"]))
+        if outcome is None:
+            self._dealer.take_back(job.key)
+            return
         self._dealer.finish(outcome)
         self._watch.ended(job, outcome)
+
+    def _lost(self, job: Job) -> Outcome | None:
+        """Return how a trial ended whose worker was lost, None where it is tried again."""
+        folder = self._dealer.folder(job)
+        if (outcome := read_outcome(folder)) is not None:
+            return outcome
+        others = [self._dealer.folder(other) for other in self._jobs.values()]
+        reason = self.deaths.lost(folder, others)
+        return self._dealer.give_up(job.key, reason) if reason else None
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing."""
@@ -270,7 +284,8 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
             ray.tune.with_resources(TrialActor, {"cpu": settings.cpus_per_trial, "gpu": gpus}),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=plan.expected(),
+                # A trial that is tried again is a new one to Tune; the searcher says when all have ended.
+                num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
                 trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
@@ -278,8 +293,8 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
             run_config=ray.tune.RunConfig(
                 name="tune",
                 storage_path=str(ray_folder),
-                failure_config=ray.tune.FailureConfig(max_failures=DEATHS),
-                callbacks=[_KeepQuiet()],
+                failure_config=ray.tune.FailureConfig(max_failures=0),
+                callbacks=[_Causes(searcher.deaths)],
                 verbose=0,
             ),
         )
@@ -289,8 +304,7 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
             if searcher.broken is not None:
                 raise searcher.broken
         except Exception as error:
-            text = (str(error).splitlines() or [""])[0]
-            raise ConfigError(f"{_stopped(settings.name)} ({type(error).__name__}: {text})") from error
+            raise ConfigError(f"{_stopped(settings.name)} ({reason_of(error)})") from error
     if not dealer.done:
         raise ConfigError(
             f"Ray Tune ended with {dealer.finished} of {plan.expected()} trials; go on with: "
@@ -311,8 +325,19 @@ def _ray_died(name: str, delivery: Delivery) -> None:
         os._exit(1)
 
 
-class _KeepQuiet(Callback):
-    """Stands in for Tune's own loggers, which would write a line a trial and import TensorBoard."""
+class _Causes(Callback):
+    """Keeps why the last worker was lost.
+
+    Stands in for Tune's own loggers too, which would write a line a trial and import TensorBoard.
+    """
+
+    def __init__(self, deaths: Deaths) -> None:
+        self._deaths = deaths
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Keep the last line of the error, which names it."""
+        lines = Path(trial.error_file).read_text().splitlines() if trial.error_file else []
+        self._deaths.cause = next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from benchmark.environment import environment
 from benchmark.errors import SeedbedError
-from benchmark.job import Job, Outcome, read_outcome, write_outcome, write_text
+from benchmark.job import BEGUN, Job, Outcome, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.progress import LogFile
 from benchmark.records import Record, write_records
@@ -50,6 +50,9 @@ def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
     with FileLock(folder / "running.lock"):
         if (outcome := read_outcome(folder)) is not None:
             return outcome
+        # Without this mark, on a full disk, the death of this worker is not counted.
+        with contextlib.suppress(OSError):
+            (folder / BEGUN).touch()
         return _run(job, folder, work, device, workers)
 
 

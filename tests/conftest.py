@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from datasets.base import Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 REAL_VOC = CHECKOUT.parent / "shared/voc12_animals/VOCdevkit/VOC2012"
@@ -48,6 +53,30 @@ def chimera(chimera_root: Path) -> Dataset:
     from datasets.chimera import DATASET
 
     return DATASET.open(chimera_root)
+
+
+@pytest.fixture
+def quick_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let large networks begin with one block of random weights again and again: to draw all takes seconds."""
+    import torch
+
+    for name in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.Tensor, name, _repeated(getattr(torch.Tensor, name)))
+
+
+def _repeated(draw: Callable[..., Tensor], block: int = 1 << 16) -> Callable[..., Tensor]:
+    """Return what draws the first `block` values of a tensor, and copies them to the others."""
+
+    def fill(tensor: Tensor, *arguments: Any, **named: Any) -> Tensor:
+        if tensor.numel() <= block or not tensor.is_contiguous():
+            return draw(tensor, *arguments, **named)
+        blocks = tensor.view(-1).split(block)
+        draw(blocks[0], *arguments, **named)
+        for other in blocks[1:]:
+            other.copy_(blocks[0][: len(other)])
+        return tensor
+
+    return fill
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from datasets.base import Split
 from methods.backbones.base import build_backbone, initialise, initialise_from_coco
 from methods.cam import CamNetwork, TrainCam
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 NAMES = BACKBONES.names()
 
 

@@ -92,6 +92,7 @@ def test_every_setting_has_a_source_and_stage_names_are_unique(method):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_weights")
 @pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
 def test_every_method_trains_on_every_kind_of_backbone(method, backbone, tmp_path):
     """Strides and channels are read from it; two classes, no square image, another stride than `tiny`'s."""
@@ -262,6 +263,24 @@ def truth(chimera: Dataset, tmp_path_factory: pytest.TempPathFactory) -> GivenSc
 
 
 @pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Return a Chimera of as few images as there can be."""
+    from datasets.chimera import DATASET, generate
+
+    root = tmp_path_factory.mktemp("few") / "voc"
+    generate(root, layout="voc", images=20, size=64, seed=3)
+    return DATASET.open(root)
+
+
+@pytest.fixture(scope="module")
+def few_true(few: Dataset, tmp_path_factory: pytest.TempPathFactory) -> GivenScores:
+    """Return the same of a few images."""
+    folder = tmp_path_factory.mktemp("few_true")
+    write_truth(few, folder)
+    return GivenScores(folder=folder)
+
+
+@pytest.fixture(scope="module")
 def refined_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store for all refiners: those that have a training in common share it."""
     return tmp_path_factory.mktemp("refined")
@@ -287,10 +306,10 @@ def test_a_refiner_makes_masks_of_the_images_size_with_the_tags_alone(refine, tr
 
 
 def test_a_refiner_gives_the_same_bytes_again_and_for_any_number_of_processes(
-    refine, truth, refined_store, chimera, tmp_path
+    refine, few_true, refined_store, few, tmp_path
 ):
-    first = pipeline([truth, *tiny(refine(META, 0.3))], chimera, refined_store)
-    second = pipeline(first.stages, chimera, tmp_path)
+    first = pipeline([few_true, *tiny(refine(META, 0.3))], few, refined_store)
+    second = pipeline(first.stages, few, tmp_path)
     second.machine = Machine(workers=2)
     for kind in {stage.produces for stage in first.stages}:
         assert contents(second.latest(kind, Split.TRAIN)) == contents(first.latest(kind, Split.TRAIN)), kind
@@ -298,9 +317,9 @@ def test_a_refiner_gives_the_same_bytes_again_and_for_any_number_of_processes(
 
 @pytest.mark.slow
 def test_a_kill_in_every_stage_of_a_refiner_changes_nothing(
-    refine, truth, refined_store, chimera, tmp_path, monkeypatch
+    refine, few_true, refined_store, few, tmp_path, monkeypatch
 ):
-    done = pipeline([truth, *tiny(refine(META, 0.3))], chimera, refined_store)
+    done = pipeline([few_true, *tiny(refine(META, 0.3))], few, refined_store)
     survive_kills(done, Kind.MASKS, tmp_path, monkeypatch)
 
 
@@ -318,6 +337,7 @@ def test_every_refiner_takes_the_maps_of_every_method(method, localised, name, c
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_weights")
 @pytest.mark.parametrize("backbone", ["squeezenet", "resnet50", "vgg16"])
 def test_every_refiner_works_on_every_kind_of_backbone(refine, backbone, refined_store, tmp_path):
     """Strides and channels are read from it; no square image, and one without any class."""

@@ -129,6 +129,7 @@ def fake_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.usefixtures("quick_weights")
 def test_fc6_and_fc7_start_as_copies_of_pretrained_ones_and_learn_at_the_base_rate(monkeypatch, tmp_path, copied):
     fake_weights(monkeypatch)
     net = network("vgg16", width=1024)
@@ -142,6 +143,7 @@ def test_fc6_and_fc7_start_as_copies_of_pretrained_ones_and_learn_at_the_base_ra
         assert not any((p == 0.5).all() for p in net.fc.parameters())
 
 
+@pytest.mark.usefixtures("quick_weights")
 def test_without_pretrained_ones_fc6_and_fc7_are_new(monkeypatch, tmp_path):
     monkeypatch.setattr("methods.icd.initialise", lambda *_: None)
     net = network("vgg16")

@@ -102,7 +102,8 @@ class Sweep:
         keys = Counter(run.data.tags["seedbed.key"] for run in runs)
         assert max(keys.values()) == 1
         assert len(keys) == 1 + 2 * (3 + 4)
-        assert {run.info.status for run in runs} == {"FINISHED"}
+        unfinished = [(r.info.status, r.data.tags) for r in runs if r.info.status != "FINISHED"]
+        assert not unfinished, f"{unfinished}\n{self.output()}"
         storage = f"sqlite:///{self.work}/sweeps/s/studies.db"
         for name in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=name, storage=storage)

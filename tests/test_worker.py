@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark import worker
-from benchmark.job import read_job, read_outcome
+from benchmark.job import BEGUN, read_job, read_outcome
 from benchmark.records import read_records
 from benchmark.store import Store
 from benchmark.worker import curves, reason_of, run_job
@@ -91,6 +91,20 @@ def test_stages_are_listed_with_their_seconds_whoever_computed_them(dealt):
     assert len(again.stages) > 10
     assert first.computed > 0
     assert again.computed == 0
+
+
+def test_a_worker_marks_a_job_before_it_does_anything_else(dealt, monkeypatch):
+    """Only the death of a worker that had begun is counted."""
+    work, dealer, search, _ = dealt
+    job = job_like(search, 89, **{"TrainCam.weight_decay": 0.006})
+
+    def die(*_):
+        assert (dealer.folder(job) / BEGUN).exists()
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "_run", die)
+    with pytest.raises(SystemExit):
+        run_job(job, work, "cpu", 0)
 
 
 def test_what_ended_is_not_run_again(dealt, monkeypatch):

@@ -16,12 +16,13 @@ from typing import Any
 from benchmark.errors import unknown_name
 from benchmark.job import BEGUN, JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
+from benchmark.plan import Plan, plan_trial
 from benchmark.progress import Reporter
 from benchmark.registry import METHODS
 from benchmark.search import CellStudy, Settings, check_tune, search_space, storage_at
 from benchmark.stage import Stage
 from benchmark.sweep_settings import Cell, SweepSettings
-from benchmark.trial import Plan, Trial, plan_trial
+from benchmark.trial import Trial
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import Dataset, Split
 

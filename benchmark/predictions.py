@@ -45,8 +45,8 @@ def predict_train(
 def _predict(
     work: WorkFolder, trial: Path, checkpoint: Path, ids: tuple[str, ...], folder: Path, machine: Machine
 ) -> None:
+    from benchmark.plan import plan_trial
     from benchmark.stage import Context
-    from benchmark.trial import plan_trial
     from datasets.base import Split
     from methods.segment import PredictMasks, predict_masks
 

@@ -20,8 +20,8 @@ from benchmark.errors import ConfigError, DataError
 from benchmark.hparams import override
 from benchmark.pipeline import Machine
 from benchmark.registry import METHODS
+from benchmark.runs import network_of, read_run
 from benchmark.stage import Context
-from benchmark.trial import network_of, read_run
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split, SplitView
 from datasets.files import BROKEN, atomic

@@ -25,12 +25,13 @@ from benchmark.environment import environment
 from benchmark.errors import SeedbedError
 from benchmark.job import BEGUN, Job, Outcome, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
+from benchmark.plan import Plan, plan_trial
 from benchmark.progress import LogFile
 from benchmark.records import Record, write_records
+from benchmark.runs import copy_figures
 from benchmark.search import StoppedEarlyError, stop_if_above_median
 from benchmark.stage import Kind
 from benchmark.system_metrics import SystemMetrics
-from benchmark.trial import Plan, copy_figures, plan_trial
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import Dataset
 

@@ -29,7 +29,7 @@ def parsed(command, chimera_root, monkeypatch):
         raise Caught
 
     caught = []
-    monkeypatch.setattr("benchmark.trial.run_trial", catch)
+    monkeypatch.setattr("benchmark.runs.run_trial", catch)
     words = [str(chimera_root) if word == "DIR" else word for word in shlex.split(command)]
     result = CliRunner().invoke(app, [*words[1:], "--quiet", "--device", "cpu"])
     assert isinstance(result.exception, Caught), result.output

@@ -15,7 +15,9 @@ from PIL import Image
 from benchmark.cli import app
 from benchmark.errors import ConfigError, DataError
 from benchmark.pipeline import Machine
-from benchmark.trial import Result, Trial, network_of, plan_trial, run_trial
+from benchmark.plan import plan_trial
+from benchmark.runs import Result, network_of, run_trial
+from benchmark.trial import Trial
 from benchmark.voc_export import (
     MASKS,
     TAR,

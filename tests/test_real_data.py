@@ -8,7 +8,8 @@ import pytest
 from benchmark.evaluate import score_masks
 from benchmark.foreign import PngMasks
 from benchmark.pipeline import Machine
-from benchmark.trial import Trial, run_trial
+from benchmark.runs import run_trial
+from benchmark.trial import Trial
 from benchmark.workfolder import WorkFolder
 from datasets.base import Split
 from datasets.voc2012 import DATASET

@@ -11,10 +11,12 @@ from PIL import Image
 
 from benchmark.errors import ConfigError, DataError
 from benchmark.pipeline import Machine
+from benchmark.plan import plan_trial
 from benchmark.records import read_records
 from benchmark.registry import METHODS
+from benchmark.runs import read_run, run_trial
 from benchmark.stage import Context, Kind, Meta
-from benchmark.trial import Trial, build_chain, plan_trial, read_run, run_trial
+from benchmark.trial import Trial, build_chain
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split
 from datasets.chimera import DATASET

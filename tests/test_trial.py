@@ -16,9 +16,11 @@ from benchmark.errors import ConfigError
 from benchmark.hparams import hp
 from benchmark.measure import RECORDS_FILE
 from benchmark.pipeline import Machine
+from benchmark.plan import plan_trial
 from benchmark.records import Record, write_records
+from benchmark.runs import run_trial
 from benchmark.stage import Context, Kind, Meta, Method, Stage
-from benchmark.trial import Trial, build_chain, plan_trial, run_trial
+from benchmark.trial import Trial, build_chain
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split
 from datasets.files import write_mask

@@ -35,7 +35,7 @@ def evaluate(
     from benchmark.foreign import PngMasks, open_maps
     from benchmark.metrics import thresholds_with
     from benchmark.records import records_of_map_scores, records_of_mask_scores, write_records
-    from benchmark.trial import artifact_of
+    from benchmark.runs import artifact_of
 
     if sum(x is not None for x in (run, maps, masks)) != 1:
         raise ConfigError("give one of --maps DIR, --masks DIR or run:ID")

@@ -28,7 +28,7 @@ def export_voc_test(
 ) -> None:
     """Predict VOC's test images with a run's network, check the masks, and write the tar for the server."""
     from benchmark.pipeline import Machine
-    from benchmark.trial import read_run
+    from benchmark.runs import read_run
     from benchmark.voc_export import MASKS, export_test_masks
     from datasets.base import Split
 

@@ -77,7 +77,8 @@ def run(
 ) -> None:
     """Run one method on one data set, from images to a segmentation network's mIoU."""
     from benchmark.pipeline import Machine
-    from benchmark.trial import SELECTIONS, Trial, run_trial
+    from benchmark.runs import run_trial
+    from benchmark.trial import SELECTIONS, Trial
 
     reporter = Reporter(quiet)
     chosen = split_words(selections)

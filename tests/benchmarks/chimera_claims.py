@@ -20,7 +20,8 @@ from typing import Any
 
 from benchmark.pipeline import Machine
 from benchmark.progress import Reporter
-from benchmark.trial import Trial, run_trial
+from benchmark.runs import run_trial
+from benchmark.trial import Trial
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset
 

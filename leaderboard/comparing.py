@@ -79,7 +79,9 @@ class Resampled:
         by_seed = np.stack([self.values[row][seed] for seed in points], axis=1)
         if len(points) < 2:
             return by_seed[:, 0]
-        return over_seeds(by_seed, list(points.values()), row, self.seed)
+        # Rows with the same numbers, for example where a search found nothing better, have the same interval.
+        twin = next(other for other, found in self.points.items() if found == points)
+        return over_seeds(by_seed, list(points.values()), twin, self.seed)
 
 
 def resample(

@@ -74,6 +74,14 @@ def test_rows_of_one_distribution_are_not_told_apart(equal):
     assert "1 of 3 pairs" in analysis.sentences[1]
 
 
+def test_rows_with_the_same_numbers_have_the_same_interval_and_rank():
+    twice = [confirmed(0.7), confirmed(0.7, refiner="crf"), confirmed(0.8, method="sc_cam")]
+    _, analysis = analysed(twice)
+    (group,) = analysis.groups
+    assert group.intervals[1] == group.intervals[2] != group.intervals[0]
+    assert group.rank_intervals[1] == group.rank_intervals[2] == (2, 2)
+
+
 def test_differences_are_those_of_the_recorded_numbers_and_intervals_hold_them(clear):
     board, analysis = clear
     rows = board.groups[0].rows

@@ -32,6 +32,12 @@ class Bar:
         if self._display is not None:
             self._display.update(self._task, total=total)
 
+    def at(self, done: int, total: int) -> None:
+        """Show a loop that tells its length with each step."""
+        if total != self.total:
+            self.retotal(total)
+        self.show(done)
+
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count `steps` and show `note` (for example the loss)."""
         self.show(self.done + steps, note)

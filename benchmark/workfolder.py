@@ -79,12 +79,7 @@ class WorkFolder:
         folder.mkdir(parents=True, exist_ok=True)
         place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
         with reporter.bar(f"reading {data.name}", 1) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.retotal(total)
-                bar.show(done)
-
-            return data.digest(folder / f"{data.name}-{place}.json", progress)
+            return data.digest(folder / f"{data.name}-{place}.json", bar.at)
 
     def locate(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None

@@ -7,6 +7,7 @@ is another. The tags are those of the full images, also where an object is lost 
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
             if image_id not in hidden:
                 names = (data.classes[label - 1] for label in data.tags(image_id))
                 writer.writerow([image_id, " ".join(names)])
+    # What tells a generated world from VOC.
+    for source in data.root.glob("*.json"):
+        shutil.copyfile(source, out / source.name)
     for split, listed in lists.items():
         with atomic(out / LISTS / f"{LIST_NAMES[split]}.txt") as temporary:
             temporary.write_text("".join(f"{image_id}\n" for image_id in listed))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from benchmark.cli import app
 from benchmark.errors import ConfigError
 from datasets.base import Split
 from datasets.chimera import generate
@@ -71,3 +73,14 @@ def test_an_interrupted_copy_is_gone_on_with_and_another_folder_is_left_alone(so
         reduce(source, out, 32)
     with pytest.raises(ConfigError, match="holds something else"):
         reduce(source, tmp_path, 24)
+
+
+def test_the_command_makes_a_copy_that_is_read_as_any_other(tmp_path):
+    """The data set is Chimera's, whose loader reads VOC's layout with its own classes."""
+    generate(tmp_path / "voc", layout="voc", images=20, size=48, seed=1)
+    words = ["--root", str(tmp_path / "voc"), "--out", str(tmp_path / "small"), "--size", "32"]
+    done = CliRunner().invoke(app, ["data", "reduce", "chimera", *words, "--work", str(tmp_path / "work")])
+    assert done.exit_code == 0, done.output
+    assert f"20 images in {tmp_path / 'small'}" in done.output
+    check = ["data", "check", "chimera", "--root", str(tmp_path / "small"), "--work", str(tmp_path / "work")]
+    assert "0 errors" in CliRunner().invoke(app, check).output

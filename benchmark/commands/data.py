@@ -62,18 +62,13 @@ def prepare_data(
 
     kind = one_of("data set", name, ("voc", "coco"))
     with Reporter(quiet).bar("masks", 1) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.retotal(total)
-            bar.show(done)
-
         if kind == "voc":
             if sbd is None:
                 raise ConfigError("give the official SBD release with --sbd DIR")
-            count = merge_sbd(sbd, root, progress)
+            count = merge_sbd(sbd, root, bar.at)
         else:
             rule = one_of("--crowd", crowd, ("ignore", "background"))
-            count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=progress)
+            count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=bar.at)
     print(f"{count} masks")
 
 
@@ -92,12 +87,7 @@ def reduce_data(
     reporter = Reporter(quiet)
     data = work_folder(work).open(name, root, reporter)
     with reporter.bar("reducing", 1) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.retotal(total)
-            bar.show(done)
-
-        count = reduce(data, out, size, progress)
+        count = reduce(data, out, size, bar.at)
     print(f"{count} images in {out}")
 
 
@@ -115,12 +105,7 @@ def check_data(
     reporter = Reporter(quiet)
     data = work_folder(work).open(name, root, reporter)
     with reporter.bar("checking", 1) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.retotal(total)
-            bar.show(done)
-
-        problems = check(data, processes(workers), progress)
+        problems = check(data, processes(workers), bar.at)
     for problem in problems:
         print(f"{problem.severity}: {problem.file}: {problem.message}")
     errors = sum(problem.severity == "error" for problem in problems)

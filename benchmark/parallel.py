@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from benchmark.stage import Context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +39,13 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def for_each_image(task: Callable[[str], object], ids: Sequence[str], ctx: Context, label: str) -> None:
+    """Call `task` with each id in the context's processes, and show how far that is."""
+    with ctx.reporter.bar(label, len(ids)) as bar:
+        for _ in map_in_order(task, ids, ctx.workers):
+            bar.advance()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmark.errors import DataError
 from benchmark.hparams import hp
-from benchmark.parallel import map_in_order
+from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Stage
 from datasets.base import IGNORE_INDEX, Dataset, SplitView
 from datasets.files import decode_mask, write_mask
@@ -66,9 +66,7 @@ class SaliencyMasks(Stage):
         """
         view = data.split(ctx.split)
         task = _Combine(view, inputs[Kind.MASKS], self.threshold, out)
-        with ctx.reporter.bar("SaliencyMasks", len(view)) as bar:
-            for _ in map_in_order(task, view.ids, ctx.workers):
-                bar.advance()
+        for_each_image(task, view.ids, ctx, "SaliencyMasks")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from optuna.distributions import FloatDistribution
 
 from benchmark.hparams import hp
 from benchmark.maps import ScoreMaps, opened
-from benchmark.parallel import map_in_order
+from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
 from datasets.base import Dataset, SplitView
 from datasets.files import write_mask
@@ -145,9 +145,7 @@ class CrfMasks(Stage):
         """Write one palette PNG an image of the context's split."""
         view = data.split(ctx.split)
         task = _RefineImage(self, view, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        with ctx.reporter.bar("CrfMasks", len(view)) as bar:
-            for _ in map_in_order(task, view.ids, ctx.workers):
-                bar.advance()
+        for_each_image(task, view.ids, ctx, "CrfMasks")
 
 
 def crf_mask(

@@ -20,7 +20,7 @@ from optuna.distributions import FloatDistribution
 from benchmark.evaluate import score_maps
 from benchmark.hparams import hp
 from benchmark.maps import MapReader, ScoreMaps, opened
-from benchmark.parallel import map_in_order
+from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
 from datasets.base import Dataset, Split
 from datasets.files import write_mask
@@ -83,9 +83,7 @@ class ThresholdMasks(Stage):
         """Write one palette PNG an image of the context's split."""
         ids = data.split(ctx.split).ids
         task = _Threshold(inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        with ctx.reporter.bar("ThresholdMasks", len(ids)) as bar:
-            for _ in map_in_order(task, ids, ctx.workers):
-                bar.advance()
+        for_each_image(task, ids, ctx, "ThresholdMasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +98,7 @@ class ArgmaxMasks(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG an image of the context's split."""
         ids = data.split(ctx.split).ids
-        with ctx.reporter.bar("ArgmaxMasks", len(ids)) as bar:
-            for _ in map_in_order(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, ctx.workers):
-                bar.advance()
+        for_each_image(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, ctx, "ArgmaxMasks")
 
 
 def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ from benchmark.checkpoint import load_network, save_network
 from benchmark.hparams import hp
 from benchmark.inference import padded_images
 from benchmark.maps import MapReader, MapWriter, ScoreMaps, opened
-from benchmark.parallel import map_in_order
+from benchmark.parallel import for_each_image
 from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Stage
 from benchmark.training import Batch, Group, TrainingStage, fit, parameter_groups
@@ -88,9 +88,7 @@ class PsaLabels(Stage):
         """Write the probabilities of every image of `weak`."""
         view = data.split(ctx.split)
         task = _Label(self, view, inputs[Kind.SCORES], out)
-        with ctx.reporter.bar("PsaLabels", len(view)) as bar:
-            for _ in map_in_order(task, view.ids, ctx.workers):
-                bar.advance()
+        for_each_image(task, view.ids, ctx, "PsaLabels")
 
 
 @dataclass(frozen=True)

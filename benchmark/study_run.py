@@ -203,11 +203,11 @@ class Table:
 
     def claim(self, text: str, higher: tuple[str, str], lower: tuple[str, str]) -> dict[str, Any]:
         """Return what we found of a claim of the paper, with the paper's own difference."""
-        printed = [self.study.table.value(*place) for place in (higher, lower)]
+        above, below = self.study.table.value(*higher), self.study.table.value(*lower)
         found: dict[str, Any] = {"text": text, "verdict": "undecided"}
         found |= dict.fromkeys(("difference", "low", "high", "p", "paper"))
-        if None not in printed:
-            found["paper"] = printed[0] - printed[1]  # type: ignore[operator]
+        if above is not None and below is not None:
+            found["paper"] = above - below
         spots = [self._spot(*place) for place in (higher, lower)]
         measures = [measure_of(self.study, s, place[1]) for s, place in zip(spots, (higher, lower), strict=True)]
         both = [self._values(spot, measure) for spot, measure in zip(spots, measures, strict=True)]

@@ -159,12 +159,13 @@ def result_of(
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write `table.json`, and the same table as Markdown, LaTeX and CSV beside it."""
-    from leaderboard.study_tables import comma_separated, latex, markdown
+    from leaderboard.study_results import study_of
+    from leaderboard.study_tables import FORMATS
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.json", json.dumps(result, indent=1, ensure_ascii=False))
-    for name, text in (("table.md", markdown), ("table.tex", latex), ("table.csv", comma_separated)):
-        write_text(folder / name, text(result))
+    for suffix, text_of in FORMATS.items():
+        write_text(folder / f"table.{suffix}", text_of(study_of(result)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from leaderboard import exports, tables
+from leaderboard import exports, study_tables, tables
 from leaderboard.analysis import Analysis
 from leaderboard.content import Content, figure_file, reported_name, study_name
 from leaderboard.exports import Table
@@ -33,6 +33,9 @@ def downloads(content: Content) -> Iterator[tuple[str, str]]:
     for name, table in _plain(content).items():
         for suffix, text_of in exports.FORMATS.items():
             yield f"tables/{name}.{suffix}", text_of(table)
+    for study in content.studies:
+        for suffix, text_of_study in study_tables.FORMATS.items():
+            yield f"tables/{study_name(study)}.{suffix}", text_of_study(study)
     for figure in content.analysis.figures:
         yield figure_file(figure, "svg"), figure.svg
         yield figure_file(figure, "csv"), figure.csv
@@ -40,7 +43,6 @@ def downloads(content: Content) -> Iterator[tuple[str, str]]:
 
 def _plain(content: Content) -> dict[str, Table]:
     found = {f"{view.name}-main": main_table(view) for view in content.views}
-    found |= {study_name(study): study.table for study in content.studies}
     return found | {reported_name(paper, t): reported_table(t) for paper in content.papers for t in paper.tables}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.errors import DataError
-from leaderboard.exports import Table, number
 
 FILE = "table.json"
 
@@ -84,21 +83,6 @@ class Study:
         ours, paper = self.protocol["ours"], self.protocol["paper"]
         return [(name, ours.get(name, "–"), paper.get(name, "–")) for name in dict.fromkeys([*ours, *paper])]
 
-    @property
-    def table(self) -> Table:
-        """Return the numbers as texts: for each column ours with its spread, the paper's, and the difference."""
-        heads = [f"{column}, {part}" for column in self.columns for part in ("ours", "paper", "difference")]
-        rows = [
-            (row.label, *(text for cell in row.cells for text in _texts(cell, self.digits))) for row in self.rows
-        ]
-        return Table(("", *heads), tuple(rows))
-
-
-def _texts(cell: StudyCell, digits: int) -> tuple[str, str, str]:
-    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    ours = cell.missing or number(cell.ours, digits) + spread
-    return ours, number(cell.paper, digits), "–" if cell.difference is None else signed(cell.difference, digits)
-
 
 def signed(value: float, digits: int = 2) -> str:
     """Return "+1.20" or "−0.31"."""
@@ -116,12 +100,16 @@ def read_studies(folder: Path) -> tuple[Study, ...]:
 
 def _read(path: Path) -> Study:
     try:
-        return _study(json.loads(path.read_text("utf-8")))
+        return study_of(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the table of a study ({error!r}); run the study again") from None
 
 
-def _study(content: dict[str, Any]) -> Study:
+def study_of(content: Mapping[str, Any]) -> Study:
+    """Return a study from its plain values, as `table.json` has them (docs/studies.md).
+
+    Raises KeyError, TypeError or ValueError for what is not such a table.
+    """
     rows = tuple(
         StudyRow(row["label"], tuple(StudyCell(**cell) for cell in row["cells"])) for row in content["rows"]
     )
@@ -130,4 +118,4 @@ def _study(content: dict[str, Any]) -> Study:
     protocol = {side: dict(content["protocol"][side]) for side in ("ours", "paper")}
     claims = tuple(Claim(**claim) for claim in content["claims"])
     lists = {name: tuple(content[name]) for name in ("columns", "notes", "seeds")}
-    return Study(**content | lists | {"rows": rows, "protocol": protocol, "claims": claims})
+    return Study(**{**content, **lists, "rows": rows, "protocol": protocol, "claims": claims})

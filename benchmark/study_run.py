@@ -69,7 +69,7 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
     second = None if small else study.segmentation_backbone
     needed = any(variant.segment for variant in variants.values())
     content: dict[str, Any] = {
-        "name": request.name or f"{study.name}-{request.dataset}",
+        "name": request.name or _usual_name(study, request.dataset),
         "datasets": [f"{request.dataset}={request.root}" if request.root else request.dataset],
         "variants": variants,
         "trials": 0,
@@ -136,12 +136,14 @@ def result_of(
     columns = [*dict.fromkeys(("background", *classes, "mIoU"))] if study.by_class else list(study.table.columns)
     labels = [row.label for row in study.table.rows]
     own = {row.label: row.own for row in study.table.rows}
+    dataset = settings.dataset_names()[0]
     return {
         "study": study.name,
+        "sweep": "" if settings.name == _usual_name(study, dataset) else settings.name,
         "title": study.title,
         "paper": f"{study.paper.title}, {_number(study.table.number)}",
         "method": study.paper.method,
-        "dataset": settings.dataset_names()[0],
+        "dataset": dataset,
         "unit": study.table.unit,
         "columns": columns,
         "rows": [
@@ -155,6 +157,10 @@ def result_of(
         "code": code_version(),
         "seeds": list(settings.seeds),
     }
+
+
+def _usual_name(study: Study, dataset: str) -> str:
+    return f"{study.name}-{dataset}"
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:

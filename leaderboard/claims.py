@@ -30,4 +30,4 @@ def _row(study: Study, claim: Claim) -> tuple[str, ...]:
     seeds = ", ".join(map(str, study.seeds))
     numbers = (told(claim.paper), told(claim.difference), told(claim.low), told(claim.high))
     p = NOTHING if claim.p is None else f"{claim.p:.3f}"
-    return (study.study, study.dataset, seeds, claim.text, study.unit, *numbers, p, claim.verdict)
+    return (study.label, study.dataset, seeds, claim.text, study.unit, *numbers, p, claim.verdict)

@@ -71,6 +71,13 @@ class Study:
     command: str
     code: str
     seeds: tuple[int, ...]
+    sweep: str = ""
+    """The name of the sweep that ran it; empty: that of the study and the data set."""
+
+    @property
+    def label(self) -> str:
+        """Return the study's name, with that of its sweep where it has one of its own."""
+        return f"{self.study} ({self.sweep})" if self.sweep else self.study
 
     @property
     def digits(self) -> int:

@@ -69,7 +69,7 @@ def markdown(study: Study) -> str:
     def line(texts: list[str]) -> str:
         return f"| {' | '.join(map(markdown_escape, texts))} |"
 
-    lines = [f"# {markdown_escape(study.study)}: {markdown_escape(study.title)}", ""]
+    lines = [f"# {markdown_escape(study.label)}: {markdown_escape(study.title)}", ""]
     lines += [
         f"{markdown_escape(study.paper)}, on {markdown_escape(study.dataset)}, in {study.unit}. {EXPLAINED}",
         "",
@@ -90,7 +90,7 @@ def markdown(study: Study) -> str:
 def latex(study: Study) -> str:
     """Return the table as LaTeX with booktabs, to be put into a paper."""
     lines = [
-        f"% {study.study}, made by: {study.command}".replace("\n", " "),
+        f"% {study.label}, made by: {study.command}".replace("\n", " "),
         f"\\begin{{tabular}}{{l{'r' * len(study.columns)}}}",
         "\\toprule",
         " & ".join(["", *map(latex_escape, study.columns)]) + " \\\\",
@@ -109,7 +109,7 @@ def comma_separated(study: Study) -> str:
     values = ["ours", "std", "low", "high", "seeds", "paper", "difference", "missing"]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, *values])
-    head = [study.study, study.dataset, study.unit]
+    head = [study.label, study.dataset, study.unit]
     for row in study.rows:
         for column, cell in zip(study.columns, row.cells, strict=True):
             writer.writerow([*head, row.label, column, *(asdict(cell)[name] for name in values)])
@@ -122,7 +122,7 @@ FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
 
 def terminal(study: Study) -> str:
     """Return the table for a terminal. Many columns stand one below the other."""
-    title = f"{study.study}: {study.title} ({study.paper}; {study.dataset}, in {study.unit})"
+    title = f"{study.label}: {study.title} ({study.paper}; {study.dataset}, in {study.unit})"
     rows = [[row.label, *(cell_text(cell, study.digits) for cell in row.cells)] for row in study.rows]
     table = [["", *study.columns], *rows]
     if len(study.columns) > 8:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from markupsafe import escape
 
 from benchmark.errors import DataError
 from leaderboard import claims, exports, pages
@@ -21,6 +22,7 @@ from leaderboard.analysis import analyse
 from leaderboard.build import write_leaderboard
 from leaderboard.columns import percent
 from leaderboard.content import Content
+from leaderboard.downloads import downloads
 from leaderboard.exports import Table
 from leaderboard.quality import class_figure
 from leaderboard.snapshot import table_of
@@ -248,6 +250,24 @@ def test_the_claims_of_all_studies_stand_in_one_table(site):
     with (folder / "tables/claims.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == page
     assert "Claims: 1 (holds 1, does not hold 0, undecided 0)." in (folder / "studies.html").read_text("utf-8")
+
+
+def test_a_study_that_was_run_twice_has_two_pages(tmp_path):
+    """The sweep's own name tells them apart, in the files too."""
+    write_study(tmp_path)
+    again = write_study(tmp_path / "again", sweep=HOSTILE)
+    (tmp_path / "studies/svm_t2/long").mkdir()
+    again.rename(tmp_path / "studies/svm_t2/long/table.json")
+    both = read_studies(tmp_path / "studies")
+    board = board_of(table_of(runs()))
+    content = Content(board, tuple(runs()), analyse(board, table_of(runs()), None), both)
+    found = dict(pages.pages(content)) | dict(downloads(content))
+    for name in ("svm_t2-chimera", slug(HOSTILE)):
+        assert f"studies/{name}.html" in found["studies.html"]
+        assert f"studies/{name}.html" in found
+        assert {f"tables/{name}.{suffix}" for suffix in ("md", "tex", "csv")} <= set(found)
+    assert found["studies.html"].count(f"<bdi>{escape(HOSTILE)}</bdi>") == 1
+    assert [row[0] for row in claims.claims_table(both).rows] == ["svm_t2", f"svm_t2 ({HOSTILE})"]
 
 
 def test_a_claim_that_nobody_measured_has_dashes(tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.commands.studies import command_of
 from benchmark.dealer import plan_sweep
 from benchmark.job import JOB, write_text
 from benchmark.progress import Reporter
@@ -146,6 +147,17 @@ def check_ratios(study, settings, work, classes):
 
 def test_a_record_without_parts_has_none(tmp_path):
     assert ratios_of(Path(tmp_path), "seed.train/mIoU_tuned", ("cat",), {}) is None
+
+
+@pytest.mark.parametrize(("given", "told"), [("", ""), ("icd_t1-chimera-voc", ""), ("long", "long")])
+def test_a_result_names_its_sweep_where_it_has_a_name_of_its_own(given, told, world, tmp_path):
+    root, _ = world
+    request = StudyRequest(dataset="chimera-voc", root=root, seeds=(0,), name=given)
+    study, work = read_study("icd_t1"), WorkFolder(tmp_path)
+    settings = sweep_of(study, request, work, Reporter(quiet=True))
+    result = result_of(study, settings, work, "", ())
+    assert (result["sweep"], study_of(result).sweep) == (told, told)
+    assert (f"--name {given}" in command_of("icd_t1", request)) == bool(given)
 
 
 def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):

@@ -85,17 +85,18 @@ def study(
         return
     run_study(chosen, settings, folder, reporter)
     classes = folder.locate(dataset, root, reporter).open().classes
-    result = result_of(chosen, settings, folder, _command(name, request), classes)
+    result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or dataset)
     write_result(out, result)
     print(terminal(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
 
 
-def _command(name: str, request: Any) -> str:
+def command_of(name: str, request: Any) -> str:
     """Return what repeats the study, without the folders of this machine."""
     words = ["seedbed", "study", name, "--dataset", request.dataset]
     words += ["--root", "DIR"] if request.root else []
+    words += ["--name", request.name] if request.name else []
     words += ["--seeds", *map(str, request.seeds)]
     for option in ("backbone", "weights", "segmentation_backbone", "segmentation_weights"):
         if value := getattr(request, option):

@@ -23,3 +23,4 @@ run svm_t1 --seeds 0 1 2 --set $SVM
 run sccam_t3_2 --seeds 0 1 2 --set $CAM TrainSubcategories.epochs=5
 run mixup_t2_1 --seeds 0 1 2 --set $CAM TrainMixupCam.epochs=5 TrainPsa.epochs=2
 run rrm_t1 --seeds 0 --set $RRM
+run rrm_t2 --name rrm_t2-8-epochs --seeds 0 1 2 --set $CAM TrainRrm.epochs=8 TrainRrm.cam_scales=1.0

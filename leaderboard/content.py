@@ -67,7 +67,7 @@ def dataset_page(dataset: str) -> str:
 
 def study_name(study: Study) -> str:
     """Return the name of a study's files."""
-    return slug(study.sweep) if study.sweep else f"{slug(study.study)}-{slug(study.dataset)}"
+    return f"{slug(study.study)}-{slug(study.sweep or study.dataset)}"
 
 
 def study_page(study: Study) -> str:

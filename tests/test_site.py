@@ -262,7 +262,7 @@ def test_a_study_that_was_run_twice_has_two_pages(tmp_path):
     board = board_of(table_of(runs()))
     content = Content(board, tuple(runs()), analyse(board, table_of(runs()), None), both)
     found = dict(pages.pages(content)) | dict(downloads(content))
-    for name in ("svm_t2-chimera", slug(HOSTILE)):
+    for name in ("svm_t2-chimera", f"svm_t2-{slug(HOSTILE)}"):
         assert f"studies/{name}.html" in found["studies.html"]
         assert f"studies/{name}.html" in found
         assert {f"tables/{name}.{suffix}" for suffix in ("md", "tex", "csv")} <= set(found)

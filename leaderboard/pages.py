@@ -88,8 +88,11 @@ def _dataset(content: Content, dataset: str) -> str:
 
 
 def _studies(content: Content) -> str:
-    counted = claims_counted(content.studies)
-    return _render("studies.html", content, claims=claims_table(content.studies), counted=counted)
+    claims, counted = claims_table(content.studies), claims_counted(content.studies)
+    linked = [places.study_page(study) for study in content.studies for _ in study.claims]
+    return _render(
+        "studies.html", content, claims=claims, counted=counted, claimed=zip(linked, claims.rows, strict=True)
+    )
 
 
 def _study(content: Content, study: Study) -> str:

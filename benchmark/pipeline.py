@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark.cost import conditions_of
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
 from benchmark.stage import Context, Kind, OnEpoch, Stage, cache_key, ignore_epochs
@@ -122,7 +123,8 @@ class Pipeline:
         def on_wait() -> None:
             reporter.say(f"  waiting for another process that computes {name}  [{step.key[:12]}]")
 
-        entry, computed = self.store.get_or_run(step.identity, produce, on_wait)
+        conditions = conditions_of(step, self.data, self.machine.device).to_json()
+        entry, computed = self.store.get_or_run(step.identity, produce, on_wait, conditions)
         if computed:
             reporter.say(f"  {name} took {entry.seconds:.1f} s  [{step.key[:12]}]")
             self.executed.append(entry)

@@ -35,7 +35,7 @@ class Entry:
     key: str
     path: Path
     record: Mapping[str, Any]
-    """The content of `entry.json`: identity, environment, start, seconds, bytes."""
+    """The content of `entry.json`: identity, environment, conditions, start, seconds, bytes."""
 
     @property
     def stage(self) -> str:
@@ -79,11 +79,13 @@ class Store:
         identity: Mapping[str, Any],
         produce: Callable[[Path, Path], None],
         on_wait: Callable[[], object] = lambda: None,
+        conditions: Mapping[str, Any] | None = None,
     ) -> tuple[Entry, bool]:
         """Return the entry of `identity` and whether it was computed now, by `produce(out, scratch)`.
 
         Of several processes that ask for the same entry one computes it; the others wait (`on_wait` is called
-        once) and get its result. What `produce` leaves in `scratch` is there again after a kill. Raises
+        once) and get its result. What `produce` leaves in `scratch` is there again after a kill. `conditions`
+        (benchmark/cost.py) are recorded beside the duration and are no part of the key. Raises
         StoreError where the disk is full or not writable; errors of `produce` pass through.
         """
         key = cache_key(identity)
@@ -100,7 +102,7 @@ class Store:
             try:
                 if (entry := self.get(key)) is not None:
                     return entry, False
-                return self._compute(key, identity, produce), True
+                return self._compute(key, identity, produce, conditions or {}), True
             finally:
                 lock.release()
         except OSError as error:
@@ -111,7 +113,13 @@ class Store:
                 ) from error
             raise
 
-    def _compute(self, key: str, identity: Mapping[str, Any], produce: Callable[[Path, Path], None]) -> Entry:
+    def _compute(
+        self,
+        key: str,
+        identity: Mapping[str, Any],
+        produce: Callable[[Path, Path], None],
+        conditions: Mapping[str, Any],
+    ) -> Entry:
         partial = self.root / "partial" / key
         out, scratch = partial / "out", partial / "scratch"
         shutil.rmtree(out, ignore_errors=True)
@@ -123,6 +131,7 @@ class Store:
             "key": key,
             "identity": identity,
             "environment": environment(),
+            "conditions": conditions,
             "started": started,
             "seconds": round(time.monotonic() - clock, 3),
             "bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from benchmark.stage import Context
 from datasets.base import SplitView
 from datasets.transforms import normalise
 
-PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 32 * 500 * 500}
+PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
 """Images of a batch hold about so many pixels at scale 1."""
 
 
@@ -35,14 +38,17 @@ def multi_scale(
     grid: Callable[[str, int, int], tuple[int, int]],
     ctx: Context,
     label: str,
+    activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (id, mean of the network's maps over scales and flips) for every image of the split.
 
     `forward` maps normalised images (B, 3, h, w) to maps (B, C, h', w'). Each image is resized to `long_side`,
-    then (bicubic) by each scale, and flipped; each map is resized (bilinear, align_corners=False) to the size
-    that `grid(id, h, w)` gives for the image at scale 1, un-flipped, and averaged (docs/methods.md, CAM sums, and
-    normalises afterwards). Maps are float32 (C, grid h, grid w) on `ctx.device`. Images come grouped by size,
-    in a fixed order.
+    then by each scale (`resize_image`), normalised and flipped. Each map is resized (bilinear,
+    align_corners=False) to the size that `grid(id, h, w)` gives for the image at scale 1, passed through
+    `activation` as (1, C, grid h, grid w), un-flipped, and averaged. Maps are float32 (C, grid h, grid w) on
+    `ctx.device`. Images come grouped by size, in a fixed order.
+
+    The networks run in float32 on every device, as the authors' do.
     """
     groups: dict[tuple[int, int], list[str]] = defaultdict(list)
     for image_id in view.ids:
@@ -52,15 +58,16 @@ def multi_scale(
         batch = max(1, PIXELS_A_BATCH[ctx.device.partition(":")[0]] // (height * width))
         batches += [ids[start : start + batch] for start in range(0, len(ids), batch)]
     loader = torch.utils.data.DataLoader(
-        _Images(view, long_side),
+        _Images(view, long_side, scales),
         batch_sampler=batches,
         num_workers=ctx.workers,
         pin_memory=ctx.device != "cpu",
     )
     with ctx.reporter.bar(label, len(view)) as bar:
-        for ids, images in zip(batches, loader, strict=True):
-            sizes = [grid(image_id, *images.shape[-2:]) for image_id in ids]
-            yield from zip(ids, _fused(forward, images, scales, flip, sizes, ctx.device), strict=True)
+        for ids, pyramid in zip(batches, loader, strict=True):
+            size = resized(*view.size(ids[0]), long_side)
+            sizes = [grid(image_id, *size) for image_id in ids]
+            yield from zip(ids, _fused(forward, activation, pyramid, flip, sizes, ctx.device), strict=True)
             bar.advance(len(ids))
 
 
@@ -73,13 +80,13 @@ def padded_images(
     with 0, the mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
     """
     loader = torch.utils.data.DataLoader(
-        _Images(view, long_side),
+        _Images(view, long_side, (1.0,)),
         batch_sampler=[[image_id] for image_id in view.ids],
         num_workers=ctx.workers,
         pin_memory=ctx.device != "cpu",
     )
     with ctx.reporter.bar(label, len(view)) as bar:
-        for image_id, image in zip(view.ids, loader, strict=True):
+        for image_id, (image,) in zip(view.ids, loader, strict=True):
             height, width = image.shape[-2:]
             down, right = (-(-max(least, side) // multiple) * multiple - side for side in (height, width))
             yield image_id, F.pad(image.to(ctx.device, non_blocking=True), (0, right, 0, down)), (height, width)
@@ -89,47 +96,53 @@ def padded_images(
 @torch.inference_mode()
 def _fused(
     forward: Callable[[Tensor], Tensor],
-    images: Tensor,
-    scales: Sequence[float],
+    activation: Callable[[Tensor], Tensor] | None,
+    pyramid: Sequence[Tensor],
     flip: bool,
     sizes: Sequence[tuple[int, int]],
     device: str,
 ) -> list[Tensor]:
-    images = images.to(device, non_blocking=True)
-    height, width = images.shape[-2:]
+    """Return the mean map of each image of a batch; `pyramid` has the batch (B, 3, h, w) at each scale."""
     sums: list[Tensor | None] = [None] * len(sizes)
-    for scale in scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        scaled = images
-        if size != (height, width):
-            scaled = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+    for images in pyramid:
+        scaled = images.to(device, non_blocking=True)
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         if device != "cpu":
             scaled = scaled.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu"):
-            maps = forward(scaled)
-        maps = maps.float()
+        maps = forward(scaled).float()
         for index, target in enumerate(sizes):
-            single = F.interpolate(maps[index, None], target, mode="bilinear", align_corners=False)[0]
+            single = _on_grid(maps[index, None], target, activation)
             if flip:
-                mirrored = maps[len(sizes) + index, None]
-                single = single + F.interpolate(mirrored, target, mode="bilinear", align_corners=False)[0].flip(-1)
+                single = single + _on_grid(maps[len(sizes) + index, None], target, activation).flip(-1)
             before = sums[index]
             sums[index] = single if before is None else before + single
-    count = len(scales) * (2 if flip else 1)
+    count = len(pyramid) * (2 if flip else 1)
     return [total / count for total in sums if total is not None]
 
 
-class _Images(torch.utils.data.Dataset[Tensor]):
-    """Images by id, normalised, resized to `long_side` (bicubic, antialiased)."""
+def _on_grid(maps: Tensor, size: tuple[int, int], activation: Callable[[Tensor], Tensor] | None) -> Tensor:
+    maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return (maps if activation is None else activation(maps))[0]
 
-    def __init__(self, view: SplitView, long_side: int) -> None:
-        self.view, self.long_side = view, long_side
 
-    def __getitem__(self, image_id: str) -> Tensor:
-        image = normalise(torch.from_numpy(self.view.image(image_id).copy()).permute(2, 0, 1))
-        size = resized(image.shape[-2], image.shape[-1], self.long_side)
-        if size != tuple(image.shape[-2:]):
-            image = F.interpolate(image[None], size, mode="bicubic", antialias=True, align_corners=False)[0]
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return an RGB image (H, W, 3) resized to `size` (h, w) by PIL's bicubic on uint8, as PSA, IRN and SC-CAM."""
+    if image.shape[:2] == size:
         return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+class _Images(torch.utils.data.Dataset[list[Tensor]]):
+    """Images by id: resized to `long_side`, then by each scale, and normalised; one (3, h, w) per scale."""
+
+    def __init__(self, view: SplitView, long_side: int, scales: Sequence[float]) -> None:
+        self.view, self.long_side, self.scales = view, long_side, scales
+
+    def __getitem__(self, image_id: str) -> list[Tensor]:
+        image = self.view.image(image_id)
+        height, width = resized(*image.shape[:2], self.long_side)
+        image = resize_image(image, (height, width))
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        pixels = [torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1) for size in sizes]
+        return [normalise(scaled) for scaled in pixels]

@@ -91,7 +91,7 @@ class MeasureMasks(Stage):
 class MeasureClassifier(Stage):
     """How well the network of a CHECKPOINT tells an image's tags: average precision over images."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.RECORDS
     seeded = False

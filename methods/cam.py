@@ -142,7 +142,7 @@ class TrainCam(TagTraining):
 class InferCam(Stage):
     """Localisation maps of any network that has `maps` (docs/methods.md, CAM), for the tags of each image."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.SCORES
     seeded = False

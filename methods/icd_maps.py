@@ -124,7 +124,7 @@ class IcdInference(Stage):
 class InferIcd(IcdInference):
     """Signed maps in [−1, 1] of the present classes, cut at 0 (`seed_scores`)."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.SCORES
 
@@ -195,7 +195,7 @@ class MeasureIcd(IcdInference):
     (Fig. 4).
     """
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT, Kind.SUPERPIXELS)
     produces = Kind.RECORDS
 

@@ -156,7 +156,7 @@ def concentration(logits: Tensor, tags: Tensor) -> Tensor:
 class MeasureUncertainty(Stage):
     """What the regularisers act on, on images that are not mixed, at one scale."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.RECORDS
     seeded = False

@@ -223,7 +223,7 @@ class TrainRrm(TrainingStage):
 class PredictRrm(PredictMasks):
     """Predict masks with the segmentation branch: one scale, no flip, a CRF."""
 
-    version = 1
+    version = 2
 
     scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="RRM code")
     flip: bool = hp(False, source="RRM code")

@@ -50,27 +50,31 @@ from methods.refine.crf import WritePrediction
 
 
 def pyramid_logits(network: nn.Module, images: Tensor, pyramid: tuple[float, ...]) -> list[Tensor]:
-    """Return the logits at each scale of `pyramid` and, where there are several, their pixelwise maximum."""
+    """Return the logits at each scale of `pyramid` and, if there are several, their pixelwise maximum."""
     logits = []
     for scale in pyramid:
         scaled = images
         if scale != 1:
-            scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+            # Not `scale_factor`: it would map the pixels by the scale itself and leave out the last ones.
+            size = [int(length * scale) for length in images.shape[-2:]]
+            scaled = F.interpolate(images, size, mode="bilinear", align_corners=False)
         logits.append(network(scaled))
     if len(logits) > 1:
-        size = logits[0].shape[-2:]
-        resized = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in logits]
+        grid = logits[0].shape[-2:]
+        resized = [F.interpolate(x, grid, mode="bilinear", align_corners=False) for x in logits]
         logits.append(torch.stack(resized).amax(0))
     return logits
 
 
 def mask_cross_entropy(logits: Tensor, masks: Tensor, class_balanced: bool) -> Tensor:
-    """Return cross entropy of logits (B, L, h, w) against masks int64 (B, H, W), resized by nearest.
+    """Return cross entropy of logits (B, L, h, w) against masks int64 (B, H, W), reduced to the logits' grid.
 
-    The mean over labelled pixels (0 where there are none); 255 does not count. `class_balanced` takes the mean
-    for each label that occurs, then over those labels.
+    A cell gets the label of the pixel at its centre, as with PIL's nearest in deeplab-pytorch. The loss is the
+    mean over labelled cells (0 if there are none); 255 does not count. `class_balanced` takes the mean for each
+    label that occurs, then over those labels.
     """
-    target = F.interpolate(masks[:, None].float(), logits.shape[-2:], mode="nearest")[:, 0].long()
+    # Not "nearest": it takes the top left pixel of a cell and shifts labels by half a cell.
+    target = F.interpolate(masks[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
     loss = F.cross_entropy(logits.float(), target, ignore_index=IGNORE_INDEX, reduction="none")
     labelled = target != IGNORE_INDEX
     if not class_balanced:
@@ -89,7 +93,7 @@ class TrainSegmentation(TrainingStage):
     Raises ConfigError for `large_fov` on a backbone without fc6.
     """
 
-    version = 1
+    version = 2
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
     produces = Kind.CHECKPOINT
 
@@ -171,7 +175,7 @@ class TrainSegmentation(TrainingStage):
 class TrainSupervised(TrainSegmentation):
     """Train the same network on the true masks of `weak`: the fully supervised upper bound."""
 
-    version = 1
+    version = 2
     consumes = ()
 
     def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:
@@ -192,9 +196,12 @@ class PseudoMasks:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictMasks(Stage):
-    """Predict masks with a trained segmentation network: mean softmax over scales and flips, then a CRF."""
+    """Predict masks with a trained segmentation network: mean softmax over scales and flips, then a CRF.
 
-    version = 1
+    Logits are resized to the image before the softmax, as in RRM and deeplab-pytorch.
+    """
+
+    version = 2
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.MASKS
     seeded = False
@@ -224,12 +231,10 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
     """Write the masks that the network in `checkpoint` predicts for the images of `view`."""
     network = load_network(checkpoint, ctx.device)
 
-    def forward(images: Tensor) -> Tensor:
-        return pyramid_logits(network, images, stage.pyramid)[-1].float().softmax(1)
-
     predictions = multi_scale(
-        forward,
+        lambda images: pyramid_logits(network, images, stage.pyramid)[-1],
         view,
+        activation=lambda logits: logits.softmax(1),
         scales=stage.scales,
         flip=stage.flip,
         long_side=stage.long_side,

@@ -40,7 +40,7 @@ PADDING = 255
 class ComputeSuperpixels(Stage):
     """Superpixels 0, 1 … of every image of `weak`, as palette PNGs of the image's own size."""
 
-    version = 1
+    version = 2
     produces = Kind.SUPERPIXELS
     seeded = False
 

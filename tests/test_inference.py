@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from benchmark import inference
 from benchmark.inference import multi_scale, padded_images, resized
@@ -35,15 +36,15 @@ def network() -> CamNetwork:
 
 
 def one_by_one(network: CamNetwork, image: np.ndarray, grid: tuple[int, int]) -> torch.Tensor:
-    """The loop for one image: each scale by bicubic resize, each with its flip, summed one at a time."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pixels = (torch.from_numpy(image.copy()).float() / 255 - mean) / std
-    original = pixels.permute(2, 0, 1)[None]
+    """The loop of PSA's code for one image: PIL's bicubic on uint8, each scale with its flip, one at a time."""
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     total = torch.zeros(2, *grid)
     with torch.inference_mode():
         for scale in SCALES:
             size = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-            scaled = original if scale == 1 else F.interpolate(original, size, mode="bicubic", antialias=True)
+            resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+            pixels = (resized / 255 - mean) / std
+            scaled = torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float()
             for flipped in (False, True):
                 given = scaled.flip(-1) if flipped else scaled
                 maps = F.interpolate(network.maps(given), grid, mode="bilinear", align_corners=False)[0]
@@ -82,6 +83,30 @@ def test_the_size_of_batches_and_the_number_of_workers_do_not_matter(data, netwo
     monkeypatch.setattr(inference, "PIXELS_A_BATCH", {"cpu": 1})
     for image_id, maps in run(network, data).items():
         torch.testing.assert_close(maps, expected[image_id], atol=1e-5, rtol=0)
+
+
+def test_the_activation_comes_after_the_resize_and_before_the_mean(data):
+    """Logits (0, 8) at one of two cells: 1/2 and sigmoid(8) resized first, another mean if it came last."""
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        maps = torch.zeros(len(images), 2, 1, 2)
+        maps[:, 1, :, 1] = 8.0
+        return maps
+
+    context = Context(seed=0, split=Split.TRAIN, scratch=Path())
+    for _, maps in multi_scale(
+        logits,
+        data.split(Split.TRAIN),
+        scales=(1.0, 0.5),
+        flip=True,
+        long_side=0,
+        grid=lambda *_: (1, 4),
+        ctx=context,
+        label="test",
+        activation=lambda x: x.softmax(1),
+    ):
+        single = torch.tensor([0.0, 2.0, 6.0, 8.0]).sigmoid()  # bilinear, half-pixel centres
+        torch.testing.assert_close(maps[1, 0], (single + single.flip(0)) / 2)
 
 
 def test_flips_are_turned_back(data):

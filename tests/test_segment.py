@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmark.checkpoint import save_network
@@ -74,13 +75,36 @@ def test_a_batch_without_a_labelled_pixel_gives_zero_and_a_gradient(class_balanc
     assert not logits.grad.any()
 
 
-def test_masks_are_brought_to_the_size_of_the_logits_by_nearest():
-    logits = torch.zeros(1, 2, 2, 2)
-    logits[0, 1, 0, 0] = 5.0
-    masks = torch.zeros(1, 4, 4, dtype=torch.long)
-    masks[0, :2, :2] = 1
-    small = masks[:, ::2, ::2]
-    assert float(mask_cross_entropy(logits, masks, False)) == float(mask_cross_entropy(logits, small, False))
+def sure_of(labels: torch.Tensor) -> torch.Tensor:
+    """Return logits (1, L, h, w) that are sure of labels (h, w): cross entropy with any other label is 100."""
+    return 100.0 * nn.functional.one_hot(labels).permute(2, 0, 1)[None].float()
+
+
+def test_a_cell_has_the_label_of_the_pixel_at_its_centre_by_hand():
+    """One cell per 8 × 8 pixels: pixel (4, 4) of each, not pixel (0, 0), its top left corner."""
+    masks = torch.zeros(1, 16, 16, dtype=torch.long)
+    masks[0, 4, 4], masks[0, 4, 12], masks[0, 12, 4], masks[0, 12, 12] = 1, 2, 3, 4
+    assert float(mask_cross_entropy(sure_of(torch.tensor([[1, 2], [3, 4]])), masks, False)) == 0
+    assert float(mask_cross_entropy(sure_of(torch.tensor([[0, 0], [0, 4]])), masks, False)) == pytest.approx(75)
+
+
+@pytest.mark.parametrize("sides", [((321, 321), (41, 41)), ((321, 240), (30, 41)), ((65, 97), (9, 13))])
+def test_masks_are_reduced_as_by_pil(sides):
+    """deeplab-pytorch reduces masks by PIL's nearest and warns of the other."""
+    (height, width), (rows, columns) = sides
+    masks = np.random.default_rng(0).integers(0, 3, (height, width)).astype(np.uint8)
+    small = np.asarray(Image.fromarray(masks).resize((columns, rows), Image.Resampling.NEAREST))
+    logits = sure_of(torch.from_numpy(small.astype(np.int64)))
+    assert float(mask_cross_entropy(logits, torch.from_numpy(masks)[None].long(), False)) == 0
+
+
+def test_labels_do_not_shift_against_the_logits():
+    """A square in the middle of the image stays in the middle of the grid."""
+    masks = torch.zeros(1, 65, 65, dtype=torch.long)
+    masks[0, 20:45, 20:45] = 1
+    small = torch.zeros(9, 9, dtype=torch.long)
+    small[3:6, 3:6] = 1
+    assert float(mask_cross_entropy(sure_of(small), masks, False)) == 0
 
 
 def test_the_pyramid_adds_the_maximum_over_scales():
@@ -92,6 +116,20 @@ def test_the_pyramid_adds_the_maximum_over_scales():
     assert [x.shape[-1] for x in full] == [16, 8, 16]
     upsampled = nn.functional.interpolate(full[1], (16, 16), mode="bilinear", align_corners=False)
     assert torch.equal(full[2], torch.maximum(full[0], upsampled))
+
+
+def test_the_pyramid_spans_the_whole_image():
+    """At 0.75 the 9 pixels become 6 that span them all: as deeplab-pytorch, and not the first 8 of them."""
+    seen = []
+    images = torch.arange(9.0).expand(1, 3, 9, 9)
+
+    class Spy(nn.Module):
+        def forward(self, given):
+            seen.append(given[0, 0, 0])
+            return given
+
+    pyramid_logits(Spy(), images, (1.0, 0.75))
+    torch.testing.assert_close(seen[1], torch.tensor([0.25, 1.75, 3.25, 4.75, 6.25, 7.75]))
 
 
 def test_the_loss_is_the_sum_over_scales_and_their_maximum_by_hand():
@@ -187,8 +225,8 @@ def predicted(chimera, tmp_path):
 
 
 def probabilities(logits, size):
-    """Return the softmax of logits (1, L, h, w), resized to an image."""
-    return nn.functional.interpolate(logits.softmax(1), size, mode="bilinear", align_corners=False)
+    """Return the softmax of logits (1, L, h, w) that are first resized to an image."""
+    return nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).softmax(1)
 
 
 def test_prediction_is_the_mean_over_scales_and_flips_and_then_the_crf(predicted):
@@ -196,8 +234,9 @@ def test_prediction_is_the_mean_over_scales_and_flips_and_then_the_crf(predicted
     masks = predict(scales=(0.5, 1.0), flip=True, crf="deeplab")
     for image_id in view.ids:
         image, size = view.image(image_id), view.size(image_id)
-        original = normalise(torch.from_numpy(image.copy()).permute(2, 0, 1))[None]
-        half = nn.functional.interpolate(original, scale_factor=0.5, mode="bicubic", antialias=True)
+        small = Image.fromarray(image).resize((size[1] // 2, size[0] // 2), Image.Resampling.BICUBIC)
+        pixels = (image, np.array(small))
+        original, half = (normalise(torch.from_numpy(p.copy()).permute(2, 0, 1))[None] for p in pixels)
         with torch.inference_mode():
             straight = sum(probabilities(network(x), size) for x in (half, original))
             mirrored = sum(probabilities(network(x.flip(-1)), size) for x in (half, original))

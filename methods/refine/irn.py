@@ -183,7 +183,7 @@ class TrainIrn(TrainingStage):
 class WalkIrn(Stage):
     """Maps after the random walk, divided by their greatest value over all classes of the image."""
 
-    version = 1
+    version = 2
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
     produces = Kind.SCORES
     seeded = False

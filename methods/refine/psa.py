@@ -191,7 +191,7 @@ class TrainPsa(TrainingStage):
 class WalkPsa(Stage):
     """Maps after the random walk, with a background channel: the best channel wins, without a threshold."""
 
-    version = 1
+    version = 2
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
     produces = Kind.SCORES
     seeded = False
@@ -220,8 +220,7 @@ class WalkPsa(Stage):
         if size != maps.size:
             start = F.interpolate(start[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
         start = F.pad(start, (0, image.shape[-1] - size[1], 0, image.shape[-2] - size[0]))
-        with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
-            affinities = network.affinities(image)[0]
+        affinities = network.affinities(image)[0]
         matrix = transition_matrix(affinities, pair_offsets(network.radius), self.power)
         ended = walk(F.avg_pool2d(start, CELL), matrix, self.steps)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])

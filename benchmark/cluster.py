@@ -63,7 +63,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
     if settings.address is not None:
         # More trials in the queue show the autoscaler how many nodes are wanted.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    # What becomes of a trial is told by Watch; Tune would print a traceback for each death of a worker.
+    # What becomes of a trial is told by SweepProgress; Tune would print a traceback for each death of a worker.
     for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
     variables = {

@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,11 +31,12 @@ from ray.tune.search import Searcher
 from benchmark.cluster import Pulse, check_nodes, connected
 from benchmark.dealer import Dealer, SweepPlan, plan_sweep
 from benchmark.deaths import Deaths
-from benchmark.environment import code_version
 from benchmark.errors import ConfigError, DataError
-from benchmark.job import Job, Outcome, read_outcome, write_text
+from benchmark.job import Job, Outcome, read_outcome
 from benchmark.progress import Reporter
-from benchmark.sweep_settings import SweepSettings, read_settings
+from benchmark.resume import check_same_sweep, describe, forget_failures
+from benchmark.sweep_progress import SweepProgress
+from benchmark.sweep_settings import SweepSettings
 from benchmark.tracking import Delivery
 from benchmark.worker import reason_of, run_job
 from benchmark.workfolder import WorkFolder
@@ -67,13 +67,13 @@ def run_sweep(
     folder = work.sweeps / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder):
-        _same_sweep(folder, settings)
+        check_same_sweep(folder, settings)
         settings.save(folder / "sweep.yaml")
-        if retry_failed and (count := _forget_failures(folder)):
+        if retry_failed and (count := forget_failures(folder)):
             reporter.say(f"{count} failed trials are tried again")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
         plan = plan_sweep(settings, work, reporter)
-        _describe(folder, plan)
+        describe(folder, plan)
         dealer = Dealer(plan)
         delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
         delivery.start()
@@ -86,22 +86,6 @@ def run_sweep(
             delivery.stop(status)
     seconds = time.monotonic() - started
     return SweepResult(folder, dealer.finished, plan.expected(), delivery.undelivered, seconds)
-
-
-def _forget_failures(folder: Path) -> int:
-    """Make the confirming trials of a sweep that failed wait again, and return how many they are.
-
-    A search trial that failed stays failed: later suggestions were made knowing it.
-    """
-    count = 0
-    for path in sorted((folder / "trials").glob("*/result.json")):
-        outcome = read_outcome(path.parent)
-        phase = json.loads((path.parent / "job.json").read_text())["phase"]
-        if outcome is not None and outcome.status == "failed" and phase == "confirm":
-            for left in ("delivered.json", "error.txt", "result.json"):
-                (path.parent / left).unlink(missing_ok=True)
-            count += 1
-    return count
 
 
 class TrialActor(Trainable):
@@ -138,7 +122,7 @@ class TrialActor(Trainable):
 class DealerSearcher(Searcher):
     """Shows the dealer to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
 
-    def __init__(self, dealer: Dealer, watch: Watch, constants: Mapping[str, Any]) -> None:
+    def __init__(self, dealer: Dealer, watch: SweepProgress, constants: Mapping[str, Any]) -> None:
         super().__init__(metric="outcome", mode="max")
         self._dealer, self._watch, self._constants = dealer, watch, dict(constants)
         self._jobs: dict[str, Job] = {}
@@ -206,54 +190,6 @@ class DealerSearcher(Searcher):
         """Write nothing."""
 
 
-class Watch:
-    """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
-
-    def __init__(
-        self, dealer: Dealer, delivery: Delivery, wanted: Mapping[str, float], reporter: Reporter
-    ) -> None:
-        """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
-        self._dealer, self._delivery, self._wanted, self._reporter = dealer, delivery, wanted, reporter
-
-    def ended(self, job: Job, outcome: Outcome) -> None:
-        """Tell of a trial's end and deliver its records."""
-        seconds = outcome.finished - outcome.started
-        self._delivery.put(self._dealer.folder(job))
-        total = self._dealer.plan.expected()
-        numbers = ""
-        if outcome.objective is not None:
-            numbers = f"  tune mIoU {100 * outcome.objective:.2f}"
-            best = self._dealer.best(job)
-            if job.phase == "search" and best is not None:
-                numbers += f" (best {100 * best:.2f})"
-        state = "" if outcome.status == "complete" else f"  {outcome.status}: {outcome.reason}"
-        self._reporter.say(
-            f"[{self._dealer.finished}/{total}] {job.label}{numbers}{state}  {seconds:.0f} s{self._left()}"
-        )
-
-    def _slots(self) -> int:
-        """Return how many trials the cluster runs at once, as it is now."""
-        there = ray.cluster_resources()
-        fits = [there.get(what, 0) / wanted for what, wanted in self._wanted.items() if wanted]
-        return max(1, int(min(fits)))
-
-    def _left(self) -> str:
-        remaining = self._dealer.remaining()
-        seconds = 0.0
-        for phase, count in remaining.items():
-            known = self._dealer.computed_seconds[phase]
-            other = self._dealer.computed_seconds["search" if phase == "confirm" else "confirm"]
-            if count and not known and not other:
-                return ""
-            if count:
-                samples = known or other
-                seconds += count * sum(samples) / len(samples)
-        seconds /= self._slots()
-        if not any(remaining.values()):
-            return ""
-        return f"; about {seconds / 60:.0f} min left" if seconds >= 90 else f"; about {seconds:.0f} s left"
-
-
 def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
@@ -270,7 +206,7 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
         check_nodes(
             list(places.values()), plan.folder / "sweep.json", settings.weights, settings.segmentation_weights
         )
-        watch = Watch(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
+        watch = SweepProgress(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
         constants = {
             "work": str(plan.work.root),
             "device": "cuda" if gpus else "cpu",
@@ -352,38 +288,6 @@ def _only_driver(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _same_sweep(folder: Path, settings: SweepSettings) -> None:
-    path = folder / "sweep.yaml"
-    # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
-    if not path.exists() or not (folder / "sweep.json").exists():
-        return
-    if names := read_settings(path, {}).differences(settings):
-        raise ConfigError(
-            f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
-            f"`seedbed sweep --resume {settings.name}`, or choose another --name"
-        )
-
-
-def _describe(folder: Path, plan: SweepPlan) -> None:
-    """Write `sweep.json`. Raises DataError where the data is not what the sweep began with."""
-    path = folder / "sweep.json"
-    description = {
-        **plan.description(),
-        "id": uuid.uuid4().hex,
-        "expected": plan.expected(),
-        "code": code_version(),
-    }
-    if path.exists():
-        before = json.loads(path.read_text())
-        for old, new in zip(before["cells"], description["cells"], strict=True):
-            if old["data_digest"] != new["data_digest"]:
-                raise DataError(
-                    f"{new['dataset']}: its files have changed since this sweep began; give the sweep a new name"
-                )
-        description |= {"id": before["id"], "code": before["code"]}
-    write_text(path, json.dumps(description, indent=1))
 
 
 def _all_done(dealer: Dealer) -> bool:

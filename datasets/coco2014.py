@@ -196,7 +196,7 @@ class _Job:
 
 def _write(job: _Job) -> None:
     mask = draw_mask(job.height, job.width, job.instances, job.crowd, job.source)
-    with atomic(job.target) as temporary:
+    with atomic(job.target, flush=False) as temporary:
         write_mask(temporary, mask)
 
 

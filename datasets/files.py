@@ -79,12 +79,22 @@ def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; it becomes `path` at once when the block ends well."""
+def atomic(path: Path, flush: bool = True) -> Iterator[Path]:
+    """Give a temporary file beside `path` to write to; it becomes `path` at once when the block ends well.
+
+    The content is on the disk before the rename, so that a power loss cannot leave an empty file. That costs
+    milliseconds; `flush=False` is for many files that can be written again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        if flush:
+            handle = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

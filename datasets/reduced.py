@@ -69,14 +69,14 @@ def _reduce_image(data: VocDataset, out: Path, image_id: str, long_side: int) ->
     size = max(1, round(width * factor)), max(1, round(height * factor))
     if (source := data.mask_path(image_id)).exists():
         small = np.asarray(Image.fromarray(decode_mask(source)).resize(size, Image.Resampling.NEAREST))
-        with atomic(out / "SegmentationClass" / f"{image_id}.png") as temporary:
+        with atomic(out / "SegmentationClass" / f"{image_id}.png", flush=False) as temporary:
             write_mask(temporary, small)
     saliency = data.saliency_path(image_id)
     if saliency is not None:
         grey = Image.fromarray(decode_mask(saliency, palette=False))
-        with atomic(out / "Saliency" / f"{image_id}.png") as temporary:
+        with atomic(out / "Saliency" / f"{image_id}.png", flush=False) as temporary:
             grey.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
     # Last, so that an image that is there has its mask too.
-    with atomic(target) as temporary:
+    with atomic(target, flush=False) as temporary:
         picture = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
         picture.save(temporary, format="JPEG", quality=95)

@@ -37,7 +37,7 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
             mask = (
                 decode_mask(official) if official.exists() else read_sbd_mask(dataset / "cls" / f"{image_id}.mat")
             )
-            with atomic(target) as temporary:
+            with atomic(target, flush=False) as temporary:
                 write_mask(temporary, mask)
         if progress is not None:
             progress(done, len(ids))

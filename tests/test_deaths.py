@@ -10,7 +10,8 @@ import pytest
 from benchmark.deaths import DEATHS, PATIENCE, PAUSE, Deaths
 from benchmark.errors import ConfigError
 from benchmark.job import BEGUN, Job, Outcome, read_outcome, write_outcome
-from benchmark.sweep import DealerSearcher, Watch
+from benchmark.sweep import DealerSearcher
+from benchmark.sweep_progress import SweepProgress
 from tests.sweeping import dealer_of, end, small
 
 
@@ -24,7 +25,7 @@ class Clock:
         return self.now
 
 
-class Ends(Watch):
+class Ends(SweepProgress):
     """Keeps how trials ended."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ from tests import golden
 
 
 @pytest.fixture(scope="module")
-def measured(chimera, tmp_path_factory):
-    return golden.measure(chimera, tmp_path_factory.mktemp("golden"))
+def measured():
+    return golden.measure_alone()
 
 
 @pytest.mark.slow

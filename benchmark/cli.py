@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,13 +17,32 @@ from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
 from benchmark.errors import SeedbedError
+from benchmark.output import safe_output
 
 app = typer.Typer(
-    help="Seedbed: one protocol for weakly-supervised semantic segmentation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"seedbed {version('seedbed')} (torch {version('torch')}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def seedbed(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Seedbed: one protocol for weakly-supervised semantic segmentation."""
+
+
 app.command()(run)
 app.command(cls=SpacedLists)(sweep)
 app.command()(studies)
@@ -41,11 +62,12 @@ def main() -> None:
     """Run the command; errors that a user can mend are printed without a traceback, exit code 1."""
     # Threads that wait by spinning take the cores from whoever else works on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app()
-    except SeedbedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    with safe_output():
+        try:
+            app()
+        except SeedbedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)

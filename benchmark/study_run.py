@@ -285,7 +285,7 @@ def _protocol(study: Study, settings: SweepSettings, trials: Mapping[tuple[str, 
         "backbone": str(facts.get("backbone", "")),
         "initialisation": str(facts.get("initialisation", ""))[:19],
         "image side": str(settings.size or "as they are"),
-        "seeds": ", ".join(map(str, settings.seeds)),
+        "random seeds": ", ".join(map(str, settings.seeds)),
     }
     for key, value in settings.settings.items():
         ours[key] = str(value)

@@ -111,7 +111,8 @@ def _apart(group: Group, analysis: GroupAnalysis) -> Iterator[str]:
     else:
         yield f"{name}, which is ranked first, is told apart from every other row."
     together = sum(c.together for c in pairs)
-    yield f"{together} of {len(pairs)} pairs of ranked rows cannot be told apart (95 %, over images and seeds)."
+    over = "95 %, over images and random seeds"
+    yield f"{together} of {len(pairs)} pairs of ranked rows cannot be told apart ({over})."
 
 
 def _prefix(board: Board, group: Group) -> str:

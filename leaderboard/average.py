@@ -23,7 +23,7 @@ class AverageRank:
     mean: float
     low: float
     high: float
-    """95 % interval over images and seeds, drawn in each data set for itself."""
+    """95 % interval over images and random seeds, drawn in each data set for itself."""
     datasets: int
 
 
@@ -78,7 +78,7 @@ def _ranked(group: Group, settings: str) -> dict[tuple[str, str], int]:
     return {
         (row.method, row.refiner): index
         for index, row in enumerate(group.rows)
-        if row.rank is not None and row.settings == settings
+        if row.rank is not None and row.at(settings)
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmark.workfolder import WorkFolder
@@ -15,10 +16,11 @@ from leaderboard.content import Content
 from leaderboard.gallery import DatasetGallery, Predict, draw_gallery
 from leaderboard.images import ImageStatistics, collect_images, read_images, write_images
 from leaderboard.latex import latex
+from leaderboard.marks import mark
 from leaderboard.reported import papers
 from leaderboard.site import write_site
 from leaderboard.snapshot import Run, read_snapshot, runs_of, write_snapshot
-from leaderboard.standing import board_of
+from leaderboard.standing import Board, board_of
 from leaderboard.study_results import read_studies
 from leaderboard.tables import comma_separated, markdown
 
@@ -46,8 +48,17 @@ class Sources:
     predict: Predict
 
 
-def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sources | None = None) -> list[Path]:
-    """Write snapshot, tables and site of one or several sweeps; return their paths, the snapshot first.
+@dataclass(frozen=True)
+class Leaderboard:
+    """What was written."""
+
+    board: Board
+    paths: list[Path]
+    """The snapshot first, then the overview."""
+
+
+def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sources | None = None) -> Leaderboard:
+    """Write snapshot, tables and site of one or several sweeps.
 
     Raises ConfigError for an unknown sweep, DataError for runs that contradict each other.
     """
@@ -58,26 +69,43 @@ def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sou
 
 def write_leaderboard(
     snapshot: Any, out: Path, images: ImageStatistics | None = None, sources: Sources | None = None
-) -> list[Path]:
-    """Write snapshot, tables and site of a snapshot, given as table or as path; return their paths.
+) -> Leaderboard:
+    """Write snapshot, tables and site of a snapshot, given as table or as path.
 
     All is made from the written file, so that nothing is in it that the snapshot does not hold: the same snapshot
-    gives the same bytes. Of a path, the statistics of images that lie beside it are read. Raises DataError for a
-    file that is not a snapshot.
+    gives the same bytes. Of a path, the statistics of images that lie beside it are read. Nothing in `out` changes
+    before everything has been written. Raises DataError for a file that is not a snapshot.
     """
     if isinstance(snapshot, Path) and (snapshot.parent / IMAGES).is_file():
         images = read_images(snapshot.parent / IMAGES)
     table = read_snapshot(snapshot) if isinstance(snapshot, Path) else snapshot
     out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".unfinished-", dir=out) as temporary:
+        made = _write(table, Path(temporary), images, sources)
+        names = [path.relative_to(temporary) for path in made.paths]
+        # The overview comes last: it is what makes a folder look like a finished site.
+        for name in sorted(_files(Path(temporary)), key=lambda name: name == Path(INDEX)):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(temporary) / name).replace(out / name)
+    return Leaderboard(made.board, [out / name for name in names])
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _write(table: Any, out: Path, images: ImageStatistics | None, sources: Sources | None) -> Leaderboard:
     write_snapshot(out / SNAPSHOT, table)
     written = [out / SNAPSHOT]
     table = read_snapshot(out / SNAPSHOT)
     board, runs = board_of(table), tuple(runs_of(table))
+    analysis = analyse(board, table, images)
+    board = mark(board, analysis.groups)
     galleries, no_gallery = _galleries(runs, out, sources)
     content = Content(
         board=board,
         runs=runs,
-        analysis=analyse(board, table, images),
+        analysis=analysis,
         studies=read_studies(sources.work.root / "studies") if sources else (),
         papers=papers(),
         galleries=galleries,
@@ -86,14 +114,12 @@ def write_leaderboard(
     index, *others = write_site(out, content)
     written.append(index)
     for name, text in FORMATS.items():
-        temporary = out / f"{name}.tmp"
-        temporary.write_text(text(board, content.analysis), "utf-8", newline="\n")
-        temporary.replace(out / name)
+        (out / name).write_text(text(board, analysis), "utf-8", newline="\n")
         written.append(out / name)
     if images is not None:
         write_images(out / IMAGES, images)
         written.append(out / IMAGES)
-    return [*written, *others]
+    return Leaderboard(board, [*written, *others])
 
 
 def _galleries(

@@ -8,7 +8,10 @@ from leaderboard.exports import Table
 from leaderboard.standing import NOTHING
 from leaderboard.study_results import Claim, Study, signed
 
-COLUMNS = ("study", "data set", "seeds", "the paper says", "unit", "paper", "here", "low", "high", "p", "verdict")
+COLUMNS = (
+    *("study", "data set", "random seeds", "the paper says"),
+    *("unit", "paper", "here", "low", "high", "p", "verdict"),
+)
 VERDICTS = ("holds", "does not hold", "undecided")
 
 

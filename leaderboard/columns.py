@@ -43,13 +43,25 @@ def percent(value: Summary) -> str:
     return f"{100 * value.mean:.2f}" + ("" if value.std is None else f" ± {100 * value.std:.2f}")
 
 
-def hours(row: Row) -> str:
-    """Return "1.2 GPU-h", or "<0.1 CPU-h", for each device that the row ran on."""
-    texts = []
-    for device, seconds in sorted(row.seconds.items()):
-        unit = "CPU-h" if device == "cpu" else "GPU-h"
-        texts.append(f"<0.1 {unit}" if seconds < 360 else f"{seconds / 3600:.1f} {unit}")
-    return " + ".join(texts) or NOTHING
+def duration(seconds: float, unit: str = "") -> str:
+    """Return "8.4 s", "42 s", "4.2 min" or "3.1 h"; with the unit `CPU-`: "4.2 CPU-min"."""
+    # What rounds up to the next unit is told in it.
+    if seconds < 9.95:
+        return f"{seconds:.1f} {unit}s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} {unit}s"
+    if seconds < 3597:
+        return f"{seconds / 60:.1f} {unit}min"
+    return f"{seconds / 3600:.1f} {unit}h"
+
+
+def time(row: Row) -> str:
+    """Return "1.2 GPU-h" or "4.2 CPU-min" for each kind of device that the row ran on."""
+    kinds: dict[str, float] = {}
+    for device, seconds in row.seconds.items():
+        kind = "CPU-" if device == "cpu" else "GPU-"
+        kinds[kind] = kinds.get(kind, 0.0) + seconds
+    return " + ".join(duration(seconds, kind) for kind, seconds in sorted(kinds.items())) or NOTHING
 
 
 def trials(row: Row) -> str:
@@ -82,12 +94,12 @@ def _field(name: str) -> Callable[[Row], str]:
 
 
 _MEANINGS = {
-    "seed_mIoU_fixed": "localisation maps on `train`, cut at the constant that the paper gives",
-    "seed_mIoU_tuned": "the same maps, cut where it is best for the masks of `tune`",
-    "seed_mIoU_oracle": "the same maps, cut where it is best for `train` itself: it looks at the answer",
-    "seed_soft_overlap": "soft intersection over union of the maps, without a threshold",
-    "seed_soft_precision": "how much of the maps is on the object",
-    "seed_soft_recall": "how much of the object is covered by the maps",
+    "maps_mIoU_fixed": "localisation maps on `train`, cut at the constant that the paper gives",
+    "maps_mIoU_tuned": "the same maps, cut where it is best for the masks of `tune`",
+    "maps_mIoU_oracle": "the same maps, cut where it is best for `train` itself: it looks at the answer",
+    "maps_soft_overlap": "soft intersection over union of the maps, without a threshold",
+    "maps_soft_precision": "how much of the maps is on the object",
+    "maps_soft_recall": "how much of the object is covered by the maps",
     "pseudo_mask_mIoU": "masks after the refiner on `train`, at the tuned threshold where there is one",
     "one_step_mIoU": "the network of a one-step method itself, on `val`",
     "val_mIoU": "the segmentation network that was trained on the pseudo-masks, on `val`",
@@ -96,7 +108,10 @@ RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank 
 METHOD = Column("", "Method", "what makes the localisation maps", lambda row: row.method)
 REFINER = Column("", "Refiner", "what makes pseudo-masks of them", lambda row: row.refiner)
 SETTINGS = Column(
-    "", "Settings", "`default`, or the `best` of a search that saw `tune` alone", lambda row: row.settings
+    "",
+    "Settings",
+    "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better",
+    lambda row: row.settings,
 )
 MEASURED = {
     measure.name: Column(
@@ -107,15 +122,15 @@ MEASURED = {
 GAIN = Column(
     "Tuning and cost",
     "Gain",
-    "best − default in points, paired by seed: on `val`, or on the pseudo-masks where there is no network",
+    "best − default in points, paired by random seed: on `val`, or on the pseudo-masks where there is no network",
     gain,
     True,
 )
-HOURS = Column(
+TIME = Column(
     "Tuning and cost",
-    "Hours",
+    "Time",
     "computing time from scratch with every stage counted once; for `best`, search included",
-    hours,
+    time,
     True,
 )
 TRIALS = Column("Tuning and cost", "Trials", "search trials that ran", trials, True)
@@ -126,11 +141,11 @@ COLUMNS = (
     SETTINGS,
     *MEASURED.values(),
     GAIN,
-    HOURS,
+    TIME,
     TRIALS,
     Column(
         "Conditions",
-        "Trial seeds",
+        "Random seeds",
         "the random seeds that the numbers are over",
         lambda row: ", ".join(map(str, row.seeds)),
     ),
@@ -158,14 +173,14 @@ def columns_of(group: Group, analysis: GroupAnalysis | None) -> tuple[Column, ..
     rank_interval = Column(
         "",
         f"{RANK.title} 95 %",
-        "95 % interval of the rank, over images and seeds",
+        "95 % interval of the rank, over images and random seeds",
         lambda row: rank_limits(ranks.get(row.name)),
         True,
     )
     interval = Column(
         ranked.section,
         f"{ranked.title} 95 %",
-        "95 % interval of the number before it, over images and seeds",
+        "95 % interval of the number before it, over images and random seeds",
         lambda row: percent_limits(numbers.get(row.name)),
         True,
     )
@@ -243,6 +258,18 @@ def group_title(group: Group) -> str:
 def ranked_by(group: Group) -> str:
     """Return what the ranks of a group are by."""
     return f"{'' if group.measure.name == 'val_mIoU' else 'pseudo-mask '}{group.measure.title}"
+
+
+def classes_counted(group: Group) -> str:
+    """Return "6 + background", the classes that the group's mIoU is a mean over; of a group without, "6"."""
+    names = group.classes
+    foreground = sum(name != "background" for name in names)
+    return f"{foreground} + background" if foreground < len(names) else str(foreground)
+
+
+def ranking(group: Group) -> str:
+    """Return by what a group is ranked, and which of its rows could not be compared with the first."""
+    return f"Ranked by {ranked_by(group)}." + (f" {group.caveat}" if group.caveat else "")
 
 
 def remarks(group: Group) -> Iterator[tuple[str, str]]:

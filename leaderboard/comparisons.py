@@ -13,8 +13,8 @@ from leaderboard.standing import NOTHING, Board, Group
 
 FACTS = (
     "p is two-sided, from the paired bootstrap, and not corrected for the number of comparisons. Two rows cannot "
-    "be told apart where the interval over images and seeds (over images alone, where they have fewer than two "
-    "seeds in common) includes 0."
+    "be told apart if the interval over images and random seeds includes 0; with fewer than two random seeds in "
+    "common, the interval over images alone."
 )
 
 
@@ -34,7 +34,7 @@ def against_the_first(group: Group, analysis: GroupAnalysis) -> TextTable | None
     first = analysis.comparisons[0].first
     return TextTable(
         f"Differences from {group.rows[first].name}, in points of {group.measure.title}",
-        ("Row", "Difference", "95 % over images", "p", "95 % over images and seeds", "p", "Told apart"),
+        ("Row", "Difference", "95 % over images", "p", "95 % over images and random seeds", "p", "Told apart"),
         tuple(_row(group, pair) for pair in analysis.comparisons if pair.first == first),
     )
 

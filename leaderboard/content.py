@@ -9,6 +9,7 @@ from leaderboard.analysis import Analysis
 from leaderboard.figures import Figure
 from leaderboard.gallery import FOLDER, DatasetGallery
 from leaderboard.reported import ReportedPaper, ReportedTable
+from leaderboard.select import Entry, entries
 from leaderboard.snapshot import Run, Scope
 from leaderboard.standing import Board
 from leaderboard.study_results import Study
@@ -35,13 +36,9 @@ class Content:
         return group_views(self.board, self.analysis)
 
     @cached_property
-    def confirmed(self) -> dict[Scope, list[Run]]:
-        """The runs that rows report, by what they may be compared within."""
-        found: dict[Scope, list[Run]] = {}
-        for run in self.runs:
-            if run.phase == "confirm":
-                found.setdefault(run.scope, []).append(run)
-        return found
+    def entries(self) -> dict[Scope, list[Entry]]:
+        """The runs of each row, by what rows may be compared within."""
+        return entries(self.runs)
 
     @property
     def methods(self) -> list[str]:

@@ -24,7 +24,7 @@ from benchmark.maps import MapReader, ScoreMaps
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import SplitView
 from datasets.files import decode_mask, palette
-from leaderboard.select import SETTINGS
+from leaderboard.select import entries
 from leaderboard.snapshot import Run
 from leaderboard.views import slug
 
@@ -94,6 +94,8 @@ class Trial:
 
     folder: Path
     run: Run
+    settings: str
+    """Of its row: `default`, `best` or `default = best`."""
     place: Mapping[str, Any]
     artifacts: Mapping[str, Path]
 
@@ -135,12 +137,18 @@ def draw_gallery(
 
 
 def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
-    confirmed = [run for run in runs if run.phase == "confirm" and run.status == "complete"]
+    confirmed = [
+        (run, entry.settings)
+        for lines in entries(runs).values()
+        for entry in lines
+        for run in entry.confirm
+        if run.status == "complete"
+    ]
     lowest: dict[str, int] = {}
-    for run in confirmed:
+    for run, _ in confirmed:
         lowest[run.dataset] = min(run.seed, lowest.get(run.dataset, run.seed))
     found = []
-    for run in confirmed:
+    for run, settings in confirmed:
         folder = work.sweeps / run.sweep / "trials" / run.key
         if run.seed != lowest[run.dataset] or not (folder / "config.json").is_file():
             continue
@@ -148,12 +156,8 @@ def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
         paths = {name: work.store.path(key) for name, key in config["artifacts"].items()}
         kept = {name: path for name, path in paths.items() if path.is_dir()}
         if {"scores", "masks"} & set(kept):
-            found.append(Trial(folder, run, job["place"], kept))
-    return sorted(found, key=lambda trial: _place(trial.run))
-
-
-def _place(run: Run) -> tuple[str, str, int]:
-    return run.method, run.refiner, SETTINGS.index(run.settings)
+            found.append(Trial(folder, run, settings, job["place"], kept))
+    return sorted(found, key=lambda trial: (trial.run.method, trial.run.refiner, trial.settings != "default"))
 
 
 def _draw(name: str, trials: Sequence[Trial], out: Path, count: int, predict: Predict) -> DatasetGallery:
@@ -207,7 +211,7 @@ def _shown(
     return Shown(
         method=run.method,
         refiner=run.refiner,
-        settings=run.settings,
+        settings=trial.settings,
         threshold=threshold,
         map=None if grey is None else _embedded(grey),
         overlay=None if grey is None else files.overlay(f"{number}-map", picture, grey, label, threshold),

@@ -121,7 +121,8 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
             try:
                 found[run.key] = run_images(pq.read_table(path, columns=["id", "truth", "predicted", "pixels"]))
             except (OSError, pa.ArrowInvalid, KeyError) as error:
-                without[run.key] = f"its artifact per_image/{file} cannot be read ({error})"
+                # The error's own text names a folder of this machine, and the reason is published.
+                without[run.key] = f"its artifact per_image/{file} cannot be read ({type(error).__name__})"
     return ImageStatistics(found, without)
 
 

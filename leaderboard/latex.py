@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from leaderboard.analysis import Analysis
-from leaderboard.columns import COLUMNS, Column, cells, columns_of, group_title, ranked_by, remarks, sections
+from leaderboard.columns import COLUMNS, Column, cells, columns_of, group_title, ranking, remarks, sections
 from leaderboard.comparisons import FACTS, TextTable, titled
 from leaderboard.standing import Board, Group, Row
 from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
@@ -118,7 +118,7 @@ def _table(group: Group, columns: tuple[Column, ...]) -> str:
     layout = "".join("r" if column.number else "l" for column in columns)
     lines = [
         f"\\section*{{{escape(group_title(group))}}}",
-        f"Ranked by {escape(ranked_by(group))}.\\par\\medskip",
+        f"{escape(ranking(group))}\\par\\medskip",
         f"{{\\scriptsize\\begin{{tabular}}{{{layout}}}",
         "\\toprule",
         " & ".join(_wide(escape(section), width, "c") for section, width in sections(columns)) + " \\\\",

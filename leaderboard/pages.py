@@ -14,7 +14,16 @@ from markupsafe import Markup, escape
 from benchmark.registry import METHODS
 from leaderboard import content as places
 from leaderboard.claims import claims_counted, claims_table
-from leaderboard.columns import COLUMNS, group_title, initialisation, ranked_by, remarks, sections, segmentation
+from leaderboard.columns import (
+    COLUMNS,
+    classes_counted,
+    group_title,
+    initialisation,
+    ranked_by,
+    remarks,
+    sections,
+    segmentation,
+)
 from leaderboard.content import Content
 from leaderboard.exports import number, printed
 from leaderboard.gallery import DatasetGallery
@@ -55,7 +64,7 @@ def _method(content: Content, method: str) -> str:
         method=method,
         description=METHODS.description(method).split("\n\n") if known else [],
         views=[_only(view, method) for view in content.views if _only(view, method).main],
-        repeats=[repeat for view in content.views for repeat in repeats(view, content.confirmed, method)],
+        repeats=[repeat for view in content.views for repeat in repeats(view, content.entries, method)],
         figures=[figure for figure in content.analysis.figures if method in figure.methods],
         studies=[study for study in content.studies if study.method == method],
         papers=[paper for paper in content.papers if paper.method == method],
@@ -126,6 +135,7 @@ def _environment() -> Environment:
         "group_title": group_title,
         "initialisation": initialisation,
         "segmentation": segmentation,
+        "classes_counted": classes_counted,
         "ranked_by": ranked_by,
         "remarks": remarks,
         "empty": EMPTY,

@@ -34,7 +34,7 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
     with canvas(0.8 + 0.17 * len(known)) as (figure, axes):
         axis = axes[0, 0]
         for place, (index, row, value) in enumerate(known):
-            colour = COLOURS[0] if row.settings == "default" else COLOURS[1]
+            colour = COLOURS[0] if row.at("default") else COLOURS[1]
             if index in analysis.intervals:
                 axis.plot(
                     [100 * limit for limit in analysis.intervals[index]], [place, place], color=colour, lw=1.2
@@ -47,11 +47,22 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
         axis.grid(visible=True, axis="x")
         svg = svg_of(figure, name, title)
     caption = (
-        f"{of_group(group)} Dots are means over seeds, lines 95 % intervals over images and seeds; red: `best` "
-        "settings; hollow: not ranked. Rows share images, so two lines that overlap may still be told apart: the "
-        "comparisons say which."
+        f"{of_group(group)} Dots are means over random seeds, lines 95 % intervals over images and random seeds; "
+        "red: `best` settings; hollow: not ranked. Rows share images, so two lines that overlap may still be told "
+        "apart: the comparisons say which."
     )
-    header = ["method", "refiner", "settings", "rank", "rank_low", "rank_high", "seeds", "mean", "low", "high"]
+    header = [
+        "method",
+        "refiner",
+        "settings",
+        "rank",
+        "rank_low",
+        "rank_high",
+        "random_seeds",
+        "mean",
+        "low",
+        "high",
+    ]
     rows = [
         [
             *(row.method, row.refiner, row.settings, row.rank),
@@ -87,8 +98,8 @@ def class_figure(group: Group, stem: str) -> Figure | None:
         scale.outline.set_edgecolor(INK)
         svg = svg_of(figure, name, title)
     caption = (
-        f"{of_group(group)} IoU of each class by {ranked_by(group)}, mean over seeds; lighter is better. A class "
-        "of which some seed has no IoU is left empty."
+        f"{of_group(group)} IoU of each class by {ranked_by(group)}, mean over random seeds; lighter is better. "
+        "A class of which some random seed has no IoU is left empty."
     )
     table = comma_separated_rows(
         ["method", "refiner", "settings", "rank", *classes],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from leaderboard.snapshot import Run, Scope
 
 SETTINGS = ("default", "best")
+BOTH = "default = best"
+"""The settings of a line whose search found nothing better than the default."""
 
 
 @dataclass(frozen=True)
@@ -25,27 +28,68 @@ class Entry:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Return all that the line took."""
+        """Return all runs that the line depends on."""
         return self.search + self.confirm
+
+    @property
+    def paid(self) -> tuple[Run, ...]:
+        """Return the runs that the line's numbers cost. The default settings need no search."""
+        return self.confirm if self.settings == BOTH else self.runs
 
 
 def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
-    """Return the lines of each scope, both in alphabetical order, `default` before `best`."""
+    """Return the lines of each scope, both in alphabetical order, `default` before `best`.
+
+    If `best` has the default settings, the two are one line, `default = best`.
+    """
     cells: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     scopes: dict[Scope, list[Entry]] = {}
     for _, members in sorted(cells.items()):
-        first = members[0]
-        search = tuple(run for run in members if run.phase == "search")
-        for settings in SETTINGS:
-            confirm = [run for run in members if run.phase == "confirm" and run.settings == settings]
-            if confirm:
-                confirm.sort(key=lambda run: run.seed)
-                found = search if settings == "best" else ()
-                entry = Entry(first.method, first.refiner, settings, tuple(confirm), found)
-                scopes.setdefault(first.scope, []).append(entry)
-    return scopes
+        scopes.setdefault(members[0].scope, []).extend(_lines(members))
+    return {scope: lines for scope, lines in scopes.items() if lines}
+
+
+def _lines(cell: Sequence[Run]) -> list[Entry]:
+    """Return the lines of one cell."""
+    search = tuple(run for run in cell if run.phase == "search")
+    confirmed = {
+        settings: sorted(
+            (run for run in cell if run.phase == "confirm" and run.settings == settings), key=lambda run: run.seed
+        )
+        for settings in SETTINGS
+    }
+    default, best = (confirmed[settings] for settings in SETTINGS)
+    if same_settings(default, best, search):
+        confirmed = {BOTH: _either(default, best)}
+    return [
+        Entry(cell[0].method, cell[0].refiner, settings, tuple(runs), () if settings == "default" else search)
+        for settings, runs in confirmed.items()
+        if runs
+    ]
+
+
+def same_settings(default: Sequence[Run], best: Sequence[Run], search: Sequence[Run]) -> bool:
+    """Return whether the confirming runs at `best` have the default settings.
+
+    The keys of their stages decide: a key is a digest of all settings. If no seed is complete at both, the
+    recorded parameters decide: none, or those of the search trial with the default settings.
+    """
+    of_best = {run.seed: run for run in best if run.status == "complete"}
+    pairs = [(run, of_best[run.seed]) for run in default if run.status == "complete" and run.seed in of_best]
+    pairs = [pair for pair in pairs if all(run.stages for run in pair)]
+    if pairs:
+        return all(one.stages.keys() == other.stages.keys() for one, other in pairs)
+    drawn = [json.loads(run.parameters) for run in best if run.parameters]
+    first = [json.loads(run.parameters) for run in search if run.settings == "default" and run.parameters]
+    return bool(default and drawn and search) and all(found == {} or found in first for found in drawn)
+
+
+def _either(default: Sequence[Run], best: Sequence[Run]) -> list[Run]:
+    """Return the runs at `default`; in place of one that is not complete, that at `best` with the same seed."""
+    complete = {run.seed: run for run in best if run.status == "complete"}
+    return [run if run.status == "complete" else complete.get(run.seed, run) for run in default]
 
 
 def searches(runs: Iterable[Run]) -> dict[Scope, dict[tuple[str, str], list[Run]]]:

@@ -22,9 +22,7 @@ def write_site(out: Path, content: Content) -> list[Path]:
     for name, text in _files(content):
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, "utf-8", newline="\n")
-        temporary.replace(path)
+        path.write_text(text, "utf-8", newline="\n")
         written.append(path)
     return written
 

@@ -143,7 +143,7 @@ def _order(run: Run) -> tuple[object, ...]:
 
 
 def table_of(runs: Iterable[Run]) -> pa.Table:
-    """Return the snapshot's table of runs, in its fixed order. NaN becomes null."""
+    """Return the snapshot's table of runs, in its fixed order. NaN and infinity become null."""
     ordered = sorted(runs, key=_order)
     metrics: list[str | None] = []
     values: list[float | None] = []
@@ -151,7 +151,7 @@ def table_of(runs: Iterable[Run]) -> pa.Table:
     for run in ordered:
         named = sorted(run.metrics.items())
         metrics += [name for name, _ in named] or [None]
-        values += [None if value is None or math.isnan(value) else value for _, value in named] or [None]
+        values += [value if value is not None and math.isfinite(value) else None for _, value in named] or [None]
         counts.append(max(1, len(named)))
     columns = {
         name: pa.array([getattr(run, name) for run in ordered], SCHEMA.field(name).type) for name in COLUMNS

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leaderboard.select import Entry, entries, seconds_by_device, spent
+from leaderboard.select import BOTH, Entry, entries, seconds_by_device, spent
 from leaderboard.snapshot import Run, Scope, runs_of
-from leaderboard.statistics import Summary, leaders, paired_gain, ranks, summarise
+from leaderboard.statistics import Summary, highest, paired_gain, ranks, summarise
 
 SEEDS_NEEDED = 3
 NOTHING = "–"
+UNCOUNTED = "no counted pixel"
+"""In place of a mIoU: every true pixel of the split is 255."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,19 @@ class Measure:
         """Return the run's number, a fraction; None where it has none."""
         return next((run.metrics[record] for record in self.records if record in run.metrics), None)
 
+    def uncounted(self, run: Run) -> bool:
+        """Return whether the run was measured on a split without a counted pixel, so that it has no number."""
+        counted = (run.metrics.get(record.replace("/mIoU", "/classes")) for record in self.records)
+        return self.of(run) is None and any(number == 0 for number in counted)
+
 
 MEASURES = (
-    Measure("seed_mIoU_fixed", "Seeds", "mIoU fixed", ("seed.train/mIoU_fixed",)),
-    Measure("seed_mIoU_tuned", "Seeds", "mIoU tuned", ("seed.train/mIoU_tuned",)),
-    Measure("seed_mIoU_oracle", "Seeds", "mIoU oracle", ("seed.train/mIoU_oracle",)),
-    Measure("seed_soft_overlap", "Seeds", "Overlap", ("seed.train/msoft_overlap",)),
-    Measure("seed_soft_precision", "Seeds", "Precision", ("seed.train/msoft_precision",)),
-    Measure("seed_soft_recall", "Seeds", "Recall", ("seed.train/msoft_recall",)),
+    Measure("maps_mIoU_fixed", "Maps", "mIoU fixed", ("seed.train/mIoU_fixed",)),
+    Measure("maps_mIoU_tuned", "Maps", "mIoU tuned", ("seed.train/mIoU_tuned",)),
+    Measure("maps_mIoU_oracle", "Maps", "mIoU oracle", ("seed.train/mIoU_oracle",)),
+    Measure("maps_soft_overlap", "Maps", "Overlap", ("seed.train/msoft_overlap",)),
+    Measure("maps_soft_precision", "Maps", "Precision", ("seed.train/msoft_precision",)),
+    Measure("maps_soft_recall", "Maps", "Recall", ("seed.train/msoft_recall",)),
     Measure(
         "pseudo_mask_mIoU", "Pseudo-masks", "mIoU", ("pseudo_mask.train/mIoU_tuned", "pseudo_mask.train/mIoU")
     ),
@@ -59,7 +66,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a method with a refiner, at `default` or `best` settings."""
+    """One line: a method with a refiner, at `default` settings, at the `best` of a search, or at both if equal."""
 
     method: str
     refiner: str
@@ -68,7 +75,7 @@ class Row:
     fields: Mapping[str, str]
     """The conditions by the names of FIELDS, and `evaluation`: the split that the line is ranked by."""
     values: Mapping[str, Summary | str]
-    """By measure: mean and spread over seeds, or what stands in their place."""
+    """By measure: mean and spread over random seeds, or what stands in their place."""
     gain: Summary | None
     """What tuning gained: best − default, paired by seed."""
     gain_on: str
@@ -78,7 +85,7 @@ class Row:
     trials: Mapping[str, int]
     """Search trials by status."""
     classes: Mapping[str, float | None]
-    """IoU of each class by the group's measure, mean over seeds; None where a seed has none."""
+    """IoU of each class by the group's measure, mean over random seeds; None where a seed has none."""
     status: str
     """`complete`, or what the seeds lack: `failed (1 of 3)`."""
     bars: tuple[str, ...]
@@ -87,12 +94,16 @@ class Row:
     """What a reader should know, and what does not keep the line from a rank."""
     rank: int | None = None
     marked: frozenset[str] = frozenset()
-    """The measures in which it is best, or within the spread of the best."""
+    """The measures in which it is the best of its group, or cannot be told apart from the first (marks.py)."""
 
     @property
     def name(self) -> str:
         """Return how a sentence names the line."""
         return f"{self.method} + {self.refiner}, {self.settings}"
+
+    def at(self, settings: str) -> bool:
+        """Return whether the line has the `default` settings, or the `best`."""
+        return self.settings in (settings, BOTH)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,8 @@ class Group:
     measure: Measure
     """What the lines are ranked by."""
     rows: tuple[Row, ...]
+    caveat: str = ""
+    """Which ranked rows could not be compared with the first, and why; empty if all could."""
 
     @property
     def classes(self) -> list[str]:
@@ -154,10 +167,10 @@ def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
 
 def _group(scope: Scope, lines: list[Entry]) -> Group:
     confirmed = [run for line in lines for run in line.confirm]
-    present = [measure for measure in MEASURES if any(measure.of(run) is not None for run in confirmed)]
+    present = [m for m in MEASURES if any(m.of(run) is not None or m.uncounted(run) for run in confirmed)]
     measure = measures(confirmed)[scope]
     bars = _bars_of_group(scope, lines)
-    defaults = {(line.method, line.refiner): line for line in lines if line.settings == "default"}
+    defaults = {(line.method, line.refiner): line for line in lines if line.settings in ("default", BOTH)}
     rows = [_row(line, defaults.get((line.method, line.refiner)), present, measure, bars) for line in lines]
     return Group(*scope, measure, _ranked(rows, measure))
 
@@ -180,7 +193,11 @@ def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Me
     ranked_by = values[measure.name]
     if status == "complete" and not isinstance(ranked_by, Summary):
         what = f"{SPLITS[measure]} mIoU of its {'network' if measure is VAL else 'pseudo-masks'}"
-        bars = [*bars, f"no {what}" if ranked_by == NOTHING else f"{what} {ranked_by}"]
+        why = {
+            NOTHING: f"no {what}",
+            UNCOUNTED: f"no {what}: every pixel of the true masks of {SPLITS[measure]} is 255, so none is counted",
+        }
+        bars = [*bars, why.get(ranked_by, f"{what} {ranked_by}")]
     return Row(
         method=line.method,
         refiner=line.refiner,
@@ -191,7 +208,7 @@ def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Me
         values=values,
         gain=gain,
         gain_on=gain_on,
-        seconds=seconds_by_device(line.runs),
+        seconds=seconds_by_device(line.paid),
         trials=spent(line.search),
         classes=_classes(line.confirm, measure) if status == "complete" else {},
         status=status,
@@ -213,7 +230,7 @@ def _value(line: Entry, measure: Measure, status: str) -> Summary | str:
         return status
     known = [value for run in line.confirm if (value := measure.of(run)) is not None]
     if not known:
-        return NOTHING
+        return UNCOUNTED if any(measure.uncounted(run) for run in line.confirm) else NOTHING
     lacking = len(line.confirm) - len(known)
     return f"absent ({lacking} of {len(line.confirm)})" if lacking else summarise(known)
 
@@ -224,7 +241,7 @@ def _finished(line: Entry) -> list[Run]:
 
 
 def _gain(line: Entry, default: Entry | None) -> tuple[str, Summary | None]:
-    if line.settings != "best" or default is None:
+    if line.settings == "default" or default is None:
         return "", None
     for measure in (VAL, PSEUDO_MASK):
         if all(isinstance(_value(entry, measure, _status(entry.confirm)), Summary) for entry in (line, default)):
@@ -317,7 +334,7 @@ def _ranked(rows: list[Row], measure: Measure) -> tuple[Row, ...]:
         known = {
             i: value for i, row in enumerate(eligible) if isinstance(value := row.values[column.name], Summary)
         }
-        for index in leaders(known):
+        for index in highest(known):
             marks.setdefault(index, set()).add(column.name)
     ranked = [replace(row, marked=frozenset(marks.get(index, ()))) for index, row in enumerate(eligible)]
     return (*sorted(ranked, key=lambda row: row.rank or 0), *(row for row in rows if row.bars))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,21 +28,15 @@ def paired_gain(before: Mapping[int, float], after: Mapping[int, float]) -> Summ
     return summarise([after[seed] - before[seed] for seed in sorted(after)])
 
 
-def indistinct(best: Summary, other: Summary) -> bool:
-    """Return whether `other` is within the pooled spread √((s₁² + s₂²)/2) of `best`."""
-    spread = math.sqrt(((best.std or 0.0) ** 2 + (other.std or 0.0) ** 2) / 2)
-    return best.mean - other.mean <= spread
+def highest(column: Mapping[int, Summary]) -> set[int]:
+    """Return which entries of a column have the highest mean.
 
-
-def leaders(column: Mapping[int, Summary]) -> set[int]:
-    """Return which entries of a column are marked: the highest mean, and all within its spread.
-
-    A column of one entry has nothing to beat, and marks nothing.
+    A column of one entry has nothing to beat, and none is marked.
     """
     if len(column) < 2:
         return set()
-    best = max(column.values(), key=lambda summary: summary.mean)
-    return {index for index, summary in column.items() if indistinct(best, summary)}
+    best = max(summary.mean for summary in column.values())
+    return {index for index, summary in column.items() if summary.mean == best}
 
 
 def ranks(means: Sequence[float]) -> list[int]:

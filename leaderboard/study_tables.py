@@ -13,7 +13,8 @@ from leaderboard.study_results import Claim, Study, StudyCell, signed
 from leaderboard.tables import escape as markdown_escape
 
 EXPLAINED = (
-    "Each cell: ours ± standard deviation over seeds, in brackets what the paper reports, then the difference. "
+    "Each cell: ours ± standard deviation over random seeds, in brackets what the paper reports, then the "
+    "difference. "
     "The paper's numbers are of another setting where the protocol differs, and are not ranked with ours."
 )
 
@@ -108,7 +109,7 @@ def comma_separated(study: Study) -> str:
     names = ["study", "dataset", "unit", "row", "column"]
     values = ["ours", "std", "low", "high", "seeds", "paper", "difference", "missing"]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *values])
+    writer.writerow([*names, *(name.replace("seeds", "random_seeds") for name in values)])
     head = [study.label, study.dataset, study.unit]
     for row in study.rows:
         for column, cell in zip(study.columns, row.cells, strict=True):

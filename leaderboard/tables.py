@@ -12,16 +12,17 @@ from leaderboard.analysis import Analysis
 from leaderboard.columns import (
     COLUMNS,
     GAIN,
-    HOURS,
     MEASURED,
     METHOD,
     RANK,
     REFINER,
     SETTINGS,
+    TIME,
     Column,
     columns_of,
     group_title,
     ranked_by,
+    ranking,
     remarks,
 )
 from leaderboard.comparing import GroupAnalysis
@@ -31,30 +32,30 @@ from leaderboard.statistics import Summary
 
 EMPTY = "Nothing has been measured yet."
 MARKS = (
-    "Bold: the best of its group's ranked rows, and all within the spread of the best: "
-    "means that differ by at most √((s₁² + s₂²)/2)."
+    "Bold: the best of its group's ranked rows; in the ranking column also each row that cannot be told apart "
+    "from the first: the 95 % interval of their paired difference includes 0."
 )
-NUMBERS = "Numbers are percent, mean ± standard deviation (n−1) over seeds."
+NUMBERS = "Numbers are percent, mean ± standard deviation (n−1) over random seeds."
 WIDTH = 118
 COMPACT = (
     RANK,
     METHOD,
     REFINER,
     SETTINGS,
-    MEASURED["seed_mIoU_tuned"],
+    MEASURED["maps_mIoU_tuned"],
     MEASURED["pseudo_mask_mIoU"],
     MEASURED["val_mIoU"],
     GAIN,
-    HOURS,
+    TIME,
 )
-COMPACT_TITLES = ("#", "method", "refiner", "settings", "seeds", "pseudo-masks", "val", "gain", "hours")
+COMPACT_TITLES = ("#", "method", "refiner", "settings", "maps", "pseudo-masks", "val", "gain", "time")
 
 
 def summary(board: Board) -> list[tuple[str, str]]:
     """Return what all groups share, as pairs of name and text."""
     pairs = [
         ("Sweep", board.sweep),
-        ("Trial seeds", ", ".join(map(str, board.seeds))),
+        ("Random seeds", ", ".join(map(str, board.seeds))),
         ("Search trials a cell", str(board.trials)),
         ("Hardware", ", ".join(board.hardware)),
         ("Code", ", ".join(version[:12] for version in board.code)),
@@ -72,7 +73,7 @@ def markdown(board: Board, analysis: Analysis | None = None) -> str:
     for group, own in zip(board.groups, _analyses(board, analysis), strict=True):
         columns = columns_of(group, own)
         meanings |= {_heading(column): column.meaning for column in columns}
-        lines += [f"## {escape(group_title(group))}", "", f"Ranked by {ranked_by(group)}.", ""]
+        lines += [f"## {escape(group_title(group))}", "", escape(ranking(group)), ""]
         lines += [_line(_heading(column) for column in columns)]
         lines += [_line("---:" if column.number else "---" for column in columns)]
         lines += [_line(_markdown_cell(row, column) for column in columns) for row in group.rows]
@@ -109,7 +110,7 @@ def _table(table: TextTable) -> list[str]:
 
 
 def _heading(column: Column) -> str:
-    return f"{column.section}: {column.title}" if column.section in ("Seeds", "Pseudo-masks") else column.title
+    return f"{column.section}: {column.title}" if column.section in ("Maps", "Pseudo-masks") else column.title
 
 
 def _markdown_cell(row: Row, column: Column) -> str:
@@ -132,7 +133,8 @@ def terminal(board: Board) -> str:
     if not board.groups:
         return EMPTY + "\n"
     return "\n".join(_terminal_group(group) for group in board.groups) + (
-        "\nPercent, mean ± standard deviation over seeds.  * best of its group, or within the spread of the best\n"
+        "\nPercent, mean ± standard deviation over random seeds.\n"
+        "* the best of its group; in the ranking column also each row that cannot be told apart from the first\n"
     )
 
 
@@ -141,8 +143,9 @@ def _terminal_group(group: Group) -> str:
     widths = [max(len(line[index]) for line in table) for index in range(len(COMPACT))]
     title = f"{group_title(group)} · ranked by {ranked_by(group)}"
     lines = [*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *(_aligned(line, widths) for line in table)]
-    for name, remark in remarks(group):
-        lines += textwrap.wrap(f"{name}: {remark}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+    told = [group.caveat] if group.caveat else []
+    for text in [*told, *(f"{name}: {remark}" for name, remark in remarks(group))]:
+        lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines) + "\n"
 
 
@@ -182,8 +185,8 @@ _FLAT = [
     *("segmentation_backbone", "segmentation_initialisation", "rank", "method", "refiner", "settings"),
     *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
     *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
-    *("trials_complete", "trials_pruned", "trials_failed", "seeds", *FIELDS, "evaluation", "status"),
-    *("not_ranked_because", "notes"),
+    *("trials_complete", "trials_pruned", "trials_failed", "random_seeds", *FIELDS, "evaluation", "status"),
+    *("not_ranked_because", "marked", "notes"),
 ]
 _LIMITS = ["rank_low", "rank_high", "interval_of", "interval_low", "interval_high"]
 
@@ -211,9 +214,10 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
         "gain_on": row.gain_on,
         "gpu_hours": _hours(row, gpu=True),
         "cpu_hours": _hours(row, gpu=False),
-        "seeds": " ".join(map(str, row.seeds)),
+        "random_seeds": " ".join(map(str, row.seeds)),
         "status": row.status,
         "not_ranked_because": "; ".join(row.bars),
+        "marked": " ".join(sorted(row.marked)),
         "notes": "; ".join(row.notes),
     }
     numbers = {name: value for name, value in row.values.items() if isinstance(value, Summary)}
@@ -226,6 +230,6 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
 
 
 def _hours(row: Row, *, gpu: bool) -> float | None:
-    """Return hours to one decimal: a duration is measured anew each time, and more digits would be noise."""
+    """Return hours to a tenth of a minute: a duration is measured anew each time, and more would be noise."""
     seconds = [seconds for device, seconds in row.seconds.items() if (device != "cpu") == gpu]
-    return round(sum(seconds) / 3600, 1) if seconds else None
+    return round(sum(seconds) / 3600, 3) if seconds else None

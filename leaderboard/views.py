@@ -13,24 +13,26 @@ from leaderboard.analysis import Analysis, GroupAnalysis
 from leaderboard.columns import (
     COLUMNS,
     GAIN,
-    HOURS,
     MEASURED,
     METHOD,
     RANK,
     REFINER,
     SETTINGS,
+    TIME,
     Column,
     cells,
-    hours,
     ranked_by,
+    time,
 )
 from leaderboard.exports import Table
+from leaderboard.figures import scope_of
+from leaderboard.select import Entry
 from leaderboard.snapshot import Run, Scope
 from leaderboard.standing import NOTHING, Board, Group, Row
 from leaderboard.statistics import Summary
 
 SAFE = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,59}")
-BESIDE = ("seed_mIoU_tuned", "pseudo_mask_mIoU", "val_mIoU")
+BESIDE = ("maps_mIoU_tuned", "pseudo_mask_mIoU", "val_mIoU")
 """The measures in the main table, beside the one that ranks."""
 
 
@@ -112,7 +114,7 @@ class Repeat:
     dirty: bool
     digests: tuple[str, ...]
     hardware: tuple[str, ...]
-    hours: str
+    time: str
     settings: tuple[tuple[str, str], ...]
     """Those that the search changed, by `Stage.field`."""
     remarks: tuple[str, ...]
@@ -140,7 +142,7 @@ def group_views(board: Board, analysis: Analysis) -> list[GroupView]:
 def main_columns(group: Group) -> list[Column]:
     """Return the columns of a group's main table."""
     beside = [MEASURED[name] for name in BESIDE if name != group.measure.name]
-    return [RANK, METHOD, REFINER, SETTINGS, MEASURED[group.measure.name], *beside, GAIN, HOURS]
+    return [RANK, METHOD, REFINER, SETTINGS, MEASURED[group.measure.name], *beside, GAIN, TIME]
 
 
 def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
@@ -170,7 +172,7 @@ def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
 
 def _heading(column: Column, group: Group) -> Heading:
     title = ranked_by(group) if column.measure == group.measure.name else column.title
-    if column.measure and column.measure != group.measure.name and column.section in ("Seeds", "Pseudo-masks"):
+    if column.measure and column.measure != group.measure.name and column.section in ("Maps", "Pseudo-masks"):
         title = f"{column.section} {column.title}"
     return Heading(title, column.meaning.replace("`", ""), column.number)
 
@@ -225,8 +227,8 @@ def sort_value(row: Row, column: Column) -> str:
         return repr(summary.mean)
     if column is RANK:
         return "" if row.rank is None else str(row.rank)
-    if column is HOURS:
-        return repr(round(sum(row.seconds.values()) / 3600, 1)) if row.seconds else ""
+    if column is TIME:
+        return repr(round(sum(row.seconds.values()))) if row.seconds else ""
     return ""
 
 
@@ -234,19 +236,15 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def repeats(view: GroupView, confirmed: Mapping[Scope, Sequence[Run]], method: str) -> list[Repeat]:
-    """Return what repeats each row of a method in a group, from the confirming runs of each scope."""
-    group = view.group
-    scope = Scope(*(getattr(group, name) for name in Scope._fields))
-    own = [run for run in confirmed.get(scope, ()) if run.method == method]
-    return [_repeat(line, view, own) for line in view.main if line.row.method == method]
+def repeats(view: GroupView, lines: Mapping[Scope, Sequence[Entry]], method: str) -> list[Repeat]:
+    """Return what repeats each row of a method in a group, from the runs of each scope's lines."""
+    own = {(line.method, line.refiner, line.settings): line for line in lines.get(scope_of(view.group), ())}
+    found = [line for line in view.main if line.row.method == method]
+    return [_repeat(line, view, own.get((line.row.method, line.row.refiner, line.row.settings))) for line in found]
 
 
-def _repeat(line: Line, view: GroupView, confirmed: Sequence[Run]) -> Repeat:
-    row = line.row
-    place = (row.method, row.refiner, row.settings)
-    own = [run for run in confirmed if (run.method, run.refiner, run.settings) == place]
-    own.sort(key=lambda run: run.seed)
+def _repeat(line: Line, view: GroupView, entry: Entry | None) -> Repeat:
+    row, own = line.row, () if entry is None else entry.confirm
     return Repeat(
         line=line,
         view=view,
@@ -255,8 +253,8 @@ def _repeat(line: Line, view: GroupView, confirmed: Sequence[Run]) -> Repeat:
         dirty=any(run.dirty == "true" for run in own),
         digests=_known(run.data_digest for run in own),
         hardware=_known(run.hardware for run in own),
-        hours=hours(row),
-        settings=_parameters(own),
+        time=time(row),
+        settings=() if row.at("default") else _parameters(own),
         remarks=(*(f"not ranked: {bar}" for bar in row.bars), *row.notes),
     )
 

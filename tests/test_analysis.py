@@ -200,25 +200,25 @@ def test_other_conditions_are_not_averaged():
 
 def test_the_pareto_front_is_that_by_hand(clear):
     board, analysis = clear
-    ((unit, points),) = cost.points_by_unit(board.groups[0]).items()
-    assert unit == "CPU-hours"
+    ((device, points),) = cost.points_by_device(board.groups[0]).items()
+    assert device == "CPU"
     # The second row costs 3 h and is worse than the first, which costs 1 h.
     assert [(point.row.method, point.row.refiner, point.hours) for point in cost.front(points)] == [
         ("sc_cam", "none", 0.5),
         ("cam", "none", 1.0),
     ]
     (sentence,) = [sentence for sentence in analysis.sentences if "Pareto" in sentence]
-    assert "sc_cam + none, default (0.5 h," in sentence
+    assert "sc_cam + none, default (30.0 min," in sentence
     assert "crf" not in sentence
 
 
 def test_equal_points_are_both_on_the_front_and_hours_of_other_devices_on_no_common_axis():
     rows = [confirmed(0.8), confirmed(0.8, method="b"), confirmed(0.7, method="c", device="cuda")]
     board, analysis = analysed(rows)
-    units = cost.points_by_unit(board.groups[0])
-    assert {unit: [p.row.method for p in cost.front(points)] for unit, points in units.items()} == {
-        "CPU-hours": ["b", "cam"],
-        "GPU-hours": ["c"],
+    devices = cost.points_by_device(board.groups[0])
+    assert {device: [p.row.method for p in cost.front(points)] for device, points in devices.items()} == {
+        "CPU": ["b", "cam"],
+        "GPU": ["c"],
     }
     names = [figure.name for figure in analysis.figures if figure.name.startswith("pareto")]
     assert names == ["pareto-chimera", "pareto-chimera-2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ from leaderboard.content import Content
 from leaderboard.plan import Plan
 from leaderboard.snapshot import SCHEMA, Run, read_snapshot, runs_of, table_of, write_snapshot
 from leaderboard.standing import Board, Group, Row, board_of
-from leaderboard.statistics import Summary, leaders, paired_gain, ranks, summarise
+from leaderboard.statistics import Summary, highest, paired_gain, ranks, summarise
 
 DEFAULT = Run(
     sweep="s",
@@ -122,21 +123,15 @@ def test_other_seeds_have_no_gain(before, after):
     assert paired_gain(before, after) is None
 
 
-def test_the_best_alone_is_marked_where_it_beats_the_second_by_more_than_the_spread():
-    # The pooled spread is √((0.03² + 0.01²)/2) = 0.02236.
-    assert leaders({0: Summary(0.5, 0.03, 3), 1: Summary(0.4775, 0.01, 3)}) == {0}
-    assert leaders({0: Summary(0.5, 0.03, 3), 1: Summary(0.4777, 0.01, 3)}) == {0, 1}
+def test_the_highest_of_a_column_is_marked_and_ties_are():
+    three = {0: Summary(0.5, 0.03, 3), 1: Summary(0.4999, 0.03, 3), 2: Summary(0.4, 0.2, 3)}
+    assert highest(three) == {0}
+    assert highest(three | {3: Summary(0.5, 0.0, 3)}) == {0, 3}
 
 
-def test_every_row_within_the_spread_of_the_best_is_marked_and_ties_are():
-    three = {0: Summary(0.50, 0.02, 3), 1: Summary(0.49, 0.02, 3), 2: Summary(0.485, 0.02, 3)}
-    assert leaders(three | {3: Summary(0.4, 0.02, 3)}) == {0, 1, 2}
-    assert leaders({0: Summary(0.5, 0.0, 3), 1: Summary(0.5, 0.0, 3), 2: Summary(0.49, 0.0, 3)}) == {0, 1}
-
-
-def test_a_column_of_one_marks_nothing():
-    assert leaders({3: Summary(0.5, 0.01, 3)}) == set()
-    assert leaders({}) == set()
+def test_a_column_of_one_row_marks_nothing():
+    assert highest({3: Summary(0.5, 0.01, 3)}) == set()
+    assert highest({}) == set()
 
 
 def test_equal_means_share_a_rank():
@@ -338,6 +333,27 @@ def test_a_number_that_one_seed_lacks_is_not_averaged():
     assert row.bars == ("val mIoU of its network absent (1 of 3)",)
 
 
+def test_a_split_without_a_counted_pixel_is_said_and_is_no_number():
+    metrics = {"pseudo_mask.train/classes_tuned": 0.0, "seed.train/threshold_tuned": 0.0, "val/classes": math.nan}
+    runs = [make(seed=seed, metrics=metrics) for seed in range(3)]
+    row = only_row(*runs)
+    assert row.values["pseudo_mask_mIoU"] == "no counted pixel"
+    assert row.values["val_mIoU"] == "–"
+    assert row.bars == (
+        "no train mIoU of its pseudo-masks: every pixel of the true masks of train is 255, so none is counted",
+    )
+    for text in (tables.markdown, tables.terminal, latex.latex, overview):
+        assert "no counted pixel" in text(board(*runs))
+
+
+def test_nan_and_infinity_are_on_no_page(tmp_path):
+    odd = {"val/mIoU": math.nan, "seed.train/mIoU_tuned": math.inf, "val/IoU_cat": -math.inf, "stage/a": math.nan}
+    runs = [*line(0.5, 0.6, 0.7), *(make(seed=seed, method="odd", metrics=odd) for seed in range(3))]
+    for path in write_leaderboard(table_of(runs), tmp_path / "site").paths:
+        if path.suffix != ".parquet" and path.parent.name != "static":
+            assert not re.search(r"\b(nan|inf)\b", path.read_text("utf-8"), re.IGNORECASE), path
+
+
 def test_fewer_than_three_seeds_are_not_ranked():
     assert only_row(*line(0.5, 0.6)).bars == ("2 seeds, and 3 are needed",)
     assert only_row(*line(0.5)).bars == ("1 seed, and 3 are needed",)
@@ -418,11 +434,28 @@ def test_there_is_no_gain_on_a_default_that_failed():
 def test_every_stage_costs_once_and_best_pays_for_its_search():
     group = only_group(*searched())
     # Search took a and b (1.5 h), best b again and c (0.2 h); default a.
-    assert columns.hours(row_of(group, "cam", "best")) == "1.7 CPU-h"
-    assert columns.hours(row_of(group, "cam", "default")) == "1.0 CPU-h"
+    assert columns.time(row_of(group, "cam", "best")) == "1.7 CPU-h"
+    assert columns.time(row_of(group, "cam", "default")) == "1.0 CPU-h"
     gpu = only_row(*[replace(run, device="cuda", metrics={"stage/a": 359.0}) for run in line(0.5, 0.5, 0.5)])
-    assert columns.hours(gpu) == "<0.1 GPU-h"
-    assert columns.hours(only_row(*line(0.5, 0.5, 0.5))) == "–"
+    assert columns.time(gpu) == "6.0 GPU-min"
+    assert columns.time(only_row(*line(0.5, 0.5, 0.5))) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0.4 s"),
+        (9.95, "10 s"),
+        (59.4, "59 s"),
+        (59.5, "1.0 min"),
+        (252, "4.2 min"),
+        (3596.9, "59.9 min"),
+        (3597, "1.0 h"),
+        (11160, "3.1 h"),
+    ],
+)
+def test_a_duration_is_told_in_the_unit_that_fits(seconds, text):
+    assert columns.duration(seconds) == text
 
 
 def test_trials_are_counted_by_status():
@@ -437,6 +470,73 @@ def test_failures_of_the_search_and_a_budget_not_spent_are_noted():
     row = row_of(only_group(*runs), "cam", "best")
     assert row.rank is not None
     assert row.notes == ("2 of 4 planned search trials ran", "1 search trial failed: broke")
+
+
+def twice(best: str = "a", **changes) -> list[Run]:
+    """Return search, default and best of a cell; `best` are the keys of the best's stages."""
+    runs = [replace(run, **changes) if run.settings == "best" else run for run in searched((0.5, 0.6, 0.7))]
+    keys = {"best": best, "default": "a"}
+    return [
+        replace(run, metrics={**({"val/mIoU": run.metrics["val/mIoU"]}), f"stage/{keys[run.settings]}": 3600.0})
+        if run.phase == "confirm"
+        else run
+        for run in runs
+    ]
+
+
+def test_default_and_best_with_the_same_settings_are_one_row():
+    group = only_group(*twice(), *line(0.4, 0.4, 0.4, method="b"))
+    assert [(row.rank, row.name) for row in group.rows] == [
+        (1, "cam + none, default = best"),
+        (2, "b + none, default"),
+    ]
+    row = group.rows[0]
+    # The default settings need no search, whose trials are told nevertheless.
+    assert (columns.time(row), columns.trials(row)) == ("1.0 CPU-h", "2 (1 complete, 1 pruned)")
+    assert columns.gain(row) == "+0.00 ± 0.00"
+    assert (row.at("default"), row.at("best")) == (True, True)
+
+
+def test_equal_numbers_at_other_settings_are_two_rows():
+    names = [row.settings for row in only_group(*twice(best="c")).rows]
+    assert names == ["default", "best"]
+
+
+def test_runs_that_failed_are_judged_by_their_recorded_parameters():
+    def names(parameters: str, of_first: str) -> list[str]:
+        runs = twice(best="a", parameters=parameters)
+        runs[0] = replace(runs[0], parameters=of_first)
+        runs = [replace(run, status="failed", metrics={}) if run.phase == "confirm" else run for run in runs]
+        return [row.settings for row in only_group(*runs).rows]
+
+    assert names('{"TrainCam.lr": 0.1}', '{"TrainCam.lr": 0.1}') == ["default = best"]
+    assert names("{}", '{"TrainCam.lr": 0.1}') == ["default = best"]
+    assert names('{"TrainCam.lr": 0.2}', '{"TrainCam.lr": 0.1}') == ["default", "best"]
+    assert names("", "") == ["default", "best"]
+
+
+def test_of_equal_settings_a_complete_run_stands_for_a_failed_one():
+    runs = [
+        replace(run, status="failed", metrics={}) if (run.settings, run.seed) == ("default", 1) else run
+        for run in twice()
+    ]
+    row = only_row(*runs)
+    assert (row.rank, row.status, row.seeds) == (1, "complete", (0, 1, 2))
+    assert columns.MEASURED["val_mIoU"].text(row) == "60.00 ± 10.00"
+
+
+def test_one_row_stands_for_both_on_every_page(tmp_path):
+    runs = [*twice(), *line(0.4, 0.4, 0.4, method="b")]
+    for path in write_leaderboard(table_of(runs), tmp_path / "site").paths:
+        if path.suffix in (".html", ".md", ".tex", ".csv"):
+            text = path.read_text("utf-8")
+            assert "cam + none, best" not in text, path
+            assert "cam,none,best" not in text, path
+    flat = list(csv.DictReader((tmp_path / "site/leaderboard.csv").open(encoding="utf-8")))
+    assert [(row["method"], row["settings"]) for row in flat] == [("cam", "default = best"), ("b", "default")]
+    page = (tmp_path / "site/methods/cam.html").read_text("utf-8")
+    assert "Changed settings" not in page
+    assert page.count('<section class="repeat"') == 1
 
 
 def test_best_without_a_search_is_not_ranked():
@@ -485,11 +585,11 @@ def test_the_csv_has_unrounded_numbers():
     (flat,) = csv.DictReader(io.StringIO(tables.comma_separated(board(*line(0.1, 0.2, 0.4)))))
     assert float(flat["val_mIoU_mean"]) == pytest.approx(0.7 / 3, abs=1e-15)
     assert float(flat["val_mIoU_std"]) == summarise([0.1, 0.2, 0.4]).std
-    assert (flat["rank"], flat["seeds"], flat["pseudo_mask_mIoU_mean"]) == ("1", "0 1 2", "")
+    assert (flat["rank"], flat["random_seeds"], flat["pseudo_mask_mIoU_mean"]) == ("1", "0 1 2", "")
 
 
 def test_a_leaderboard_without_runs_says_so(tmp_path):
-    for path in write_leaderboard(table_of([]), tmp_path / "new" / "folder")[1:4]:
+    for path in write_leaderboard(table_of([]), tmp_path / "new" / "folder").paths[1:4]:
         assert "Nothing has been measured yet." in path.read_text("utf-8")
     assert tables.terminal(board()) == "Nothing has been measured yet.\n"
     assert len((tmp_path / "new/folder/leaderboard.csv").read_text().splitlines()) == 1

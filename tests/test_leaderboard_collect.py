@@ -86,7 +86,7 @@ def test_what_is_collected_gives_the_recorded_tables(tracker, tmp_path):
 
 
 def test_build_writes_the_statistics_of_images_too_and_says_which_rows_have_none(tracker, tmp_path):
-    paths = build(tracker.uri, "golden", tmp_path)
+    paths = build(tracker.uri, "golden", tmp_path).paths
     assert [path.name for path in paths][: 1 + len(TABLES)] == ["results.parquet", *TABLES]
     assert tmp_path / "per_image.parquet" in paths
     assert (tmp_path / "leaderboard.csv").read_bytes() == (GOLDEN / "leaderboard.csv").read_bytes()
@@ -105,7 +105,7 @@ def test_several_sweeps_make_one_leaderboard(tracker, tmp_path):
     parent = tracker.sweep(empty_plan("o'ther"))
     own = {"seedbed.sweep": "o'ther", "seedbed.key": "other", "method": "other"}
     tracker.trial(parent, tags | own, metrics)
-    paths = build(tracker.uri, ["golden", "o'ther"], tmp_path)
+    paths = build(tracker.uri, ["golden", "o'ther"], tmp_path).paths
     sweeps = {run.sweep for run in runs_of(read_snapshot(paths[0]))}
     assert sweeps == {"golden", "o'ther"}
     assert "golden, o&#39;ther" in (tmp_path / "index.html").read_text("utf-8")

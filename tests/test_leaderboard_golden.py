@@ -25,7 +25,7 @@ from leaderboard.build import FORMATS, INDEX, write_leaderboard
 from leaderboard.collect import run_of
 from leaderboard.plan import Plan
 from leaderboard.snapshot import Run, table_of
-from leaderboard.standing import board_of
+from leaderboard.standing import Board, board_of
 from leaderboard.tables import terminal
 
 GOLDEN = Path(__file__).with_name("golden_leaderboard")
@@ -63,13 +63,18 @@ def runs() -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Board]:
     """Write the golden leaderboard from runs in another order."""
     shuffled = runs()
     random.Random(1).shuffle(shuffled)
     folder = tmp_path_factory.mktemp("golden") / "out"
-    write_leaderboard(table_of(shuffled), folder)
-    return folder
+    return folder, write_leaderboard(table_of(shuffled), folder).board
+
+
+@pytest.fixture(scope="module")
+def written(made: tuple[Path, Board]) -> Path:
+    """Return the folder of the golden leaderboard."""
+    return made[0]
 
 
 def without_figures(path: Path) -> bytes:
@@ -82,12 +87,12 @@ def test_the_tables_are_the_recorded_ones(written, name):
     assert without_figures(written / name) == (GOLDEN / name).read_bytes()
 
 
-def test_the_terminal_table_is_the_recorded_one():
-    assert terminal(board_of(table_of(runs()))) == (GOLDEN / "terminal.txt").read_text("utf-8")
+def test_the_terminal_table_is_the_recorded_one(made):
+    assert terminal(made[1]) == (GOLDEN / "terminal.txt").read_text("utf-8")
 
 
 def test_a_written_snapshot_gives_the_same_bytes_again(written, tmp_path):
-    paths = write_leaderboard(written / "results.parquet", tmp_path)
+    paths = write_leaderboard(written / "results.parquet", tmp_path).paths
     assert [path.name for path in paths][: 1 + len(TABLES)] == ["results.parquet", *TABLES]
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
     for path in paths:
@@ -132,10 +137,10 @@ def main() -> None:
     """Record the tables of today's code."""
     table = table_of(runs())
     with tempfile.TemporaryDirectory() as folder:
-        write_leaderboard(table, Path(folder))
+        board = write_leaderboard(table, Path(folder)).board
         for name in TABLES:
             (GOLDEN / name).write_bytes(without_figures(Path(folder) / name))
-    (GOLDEN / "terminal.txt").write_text(terminal(board_of(table)), "utf-8")
+    (GOLDEN / "terminal.txt").write_text(terminal(board), "utf-8")
 
 
 if __name__ == "__main__":

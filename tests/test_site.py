@@ -163,10 +163,10 @@ def test_the_numbers_of_the_page_are_those_of_the_csv(site):
     folder, _ = site
     flat = list(csv.DictReader(io.StringIO((folder / "tables/group-1-chimera.csv").read_text("utf-8"))))
     head, *rows = read(folder / "index.html").table("rows main")
-    assert head == ["#", "Method", "Refiner", "Settings", "val mIoU", "Seeds mIoU tuned", "Pseudo-masks mIoU",
-                    "Gain", "Hours", "How to repeat it"]  # fmt: skip
+    assert head == ["#", "Method", "Refiner", "Settings", "val mIoU", "Maps mIoU tuned", "Pseudo-masks mIoU",
+                    "Gain", "Time", "How to repeat it"]  # fmt: skip
     assert [row[1] for row in rows] == [row["method"] for row in flat] == ["cam", "sc_cam", HOSTILE, "broken"]
-    names = ("val_mIoU", "seed_mIoU_tuned", "pseudo_mask_mIoU")
+    names = ("val_mIoU", "maps_mIoU_tuned", "pseudo_mask_mIoU")
     for row, numbers in zip(rows[:3], flat[:3], strict=True):
         assert row[0].removesuffix("1–2") == numbers["rank"]
         for cell, name in zip(row[4:7], names, strict=True):

@@ -33,10 +33,8 @@ def leaderboard(
     from collections.abc import Sequence
 
     from benchmark.predictions import predict_train
-    from leaderboard.build import INDEX, SNAPSHOT, Sources, build
+    from leaderboard.build import INDEX, Sources, build
     from leaderboard.gallery import FOLDER
-    from leaderboard.snapshot import read_snapshot
-    from leaderboard.standing import board_of
     from leaderboard.tables import terminal
 
     folder, reporter = work_folder(work.resolve()), Reporter(quiet)
@@ -45,10 +43,10 @@ def leaderboard(
         return predict_train(folder, trial, ids, lambda: chosen_device("auto"), reporter)
 
     uri = tracking_uri or _uri(folder, sweep)
-    paths = build(uri, sweep, out, Sources(folder, gallery, predict))
-    print(terminal(board_of(read_snapshot(out / SNAPSHOT))))
+    made = build(uri, sweep, out, Sources(folder, gallery, predict))
+    print(terminal(made.board))
     print(f"site: {out / INDEX}")
-    if any(path.parent == out / FOLDER for path in paths):
+    if any(path.parent == out / FOLDER for path in made.paths):
         print(f"its gallery has photographs of the data sets; where they may not be published: {out / FOLDER}/")
 
 

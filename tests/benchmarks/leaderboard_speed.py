@@ -109,7 +109,7 @@ def main() -> None:
         filled = time.perf_counter()
         table = collect(uri, "speed")
         collected = time.perf_counter()
-        paths = write_leaderboard(table, Path(folder) / "leaderboard")
+        paths = write_leaderboard(table, Path(folder) / "leaderboard").paths
         written = time.perf_counter()
         print(f"{runs} runs of {METRICS} metrics; the store took {filled - start:.1f} s to fill")
         print(f"collect  {collected - filled:6.2f} s  ({table.num_rows} rows)")

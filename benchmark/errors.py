@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of the file system that are about the place and not about the program."""
+FULL = (
+    "no space left on device",
+    "disk quota exceeded",
+    "read-only file system",
+    "disk is full",
+    "writing image file",
+)
+"""How libraries that raise errors of their own report the same: pyarrow, SQLite, Pillow, and worker processes."""
 
 
 class SeedbedError(Exception):
@@ -41,3 +54,19 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> ConfigError:
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listed = ", ".join(names) if names else "(none)"
     return ConfigError(f"unknown {what} {name!r}.{hint} Valid: {listed}")
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Return why a place cannot be written, such as "No space left on device"; None for an error of another kind.
+
+    Looks at the causes of the error too, because libraries wrap the system's error in errors of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            return os.strerror(cause.errno)
+        text = str(cause).lower()
+        if any(words in text for words in FULL):
+            return next(line.strip() for line in str(cause).splitlines() if any(w in line.lower() for w in FULL))
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None

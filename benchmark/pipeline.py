@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmark.changed_code import source_of, with_earlier_code
 from benchmark.cost import conditions_of
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
@@ -102,7 +103,10 @@ class Pipeline:
         """Compute a step and all that it needs, or find them in the store."""
         if (entry := self.store.use(step.key)) is not None:
             return entry
-        inputs = {kind: self.compute(needed).path for kind, needed in step.inputs.items()}
+        source = source_of(step, self.data)
+        entries = {kind: self.compute(needed) for kind, needed in step.inputs.items()}
+        inputs = {kind: entry.path for kind, entry in entries.items()}
+        source = with_earlier_code(source, entries, step.inputs, self.data)
         name = f"{type(step.stage).__name__} on {self.data.name}/{step.split}"
         reporter = self.machine.reporter
 
@@ -124,7 +128,8 @@ class Pipeline:
             reporter.say(f"  waiting for another process that computes {name}  [{step.key[:12]}]")
 
         conditions = conditions_of(step, self.data, self.machine.device).to_json()
-        entry, computed = self.store.get_or_run(step.identity, produce, on_wait, conditions)
+        notes = {"conditions": conditions, "source": source}
+        entry, computed = self.store.get_or_run(step.identity, produce, on_wait, notes, reporter.warn)
         if computed:
             reporter.say(f"  {name} took {entry.seconds:.1f} s  [{step.key[:12]}]")
             self.executed.append(entry)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from benchmark.changed_code import Change, changes_of
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
 from benchmark.hparams import values
@@ -60,6 +61,10 @@ class Plan:
         for target in self.targets():
             target.pipeline.walk(target.step, lambda step: steps.update({step.key: step}))
         return steps
+
+    def changes(self) -> list[Change]:
+        """Return the results in the store that other code than today's made (benchmark/changed_code.py)."""
+        return changes_of(self.steps().values(), self.data, self.work.store)
 
     def measure(self) -> list[Record]:
         """Compute all targets, or find them in the store, and return their records."""

@@ -66,6 +66,10 @@ class Reporter:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def warn(self, text: str) -> None:
+        """Print one line that a quiet run shows too."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:
         """Show the progress of a loop of `total` steps."""
@@ -98,6 +102,10 @@ class LogFile(Reporter):
         """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def warn(self, text: str) -> None:
+        """Append one line."""
+        self.say(f"warning: {text}")
 
     @contextmanager
     def bar(self, label: str, total: int) -> Iterator[Bar]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import ConfigError
+from benchmark.changed_code import OPTION, Change, accept, describe
+from benchmark.errors import ConfigError, DataError
 from benchmark.pipeline import Machine
 from benchmark.plan import Plan, plan_trial
 from benchmark.records import Record, write_records
@@ -30,23 +31,37 @@ class Result:
     records: list[Record]
     executed: list[Entry]
     """The stages that were computed; those found in the store are not among them."""
+    changes: list[Change]
+    """The results from the store that earlier code made; the user was warned."""
 
 
-def run_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine) -> Result:
+def run_trial(
+    trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, accept_changed_code: bool = False
+) -> Result:
     """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
 
-    Whatever is in the store already is not computed again. Raises the errors of the stages.
+    Whatever is in the store already is not computed again. Warns of results that earlier code made;
+    `accept_changed_code` records instead that today's code gives the same. Raises the errors of the stages.
     """
     plan = plan_trial(trial, data, work, machine)
+    changes = plan.changes()
+    if accept_changed_code:
+        accept(changes, work.store)
+        changes = []
+    if changes:
+        machine.reporter.warn(f"{describe(changes)}, {OPTION} ends this warning. The stored results are used")
     records = plan.measure()
     folder = work.runs / plan.run_id()
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder / "records.parquet", records)
     plan.pictures(folder / "examples.png")
     copy_figures(plan, folder / "figures")
+    description = plan.describe()
+    if changes:
+        description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
     with atomic(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(plan.describe(), indent=1))
-    return Result(plan.run_id(), folder, records, plan.executed)
+        temporary.write_text(json.dumps(description, indent=1))
+    return Result(plan.run_id(), folder, records, plan.executed, changes)
 
 
 def copy_figures(plan: Plan, folder: Path) -> None:
@@ -63,7 +78,10 @@ def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
         known = sorted(p.parent.name for p in work.runs.glob("*/run.json"))
         listed = ", ".join(known[-10:]) or "(none)"
         raise ConfigError(f"{work.root}: no run {run!r}. The newest ones: {listed}")
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); the command of the run writes it again") from None
     return content
 
 

@@ -194,14 +194,14 @@ def survive_kills(done: Pipeline, kind: Kind, store: Path, monkeypatch: pytest.M
 
     died: set[str] = set()
 
-    def compute_and_die(store: Store, key: str, identity: Any, produce: Any) -> Any:
+    def compute_and_die(store: Store, key: str, identity: Any, produce: Any, *others: Any) -> Any:
         def produce_and_die(out: Path, scratch: Path) -> None:
             produce(out, scratch)
             if key not in died:
                 died.add(key)
                 raise _KillError
 
-        return original_use(store, key, identity, produce_and_die)
+        return original_use(store, key, identity, produce_and_die, *others)
 
     monkeypatch.setattr(training, "save_tensors", save_and_die)
     monkeypatch.setattr(Killed, "_compute", compute_and_die)

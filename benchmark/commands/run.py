@@ -70,6 +70,12 @@ def run(
             "--set", help="Change a hyper-parameter: --set TrainCam.lr=0.05", metavar="STAGE.FIELD=VALUE"
         ),
     ] = None,
+    accept_changed_code: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-code", help="Record that changed code gives the stored results that it is about."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
     work: Work = WORK,
@@ -101,8 +107,11 @@ def run(
     folder = work_folder(work)
     data = folder.open(dataset, root, reporter, {} if saliency is None else {"saliency": saliency})
     machine = Machine(device=chosen_device(device), workers=processes(workers), reporter=reporter)
-    result = run_trial(trial, data, folder, machine)
+    result = run_trial(trial, data, folder, machine, accept_changed_code)
     print_records(result.records)
     computed = f"{len(result.executed)} stages computed, {sum(e.seconds for e in result.executed):.0f} s"
-    print(f"\nrun {result.run}  ({computed if result.executed else 'every stage was in the store'})")
+    done = computed if result.executed else "every stage was in the store"
+    if result.changes:
+        done += f"; {len(result.changes)} results from the store were made by earlier code, see the warning"
+    print(f"\nrun {result.run}  ({done})")
     print(f"pictures: {result.folder / 'examples.png'}")

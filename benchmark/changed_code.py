@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmark.environment import code_version
-from benchmark.errors import ConfigError
 from benchmark.source import closure, differences
 from benchmark.store import Entry, Store
 
@@ -79,12 +78,6 @@ def with_earlier_code(
         if changed_names(entry, source_of(steps[kind], data)["definitions"]):
             definitions |= entry.record["source"]["definitions"]
     return {**source, "definitions": definitions}
-
-
-def refuse(changes: list[Change]) -> None:
-    """Raise ConfigError, naming all definitions and stages, if there are any changes."""
-    if changes:
-        raise ConfigError(f"{describe(changes)}, give {OPTION} to use these results")
 
 
 def describe(changes: list[Change]) -> str:

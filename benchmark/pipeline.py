@@ -77,6 +77,8 @@ class Pipeline:
     on_weak: int = 0
     executed: list[Entry] = field(default_factory=list)
     """The entries that this pipeline computed, in order; those found in the store are not among them."""
+    planned: int = 0
+    """The number of stages that will be computed, for messages; 0: not known."""
 
     def __post_init__(self) -> None:
         check_chain(self.stages)
@@ -111,7 +113,8 @@ class Pipeline:
         reporter = self.machine.reporter
 
         def produce(out: Path, scratch: Path) -> None:
-            reporter.say(f"▸ {name}  [{step.key[:12]}]")
+            place = f"stage {len(self.executed) + 1} of {self.planned}: " if self.planned else ""
+            reporter.say(f"▸ {place}{name}  [{step.key[:12]}]")
             context = Context(
                 seed=self.seed,
                 split=step.split,

@@ -43,6 +43,8 @@ class Plan:
     machine: Machine
     executed: list[Entry] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
+    planned: int = 0
+    """The number of stages that `measure` computes; 0: not known yet."""
 
     def targets(self) -> list[Target]:
         """Return what is computed, in order; those that are RECORDS are the trial's numbers."""
@@ -62,12 +64,27 @@ class Plan:
             target.pipeline.walk(target.step, lambda step: steps.update({step.key: step}))
         return steps
 
+    def missing(self) -> dict[str, Step]:
+        """Return the steps that must be computed, by key, inputs first."""
+        missing: dict[str, Step] = {}
+
+        def visit(step: Step) -> None:
+            if step.key not in missing and self.work.store.use(step.key) is None:
+                for needed in step.inputs.values():
+                    visit(needed)
+                missing[step.key] = step
+
+        for target in self.targets():
+            visit(target.step)
+        return missing
+
     def changes(self) -> list[Change]:
         """Return the results in the store that other code than today's made (benchmark/changed_code.py)."""
         return changes_of(self.steps().values(), self.data, self.work.store)
 
     def measure(self) -> list[Record]:
         """Compute all targets, or find them in the store, and return their records."""
+        self.planned = len(self.executed) + len(self.missing())
         records: list[Record] = []
         for target in self.targets():
             folder = target.pipeline.compute(target.step).path
@@ -266,6 +283,7 @@ class Plan:
             scope=scope,
             on_weak=len(self.chain.localise) if learns else 0,
             executed=self.executed,
+            planned=self.planned,
         )
 
 

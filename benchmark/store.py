@@ -189,13 +189,13 @@ class Store:
         with atomic(entry.path / ENTRY_FILE) as temporary:
             temporary.write_text(json.dumps(record, indent=1))
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         """Return the keys of all entries, damaged ones too, in order."""
         return sorted(path.name for path in (self.root / "entries").glob("*/*") if path.is_dir())
 
     def entries(self) -> Iterator[Entry]:
         """Yield all finished entries whose `entry.json` can be read, in the order of their keys."""
-        for key in self.keys():
+        for key in self.all_keys():
             if (entry := self.get(key)) is not None:
                 yield entry
 

@@ -87,12 +87,14 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
     return settings_of({key: value for key, value in content.items() if value is not None})
 
 
-def run_study(study: Study, settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> None:
-    """Run the trials of a study, or go on with them; those that failed before are tried again."""
+def run_study(
+    study: Study, settings: SweepSettings, work: WorkFolder, reporter: Reporter, accept_changed_code: bool = False
+) -> None:
+    """Run the trials of a study, or go on with them, as `run_sweep`; those that failed are tried again."""
     if study.variants:
         from benchmark.sweep import run_sweep
 
-        run_sweep(settings, work, reporter, retry_failed=True)
+        run_sweep(settings, work, reporter, retry_failed=True, accept_changed_code=accept_changed_code)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ new Tune run over what is left. The driver deals trials out (benchmark/dealer.py
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from benchmark.errors import ConfigError, DataError
 from benchmark.job import Job, Outcome, read_outcome
 from benchmark.progress import Reporter
 from benchmark.resume import check_same_sweep, describe, forget_failures
+from benchmark.sweep_changes import check_code, check_job
 from benchmark.sweep_progress import SweepProgress
 from benchmark.sweep_settings import SweepSettings
 from benchmark.tracking import Delivery
@@ -54,12 +56,18 @@ class SweepResult:
 
 
 def run_sweep(
-    settings: SweepSettings, work: WorkFolder, reporter: Reporter, retry_failed: bool = False
+    settings: SweepSettings,
+    work: WorkFolder,
+    reporter: Reporter,
+    retry_failed: bool = False,
+    accept_changed_code: bool = False,
 ) -> SweepResult:
     """Run a sweep, or go on with it, to its end; `retry_failed` tries failed confirming trials again.
 
-    Raises ConfigError for settings that disagree with those of an earlier sweep of the same name, where another
-    process drives it, and where a node of the cluster does not see the data; DataError where the data changed.
+    Results that earlier code made are refused unless `accept_changed_code` (benchmark/sweep_changes.py).
+
+    Raises ConfigError for those, for settings that disagree with those of an earlier sweep of the same name, if
+    another process drives it, and if a node of the cluster does not see the data; DataError if the data changed.
     """
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
@@ -73,6 +81,7 @@ def run_sweep(
             reporter.say(f"{count} failed trials are tried again")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
         plan = plan_sweep(settings, work, reporter)
+        check_code(plan, accept_changed_code, reporter)
         describe(folder, plan)
         dealer = Dealer(plan)
         delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
@@ -80,7 +89,7 @@ def run_sweep(
         status = "KILLED"
         try:
             if not _all_done(dealer):
-                _tune(plan, dealer, delivery, reporter)
+                _tune(plan, dealer, delivery, reporter, accept_changed_code)
             status = "FINISHED" if dealer.done else "KILLED"
         finally:
             delivery.stop(status)
@@ -122,9 +131,16 @@ class TrialActor(Trainable):
 class DealerSearcher(Searcher):
     """Shows the dealer to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
 
-    def __init__(self, dealer: Dealer, watch: SweepProgress, constants: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        dealer: Dealer,
+        watch: SweepProgress,
+        constants: Mapping[str, Any],
+        check: Callable[[Job], None] = lambda _: None,
+    ) -> None:
+        """`check` is given each job before it starts, and may raise."""
         super().__init__(metric="outcome", mode="max")
-        self._dealer, self._watch, self._constants = dealer, watch, dict(constants)
+        self._dealer, self._watch, self._constants, self._check = dealer, watch, dict(constants), check
         self._jobs: dict[str, Job] = {}
         self.deaths = Deaths()
         self.broken: Exception | None = None
@@ -146,6 +162,7 @@ class DealerSearcher(Searcher):
         if job is None:
             # The dealer may just have found the last trials done.
             return Searcher.FINISHED if self._dealer.done else None
+        self._check(job)
         self._jobs[trial_id] = job
         return {**self._constants, "job": job.to_json()}
 
@@ -190,7 +207,9 @@ class DealerSearcher(Searcher):
         """Write nothing."""
 
 
-def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter) -> None:
+def _tune(
+    plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter, accept_changed_code: bool
+) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
     places = {cell.place.name: cell.place for cell in plan.cells}
@@ -213,7 +232,8 @@ def _tune(plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporte
             "workers": settings.workers,
             "token": str(plan.folder / "sweep.json"),
         }
-        searcher = DealerSearcher(dealer, watch, constants)
+        check = functools.partial(check_job, plan, accepted=accept_changed_code)
+        searcher = DealerSearcher(dealer, watch, constants, check)
         ray_folder = plan.folder / "ray"
         shutil.rmtree(ray_folder, ignore_errors=True)
         tuner = ray.tune.Tuner(

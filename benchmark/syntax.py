@@ -24,11 +24,13 @@ def form(node: object, within: str = "module") -> str:
     the fields of a dataclass.
     """
     if isinstance(node, list):
-        return "[" + ",".join(form(item, within) for item in node if not _is_silent(item)) + "]"
+        return "[" + ",".join(filter(None, (form(item, within) for item in node if not _is_silent(item)))) + "]"
     if isinstance(node, ast.Constant):
         return f"{type(node.value).__name__} {node.value!a}"
     if not isinstance(node, ast.AST):
         return ascii(node)
+    if isinstance(node, ast.AnnAssign) and within != "class":
+        return form(ast.Assign([node.target], node.value), within) if node.value is not None else ""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
         return f"Raise({form(node.exc.func, within)})"
     values = {name: getattr(node, name, None) for name in node._fields}
@@ -36,7 +38,7 @@ def form(node: object, within: str = "module") -> str:
         values["body"], within = node.body if within == "function" else body_of_class(node), "class"
     elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         within = "function"
-    elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and within != "class"):
+    elif isinstance(node, ast.arg):
         values["annotation"] = None
     given = [
         f"{name}={form(value, within)}"

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmark.errors import StoreError
+from benchmark.errors import StoreError, unwritable
 from benchmark.stage import cache_key
-from benchmark.store import Store
+from benchmark.store import Store, damaged
 
 IDENTITY = {"stage": "Count", "version": 1, "settings": {"n": 3}, "seed": 0, "split": "weak", "inputs": {}}
 
@@ -169,9 +170,121 @@ def test_a_hit_counts_as_use(tmp_path):
     assert store.collect_garbage(older_than_days=5) == (0, 0)
 
 
-def test_a_damaged_entry_is_named_with_the_way_out(tmp_path):
+def _write_seven(out: Path, scratch: Path) -> None:
+    (out / "number.txt").write_text("7")
+
+
+def _damages() -> dict[str, Callable[[Path], object]]:
+    return {
+        "entry.json cut": lambda folder: (folder / "entry.json").write_text("{"),
+        "entry.json empty": lambda folder: (folder / "entry.json").write_text(""),
+        "entry.json of zeros": lambda folder: (folder / "entry.json").write_bytes(bytes(100)),
+        "entry.json of something else": lambda folder: (folder / "entry.json").write_text("[1]"),
+        "entry.json missing": lambda folder: (folder / "entry.json").unlink(),
+        "file empty": lambda folder: (folder / "number.txt").write_text(""),
+        "file missing": lambda folder: (folder / "number.txt").unlink(),
+    }
+
+
+@pytest.mark.parametrize("damage", _damages())
+def test_a_damaged_entry_is_computed_again_with_a_warning(tmp_path, damage):
+    store, warnings = Store(tmp_path), []
+    entry, _ = store.get_or_run(IDENTITY, _write_seven)
+    assert store.damage(entry.key) is None
+    _damages()[damage](entry.path)
+    again, computed = store.get_or_run(IDENTITY, _write_seven, warn=warnings.append)
+    assert computed
+    assert (again.path / "number.txt").read_text() == "7"
+    assert store.use(entry.key) is not None
+    (warning,) = warnings
+    assert warning.startswith(f"{entry.path}: damaged (")
+    assert warning.endswith("Count is computed again")
+
+
+def test_a_file_that_a_desktop_adds_is_no_damage(tmp_path):
     store = Store(tmp_path)
-    entry, _ = store.get_or_run(IDENTITY, lambda out, scratch: None)
-    (entry.path / "entry.json").write_text("{")
-    with pytest.raises(StoreError, match=r"entry.json: unreadable .*seedbed cache rm"):
-        store.get(entry.key)
+    entry, _ = store.get_or_run(IDENTITY, _write_seven)
+    (entry.path / ".DS_Store").write_text("icons")
+    assert store.get_or_run(IDENTITY, _write_seven)[1] is False
+
+
+def test_a_damaged_entry_is_listed_and_removed(tmp_path, capsys):
+    from benchmark.commands.cache import list_cache, remove_cache, show_cache
+
+    store = Store(tmp_path / "store")
+    entry, _ = store.get_or_run(IDENTITY, _write_seven)
+    (entry.path / "entry.json").write_text("")
+    list_cache(tmp_path)
+    assert "damaged" in capsys.readouterr().out
+    with pytest.raises(StoreError, match=f"seedbed cache rm {entry.key[:12]}"):
+        show_cache(entry.key[:12], tmp_path)
+    remove_cache([entry.key[:12]], tmp_path)
+    assert capsys.readouterr().out == f"removed {entry.key[:12]} (damaged)\n"
+    assert store.all_keys() == []
+
+
+def test_a_file_of_the_store_that_cannot_be_read_is_named_with_the_command_that_removes_it(tmp_path):
+    path = Store(tmp_path).path("abcdef0123456789") / "model.json"
+    assert str(damaged(path, ValueError("no JSON\nat all"))) == (
+        f"{path}: damaged (no JSON); remove it with `seedbed cache rm abcdef012345`, then run again"
+    )
+
+
+def test_the_scratch_of_a_killed_stage_is_emptied_if_its_code_changed(tmp_path):
+    store, warnings = Store(tmp_path), []
+    notes = {"source": {"roots": ["m.Stage"], "definitions": {"m.loss": "1", "m.Stage": "1"}}}
+    changed = {"source": {"roots": ["m.Stage"], "definitions": {"m.loss": "2", "m.Stage": "1"}}}
+
+    def broken(out: Path, scratch: Path) -> None:
+        with (scratch / "epochs").open("a") as file:
+            file.write("x")
+        raise ValueError("lightning")
+
+    for now, expected in ((notes, "x"), (notes, "xx"), (changed, "x"), (changed, "xx")):
+        with pytest.raises(ValueError, match="lightning"):
+            store.get_or_run(IDENTITY, broken, notes=now, warn=warnings.append)
+        assert next((tmp_path / "partial").glob("*/scratch/epochs")).read_text() == expected
+    assert warnings == ["m.loss: changed since the stage was interrupted; it starts from the beginning"]
+
+
+def test_a_picture_that_may_not_be_read_is_not_taken_for_a_full_disk(tmp_path):
+    def forbidden(out: Path, scratch: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/data/image.jpg")
+
+    with pytest.raises(PermissionError):
+        Store(tmp_path).get_or_run(IDENTITY, forbidden)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc] . No space left on device"),
+            "No space left on device",
+        ),
+        (ValueError("database or disk is full"), "database or disk is full"),
+        (OSError("encoder error -2 when writing image file"), "encoder error -2 when writing image file"),
+        (ValueError("a bug"), None),
+        (OSError(errno.ENOENT, "x"), None),
+    ],
+)
+def test_a_full_disk_is_recognised_in_the_errors_of_libraries(error, reason):
+    found = unwritable(error)
+    assert (found is None) if reason is None else (reason in found)
+
+
+def test_the_cause_of_an_error_counts_and_what_it_replaced_does_not():
+    def chained(clear: bool) -> BaseException:
+        try:
+            try:
+                raise OSError(errno.ENOSPC, "x")
+            except OSError as error:
+                if clear:
+                    raise ValueError("wrapped") from None
+                raise ValueError("wrapped") from error
+        except ValueError as error:
+            return error
+
+    assert unwritable(chained(clear=False)) == "No space left on device"
+    assert unwritable(chained(clear=True)) is None

@@ -3,33 +3,56 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from benchmark.commands.shared import WORK, Work, print_table, work_folder
 from benchmark.errors import ConfigError
 
+if TYPE_CHECKING:
+    from benchmark.store import Store
+
 app = typer.Typer(help="What the artifact store holds.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_cache(work: Work = WORK) -> None:
-    """List the finished stages: key, stage, split, seed, seconds, size."""
-    rows = []
-    for entry in work_folder(work).store.entries():
+    """List the finished stages: key, stage, split, seed, seconds, size, and whether code has changed since."""
+    from benchmark.changed_code import changed_names
+
+    rows, store = [], work_folder(work).store
+    for key in store.all_keys():
+        if (entry := store.get(key)) is None:
+            rows.append([key[:12], "damaged", "", "", "", "", store.damage(key) or ""])
+            continue
         identity = entry.record["identity"]
         size = f"{entry.record['bytes'] / 1e6:.1f} MB"
-        cells = [entry.key[:12], entry.stage, identity["split"], identity["seed"], f"{entry.seconds:.1f} s", size]
+        names = changed_names(entry)
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        changed = f"changed: {', '.join(names[:2])}{more}" if names else ""
+        cells = [
+            key[:12],
+            entry.stage,
+            identity["split"],
+            identity["seed"],
+            f"{entry.seconds:.1f} s",
+            size,
+            changed,
+        ]
         rows.append(["" if cell is None else str(cell) for cell in cells])
-    print_table(["key", "stage", "split", "seed", "time", "size"], rows)
+    print_table(["key", "stage", "split", "seed", "time", "size", "code"], rows)
 
 
 @app.command("show")
 def show_cache(key: Annotated[str, typer.Argument(help="The beginning of a key.")], work: Work = WORK) -> None:
     """Print what made an entry."""
-    for entry in _matching(work, key):
+    from benchmark.store import damaged
+
+    store = work_folder(work).store
+    for found in _matching(store, key):
+        if (entry := store.get(found)) is None:
+            raise damaged(store.path(found), store.damage(found))
         print(json.dumps(dict(entry.record), indent=1))
 
 
@@ -37,12 +60,13 @@ def show_cache(key: Annotated[str, typer.Argument(help="The beginning of a key."
 def remove_cache(
     keys: Annotated[list[str], typer.Argument(help="Beginnings of keys, or names of stages.")], work: Work = WORK
 ) -> None:
-    """Remove entries. What needs them again computes them again."""
+    """Remove entries, damaged ones too. What needs them again computes them again."""
     store = work_folder(work).store
     for key in keys:
-        for entry in _matching(work, key):
-            store.remove(entry.key)
-            print(f"removed {entry.key[:12]} {entry.stage}")
+        for found in _matching(store, key):
+            entry = store.get(found)
+            store.remove(found)
+            print(f"removed {found[:12]} {'(damaged)' if entry is None else entry.stage}")
 
 
 @app.command("gc")
@@ -55,8 +79,10 @@ def collect_cache(
     print(f"removed {removed} entries and {leftovers} left-overs")
 
 
-def _matching(work: Path, key: str) -> list[Any]:
-    found = [e for e in work_folder(work).store.entries() if e.key.startswith(key) or e.stage == key]
-    if not found:
+def _matching(store: Store, key: str) -> list[str]:
+    """Return the keys that begin with `key`, and those of the entries of the stage `key`."""
+    stages = {found: entry.stage for found in store.all_keys() if (entry := store.get(found)) is not None}
+    keys = [found for found in store.all_keys() if found.startswith(key) or stages.get(found) == key]
+    if not keys:
         raise ConfigError(f"no entry whose key begins with, or whose stage is, {key!r} (see `seedbed cache ls`)")
-    return found
+    return keys

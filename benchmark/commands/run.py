@@ -73,7 +73,8 @@ def run(
     accept_changed_code: Annotated[
         bool,
         typer.Option(
-            "--accept-changed-code", help="Record that changed code gives the stored results that it is about."
+            "--accept-changed-code",
+            help="Use stored results that earlier code made, and record that they are valid.",
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",

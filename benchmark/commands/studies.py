@@ -51,6 +51,13 @@ def study(
     cpus_per_trial: Annotated[int | None, typer.Option(help="Cores a trial.  [default: 1]")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="As for `seedbed sweep`.")] = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or its address.")] = None,
+    accept_changed_code: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-code",
+            help="Use stored results that earlier code made, and record that they are valid.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
     work: Work = WORK,
     quiet: Quiet = False,
@@ -83,7 +90,7 @@ def study(
         else:
             print(f"{chosen.name}: nothing to run")
         return
-    run_study(chosen, settings, folder, reporter)
+    run_study(chosen, settings, folder, reporter, accept_changed_code)
     classes = folder.locate(dataset, root, reporter).open().classes
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or dataset)

@@ -94,6 +94,13 @@ def sweep(
     resume: Annotated[
         str | None, typer.Option(help="Go on with the sweep of this name; failed seeds are tried again.")
     ] = None,
+    accept_changed_code: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changed-code",
+            help="Use stored results that earlier code made, and record that they are valid.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print cells, trials, shared stages and cost.")
     ] = False,
@@ -135,7 +142,9 @@ def sweep(
         return
     from benchmark.sweep import run_sweep
 
-    result = run_sweep(settings, folder, reporter, retry_failed=resume is not None)
+    result = run_sweep(
+        settings, folder, reporter, retry_failed=resume is not None, accept_changed_code=accept_changed_code
+    )
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     print(f"sweep {settings.name}: {result.finished} of {result.expected} trials have ended  ({minutes})")
     print(f"records: {result.folder}")

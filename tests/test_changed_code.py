@@ -31,10 +31,12 @@ LOSS = ("methods.cam", "F.multilabel_soft_margin_loss(logits.float(), tags)", "l
 @pytest.fixture
 def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edit]:
     """Return a function that edits a module as it is read for its source; what is imported stays as it is."""
-    original, edited = source_modules.location_of, {}
+    original = source_modules.location_of
+    edited: dict[str, Path] = {}
 
     def change(module: str, old: str, new: str) -> None:
-        path = edited.get(module, original(module))
+        path = edited.get(module) or original(module)
+        assert path is not None
         text = path.read_text()
         assert text.count(old) == 1
         edited[module] = tmp_path / f"{module}.py"

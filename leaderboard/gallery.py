@@ -22,7 +22,7 @@ from benchmark.errors import SeedbedError
 from benchmark.maps import FILE as MAPS
 from benchmark.maps import MapReader, ScoreMaps
 from benchmark.workfolder import Place, WorkFolder
-from datasets.base import SplitView
+from datasets.base import IGNORE_INDEX, SplitView
 from datasets.files import decode_mask, palette
 from leaderboard.select import entries
 from leaderboard.snapshot import Run
@@ -84,6 +84,8 @@ class DatasetGallery:
     seed: int
     """Of the runs that are shown."""
     images: tuple[GalleryImage, ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    """Name and colour (#rrggbb) of each label that a picture shows."""
     missing: str = ""
     """Why there are no images; empty where there are."""
 
@@ -164,14 +166,15 @@ def _draw(name: str, trials: Sequence[Trial], out: Path, count: int, predict: Pr
     try:
         view = Place(**trials[0].place).open().split("train")
     except SeedbedError:
-        return DatasetGallery(name, trials[0].run.seed, (), "The data set is no longer where the runs read it.")
+        missing = "The data set is no longer where the runs read it."
+        return DatasetGallery(name, trials[0].run.seed, (), missing=missing)
     chosen = choose(view, count)
     ids = [image_id for image_id, _ in chosen]
     predicted = [predict(trial.folder, ids) for trial in trials]
-    images = []
+    images, labels = [], set[int]()
     for image_id, label in chosen:
         picture = view.image(image_id)
-        files = _Files(out, f"{slug(name)}/{slug(image_id)}")
+        files = _Files(out, f"{slug(name)}/{slug(image_id)}", labels)
         shown = [
             _shown(files, trial, number, folder, image_id, label, picture)
             for number, (trial, folder) in enumerate(zip(trials, predicted, strict=True), 1)
@@ -180,14 +183,16 @@ def _draw(name: str, trials: Sequence[Trial], out: Path, count: int, predict: Pr
             GalleryImage(
                 id=image_id,
                 label=view.classes[label - 1],
-                colour="#" + bytes(_colours()[label]).hex(),
+                colour=_colour(label),
                 others=tuple(view.classes[other - 1] for other in view.tags(image_id) if other != label),
                 image=files.photograph("image", picture),
                 truth=files.mask("truth", view.mask(image_id)),
                 runs=tuple(shown),
             )
         )
-    return DatasetGallery(name, trials[0].run.seed, tuple(images))
+    names = {0: "background", **dict(enumerate(view.classes, 1)), IGNORE_INDEX: "not counted"}
+    legend = tuple((names.get(label, f"label {label}"), _colour(label)) for label in sorted(labels))
+    return DatasetGallery(name, trials[0].run.seed, tuple(images), legend)
 
 
 def _shown(
@@ -248,6 +253,8 @@ class _Files:
 
     out: Path
     prefix: str
+    labels: set[int]
+    """The labels of all masks that were written."""
 
     def photograph(self, what: str, picture: NDArray[np.uint8]) -> str:
         """Write an image (H, W, 3) as JPEG."""
@@ -255,6 +262,7 @@ class _Files:
 
     def mask(self, what: str, labels: NDArray[np.uint8]) -> str:
         """Write labels (H, W) as a palette PNG, 255 cream, as VOC has it."""
+        self.labels.update(np.unique(labels).tolist())
         picture = _smaller(Image.fromarray(labels), Image.Resampling.NEAREST)
         picture.putpalette(palette())
         return self._save(f"{what}.png", picture)
@@ -291,6 +299,11 @@ def _embedded(grey: NDArray[np.uint8]) -> str:
     out = io.BytesIO()
     Image.fromarray(grey).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _colour(label: int) -> str:
+    """Return a label's colour as #rrggbb."""
+    return "#" + bytes(_colours()[label]).hex()
 
 
 def _colours() -> NDArray[np.uint8]:

@@ -36,7 +36,7 @@ from benchmark.hparams import hp
 from benchmark.inference import multi_scale
 from benchmark.maps import MapReader, MapWriter, ScoreMaps, resize_bilinear
 from benchmark.measure import RECORDS_FILE
-from benchmark.pictures import ROWS, coloured, heat_map, sheet
+from benchmark.pictures import ROWS, heat_map, sheet
 from benchmark.records import Record, records_of_map_scores, write_records
 from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
@@ -261,9 +261,9 @@ class MeasureIcd(IcdInference):
 def _draw(path: Path, view: SplitView, maps: Mapping[str, Path]) -> None:
     """Draw some images of the split with the positive part of each map."""
     ids = view.ids[:: max(1, len(view) // ROWS)][:ROWS]
-    columns: dict[str, Any] = {"image": view.image, "truth": lambda i: coloured(view.mask(i))}
+    columns: dict[str, Any] = {"image": view.image, "truth": view.mask}
     for name, folder in maps.items():
         columns[name.replace("_", "-")] = lambda i, folder=folder: heat_map(
             view.image(i), MapReader(folder).read(i)
         )
-    sheet(ids, columns).save(path)
+    sheet(ids, columns, view.classes).save(path)

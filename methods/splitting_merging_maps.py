@@ -23,7 +23,7 @@ from benchmark.hparams import hp
 from benchmark.inference import multi_scale
 from benchmark.maps import MapWriter, ScoreMaps, resize_bilinear
 from benchmark.metrics import IGNORE, SoftScores, soft_overlap
-from benchmark.pictures import ROWS, Picture, coloured, heat_map, sheet
+from benchmark.pictures import ROWS, Picture, heat_map, sheet
 from benchmark.records import Record, records_by_class, records_of_soft_scores, write_records
 from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
@@ -166,8 +166,8 @@ class MeasureStreams(StreamInference):
         def column(level: str) -> Callable[[str], Picture]:
             return lambda image_id: heat_map(view.image(image_id), drawn[image_id][level])
 
-        columns = {"image": view.image, "truth": lambda image_id: coloured(view.mask(image_id))}
-        sheet(shown, columns | {level: column(level) for level in LEVELS}).save(out / "streams.png")
+        columns = {"image": view.image, "truth": view.mask} | {level: column(level) for level in LEVELS}
+        sheet(shown, columns, view.classes).save(out / "streams.png")
 
 
 @dataclass

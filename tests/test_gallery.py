@@ -130,6 +130,21 @@ def test_pictures_are_those_of_the_runs_files(work, tmp_path, chimera):
         assert max(Image.open(path).size) <= 320
 
 
+def test_the_legend_names_the_labels_that_the_pictures_show(work, tmp_path, chimera):
+    (drawn,) = gallery.draw_gallery(confirmed(), work, tmp_path / "out", 2, predict_nothing)
+    folder = tmp_path / "out" / "gallery"
+    masks = [path for image in drawn.images for path in (image.truth, *(run.mask for run in image.runs))]
+    shown = {int(label) for path in masks for label in np.unique(decode_mask(folder / path))}
+    names = {0: "background", **dict(enumerate(chimera.classes, 1)), 255: "not counted"}
+    assert [name for name, _ in drawn.legend] == [names[label] for label in sorted(shown)]
+    assert dict(drawn.legend)["background"] == "#000000"
+    colours = {image.label: image.colour for image in drawn.images}
+    assert colours.items() <= dict(drawn.legend).items()
+    write_leaderboard(table_of(runs()), tmp_path / "site", sources=Sources(work, 2, predict_nothing))
+    page = (tmp_path / "site/gallery/chimera.html").read_text("utf-8")
+    assert page.count('<span class="swatch"') == len(drawn.legend) + 2
+
+
 def test_predictions_are_those_that_predict_gives(work, tmp_path):
     asked: list[tuple[str, tuple[str, ...]]] = []
 

@@ -56,7 +56,7 @@ def summary(board: Board) -> list[tuple[str, str]]:
     pairs = [
         ("Sweep", board.sweep),
         ("Random seeds", ", ".join(map(str, board.seeds))),
-        ("Search trials a cell", str(board.trials)),
+        ("Search trials per cell", str(board.trials)),
         ("Hardware", ", ".join(board.hardware)),
         ("Code", ", ".join(version[:12] for version in board.code)),
     ]

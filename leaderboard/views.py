@@ -99,7 +99,8 @@ class GroupView:
     def choices(self) -> dict[str, list[str]]:
         """Return what the rows can be filtered by."""
         rows = self.group.rows
-        return {name: sorted({getattr(row, name) for row in rows}) for name in ("method", "refiner", "settings")}
+        found = {name: sorted({getattr(row, name) for row in rows}) for name in ("method", "refiner")}
+        return found | {"settings": [s for s in ("default", "best") if any(row.at(s) for row in rows)]}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def generate_data(
     layout: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
     images: Annotated[int, typer.Option(min=20, help="Images of all splits together.")] = 600,
     size: Annotated[int, typer.Option(min=48, help="Image side in pixels.")] = 96,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Generate the Chimera data set on disk; the same arguments give the same bytes."""
@@ -47,10 +47,14 @@ def prepare_data(
     name: Annotated[str, typer.Argument(help="voc: merge SBD masks; coco: rasterise the JSON's masks.")],
     root: Annotated[Path, typer.Option(help="Where the data set lies.")],
     sbd: Annotated[
-        Path | None, typer.Option(help="voc: the official SBD release (the folder with `dataset/cls`).")
+        Path | None,
+        typer.Option(
+            help="voc: the official SBD release (the folder with `dataset/cls`).",
+            show_default="none: needed for voc",
+        ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="coco: where the masks go; default ROOT/SegmentationMasks.")
+        Path | None, typer.Option(help="coco: where the masks go.", show_default="ROOT/SegmentationMasks")
     ] = None,
     crowd: Annotated[str, typer.Option(help="coco: crowds become `ignore` (255) or `background`.")] = "ignore",
     workers: Workers = None,

@@ -14,18 +14,29 @@ from benchmark.progress import Reporter
 
 def evaluate(
     dataset: Annotated[str, typer.Option(help="The data set that the results are about.")],
-    run: Annotated[str | None, typer.Argument(help="A run of this work folder, run:ID.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run of this work folder, run:ID.", show_default="none: give a run, --maps or --masks"
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="tune, train or val.")] = "val",
     root: Root = None,
     maps: Annotated[
-        Path | None, typer.Option(help="Localisation maps: ours, or IRN's or PSA's .npy dictionaries.")
+        Path | None,
+        typer.Option(help="Localisation maps: ours, or IRN's or PSA's .npy dictionaries.", show_default="none"),
     ] = None,
-    masks: Annotated[Path | None, typer.Option(help="A folder of PNG masks, palette or grey.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="A folder of PNG masks, palette or grey.", show_default="none")
+    ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
     signed: Annotated[
         bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the records and per-image statistics here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the records and per-image statistics here.", show_default="they are not written"),
+    ] = None,
     workers: Workers = None,
     work: Work = WORK,
     quiet: Quiet = False,

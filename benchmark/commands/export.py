@@ -18,7 +18,7 @@ def export_voc_test(
     run: Annotated[str, typer.Argument(help="A run of this work folder, run:ID or ID.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for results/VOC2012/… and results.tgz.")],
     dataset: Annotated[
-        str | None, typer.Option(help="The data set whose test images are predicted. Default: the run's.")
+        str | None, typer.Option(help="The data set whose test images are predicted.", show_default="the run's")
     ] = None,
     root: Root = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",

@@ -29,8 +29,8 @@ def list_methods(context: typer.Context) -> None:
 @app.command("show")
 def show_method(
     name: Annotated[str, typer.Argument(help="A method.")],
-    refiner: str = "none",
-    backbone: str = "resnet50",
+    refiner: Annotated[str, typer.Option(help="A refiner.")] = "none",
+    backbone: Annotated[str, typer.Option(help="A backbone.")] = "resnet50",
     long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""

@@ -35,25 +35,35 @@ def run(
     saliency: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of grey saliency maps ID.png, for methods with an I+S variant (Method.saliency=true)."
+            help="Folder of grey saliency maps ID.png, for methods with an I+S variant (Method.saliency=true).",
+            show_default="from seedbed.toml",
         ),
     ] = None,
-    refiner: Annotated[str, typer.Option(help="How seeds become pseudo-masks (see `seedbed methods`).")] = "none",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice of the trial.")] = 0,
+    refiner: Annotated[
+        str, typer.Option(help="How localisation maps become pseudo-masks (see `seedbed methods`).")
+    ] = "none",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed: of every random choice of the trial.")] = 0,
     supervision: Annotated[
         str, typer.Option(help="weak, or full: the upper bound trained on true masks.")
     ] = "weak",
     backbone: Annotated[
-        str | None, typer.Option(help="A backbone. Default: tiny for small images, else resnet50.")
+        str | None,
+        typer.Option(help="A backbone.", show_default="tiny for images of at most 128 pixels, else resnet50"),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, none, or a state-dict file.", show_default="imagenet if the backbone has it, else none"
+        ),
+    ] = None,
     segmentation_backbone: Annotated[
-        str | None, typer.Option(help="Of the segmentation network. Default: --backbone.")
+        str | None, typer.Option(help="Of the segmentation network.", show_default="that of --backbone")
     ] = None,
     segmentation_weights: Annotated[
         str | None,
         typer.Option(
-            help="Of the segmentation network; coco (trained on masks) marks the result. Default: as above."
+            help="Of the segmentation network; coco (trained on masks) marks the result.",
+            show_default="those of --weights; with another backbone its own default",
         ),
     ] = None,
     size: Annotated[
@@ -67,7 +77,10 @@ def run(
     setting: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="Change a hyper-parameter: --set TrainCam.lr=0.05", metavar="STAGE.FIELD=VALUE"
+            "--set",
+            help="Change a hyper-parameter: --set TrainCam.lr=0.05",
+            metavar="STAGE.FIELD=VALUE",
+            show_default="none is changed",
         ),
     ] = None,
     accept_changed_code: Annotated[

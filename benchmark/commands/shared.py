@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     from benchmark.workfolder import WorkFolder
 
 Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed writes.", envvar="SEEDBED_WORK")]
-Root = Annotated[Path | None, typer.Option(help="Where the data set lies; else from seedbed.toml.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Where the data set lies.", show_default="from seedbed.toml; chimera is generated"),
+]
 Workers = Annotated[
-    int | None, typer.Option(help="Processes for loading, CRF and evaluation. Never changes a result.")
+    int | None,
+    typer.Option(
+        help="Processes for loading, CRF and evaluation. Never changes a result.",
+        show_default="one per core, at most 8",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
 WORK = Path("seedbed-work")

@@ -21,7 +21,7 @@ def studies() -> None:
         study = read_study(name)
         where = study.table.number if study.table.number.startswith("Figure") else f"Table {study.table.number}"
         rows.append([name, study.paper.title, where, str(len(study.variants)), study.title])
-    print_table(["study", "paper", "where", "trials a seed", "what it compares"], rows)
+    print_table(["study", "paper", "where", "trials per seed", "what it compares"], rows)
     print("\nseedbed study NAME --dataset voc2012 --root DIR runs one; --dry-run says what it would cost")
 
 
@@ -29,28 +29,46 @@ def study(
     name: Annotated[str, typer.Argument(help="A study of `seedbed studies`, or a YAML file of your own.")],
     dataset: Annotated[str, typer.Option(help="A data set.")] = "chimera",
     root: Root = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Seeds.  [default: 0 1 2]")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Random seeds.", show_default="0 1 2")] = None,
     sweep_name: Annotated[
-        str, typer.Option("--name", help="The sweep's name.  [default: the study's and the data set's]")
+        str, typer.Option("--name", help="The sweep's name.", show_default="the study's and the data set's")
     ] = "",
     backbone: Annotated[
-        str | None, typer.Option(help="Instead of the paper's. Small images get tiny unless told otherwise.")
+        str | None,
+        typer.Option(help="A backbone.", show_default="the paper's; tiny for images of at most 128 pixels"),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
+    ] = None,
     segmentation_backbone: Annotated[
-        str | None, typer.Option(help="Of the segmentation networks, instead of the paper's.")
+        str | None, typer.Option(help="Of the segmentation networks.", show_default="the paper's")
     ] = None,
     segmentation_weights: Annotated[
-        str | None, typer.Option(help="imagenet, none, coco, or a state-dict file.")
+        str | None,
+        typer.Option(help="imagenet, none, coco, or a state-dict file.", show_default="as for `seedbed run`"),
     ] = None,
-    size: Annotated[int, typer.Option(min=0, help="Longer image side in pixels that networks see.")] = 0,
+    size: Annotated[
+        int, typer.Option(min=0, help="Longer image side in pixels that networks see; 0: its own.")
+    ] = 0,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Fix a hyper-parameter for all trials.", metavar="STAGE.FIELD=VALUE"),
+        typer.Option(
+            "--set",
+            help="Fix a hyper-parameter for all trials.",
+            metavar="STAGE.FIELD=VALUE",
+            show_default="none is fixed",
+        ),
     ] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores a trial.  [default: 1]")] = None,
-    gpus_per_trial: Annotated[float | None, typer.Option(help="As for `seedbed sweep`.")] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or its address.")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="GPUs per trial.", show_default="1 if there are any, else 0")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+        ),
+    ] = None,
     accept_changed_code: Annotated[
         bool,
         typer.Option(

@@ -40,59 +40,101 @@ class SpacedLists(TyperCommand):
 
 
 def sweep(
-    file: Annotated[Path | None, typer.Argument(help="A YAML file with these options as keys.")] = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's name, and its folder's.")] = None,
-    methods: Annotated[list[str] | None, typer.Option(help="Methods, or all.")] = None,
-    refiners: Annotated[list[str] | None, typer.Option(help="Refiners, or all.")] = None,
-    datasets: Annotated[list[str] | None, typer.Option(help="Data sets: NAME, or NAME=ROOT.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Search trials a cell; 0: no search.  [default: 8]")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A YAML file with these options as keys.", show_default="none")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="The sweep's name, and its folder's.", show_default="none: must be given here or in the file"
+        ),
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Methods, or all.", show_default="all")] = None,
+    refiners: Annotated[list[str] | None, typer.Option(help="Refiners, or all.", show_default="all")] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Data sets: NAME, or NAME=ROOT.", show_default="none: must be given here or in the file"
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Search trials per cell; 0: no search.", show_default="8")
+    ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option(help="Seeds of the confirming trials.  [default: 0 1 2]")
+        list[int] | None, typer.Option(help="Random seeds of the confirming trials.", show_default="0 1 2")
     ] = None,
     tune: Annotated[
-        list[str] | None, typer.Option(help="What is searched: all, stages (crf, threshold), Stage.field.")
+        list[str] | None,
+        typer.Option(help="What is searched: all, stages (crf, threshold), Stage.field.", show_default="all"),
     ] = None,
     search_seed: Annotated[
-        int | None, typer.Option(help="Seed of the search, none of the others.  [default: 1000]")
+        int | None, typer.Option(help="Random seed of the search, none of the others.", show_default="1000")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Search trials of a cell under way at once.  [default: 4]")
+        int | None, typer.Option(help="Search trials of a cell under way at once.", show_default="4")
     ] = None,
     early_stopping: Annotated[
-        bool | None, typer.Option("--early-stopping", help="Stop search trials inside their first training.")
+        bool | None,
+        typer.Option(
+            "--early-stopping", help="Stop search trials inside their first training.", show_default="off"
+        ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="A backbone, as for `seedbed run`.")] = None,
-    weights: Annotated[str | None, typer.Option(help="imagenet, none, or a state-dict file.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="A backbone.", show_default="as for `seedbed run`")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
+    ] = None,
     segmentation_backbone: Annotated[
-        str | None, typer.Option(help="Of the segmentation networks, as for `seedbed run`.")
+        str | None, typer.Option(help="Of the segmentation networks.", show_default="that of --backbone")
     ] = None,
     segmentation_weights: Annotated[
-        str | None, typer.Option(help="imagenet, none, a state-dict file, or coco, which marks the rows.")
+        str | None,
+        typer.Option(
+            help="imagenet, none, a state-dict file, or coco, which marks the rows.",
+            show_default="as for `seedbed run`",
+        ),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Longer image side in pixels that networks see.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Longer image side in pixels that networks see.", show_default="0: that of the images"),
+    ] = None,
     segment: Annotated[
-        bool | None, typer.Option("--segment/--no-segment", help="Train segmentation networks.")
+        bool | None,
+        typer.Option("--segment/--no-segment", help="Train segmentation networks.", show_default="segment"),
     ] = None,
     selections: Annotated[
-        list[str] | None, typer.Option(help="Thresholds at which pseudo-masks are reported.")
+        list[str] | None,
+        typer.Option(help="Thresholds at which pseudo-masks are reported.", show_default="fixed tuned oracle"),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Fix a hyper-parameter for all trials.", metavar="STAGE.FIELD=VALUE"),
+        typer.Option(
+            "--set",
+            help="Fix a hyper-parameter for all trials.",
+            metavar="STAGE.FIELD=VALUE",
+            show_default="none is fixed",
+        ),
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="0.5: two trials share one. Default: 1 where there are any, else 0.")
+        float | None, typer.Option(help="0.5: two trials share one.", show_default="1 if there are any, else 0")
     ] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores a trial.  [default: 1]")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes a trial for loading and CRF beside its own.  [default: 0]")
+        int | None, typer.Option(help="Processes per trial for loading and CRF beside its own.", show_default="0")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster: auto, or its address.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+        ),
+    ] = None,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="An MLflow server. Default: SQLite in the work folder.")
+        str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with the sweep of this name; failed seeds are tried again.")
+        str | None,
+        typer.Option(
+            help="Go on with the sweep of this name; failed confirming trials run again.", show_default="none"
+        ),
     ] = None,
     accept_changed_code: Annotated[
         bool,
@@ -107,7 +149,7 @@ def sweep(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run every method with every refiner on every data set: search, then confirm with all seeds."""
+    """Run every method with every refiner on every data set: search, then confirm with all random seeds."""
     options: dict[str, Any] = {
         "name": name,
         "methods": methods,

@@ -12,7 +12,7 @@ from benchmark.commands.shared import WORK, Quiet, Work, work_folder
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
 
-Uri = Annotated[str | None, typer.Option(help="An MLflow server. Default: SQLite in the work folder.")]
+Uri = Annotated[str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")]
 
 
 def ui(

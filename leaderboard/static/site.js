@@ -88,7 +88,9 @@ function prepareFilters(form) {
     const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = (row) =>
       [[method, "method"], [refiner, "refiner"], [settings, "settings"]].every(
-        ([select, name]) => !select.value || row.dataset[name] === select.value) &&
+        ([select, name]) => !select.value || row.dataset[name] === select.value ||
+          // A row may have the default settings and the best.
+          (name === "settings" && row.dataset.settings.split(" = ").includes(select.value))) &&
       (!ranked.checked || row.dataset.ranked === "yes") &&
       words.every((word) => row.textContent.toLowerCase().includes(word));
     for (const table of tables) for (const row of table.tBodies[0].rows) row.hidden = !wanted(row);

@@ -24,7 +24,9 @@ Departures:
 - Backbones without fc6 and fc7: the classifier is on the last block, and the top-down branch has new layers.
 - `tiny` and `squeezenet` have no published recipe; theirs are CAM's, with crops of its size. The narrow new layers
   of `tiny` start from N(0, 0.1): from 0.01 its maps end below CAM's (docs/results/chimera.md).
-- Images are not padded to 513 pixels for inference.
+- Images are not padded to 513 pixels for inference: ⌈H/8⌉ × ⌈W/8⌉ cells span the image, not 65 × 65 the canvas.
+- Maps are stored in cells of 4 pixels (`InferIcd.cell`; 1 is the code's full size).
+- On smaller images (or with `--size`) the crop is 8n + 1 pixels, as 321 is.
 - With saliency maps (`Icd.saliency`) no pixel of the seeds is undefined (methods/icd_maps.py).
 """
 
@@ -194,7 +196,7 @@ def _resized(features: Tensor, size: torch.Size) -> Tensor:
 class TrainIcd(TrainingStage):
     """Train CAM and ICD together on the tags and superpixels of `weak`."""
 
-    version = 1
+    version = 2
     consumes = (Kind.SUPERPIXELS,)
     produces = Kind.CHECKPOINT
 
@@ -295,7 +297,9 @@ def training_settings(meta: Meta) -> dict[str, Any]:
         settings |= {name: cam[name] for name in RECIPE if name in cam} | {"batch": 16}
     if meta.backbone == "tiny":
         settings |= {"epochs": 40, "width": 128, "deviation": 0.1, "scales": (0.75, 1.0, 1.25)}
-    settings["crop"] = meta.scaled(settings["crop"])
+    # As 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
+    stride = settings["stride"]
+    settings["crop"] = meta.scaled(settings["crop"] // stride * stride, multiple=stride) + 1
     settings["pools"] = meta.backbone == "vgg16"
     return {"backbone": meta.backbone, "weights": meta.weights, "long_side": meta.size, **settings}
 

@@ -70,8 +70,10 @@ def warm_up(time: float, epochs: float) -> float:
 def membership(superpixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Return how much each cell of a grid belongs to each superpixel, float32 (B, 256, h·w); a cell's sum is 1.
 
-    It is the one-hot maps of superpixels int64 (B, H, W), resized to `size` bilinearly without antialias. Only the
-    four pixels around the centre of a cell have a part in it, so the maps need not be made.
+    This is the one-hot maps of superpixels int64 (B, H, W), resized to `size` = (h, w) as by MXNet's
+    BilinearResize2D (authors' code): bilinearly with aligned corners, without antialias. Cell i takes pixel
+    i·(H − 1)/(h − 1), so 321 pixels and 41 cells give pixel 8i, and no cell lies in two superpixels. Only the
+    four pixels around that place have a part in a cell, so the one-hot maps are never made.
     """
     rows, columns = (_around(*lengths, superpixels) for lengths in zip(superpixels.shape[1:], size, strict=True))
     numbers = torch.arange(SUPERPIXELS, device=superpixels.device)[:, None, None]
@@ -84,9 +86,11 @@ def membership(superpixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _around(source: int, target: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return the two inputs around each output of a linear interpolation, as (index, weight) (target,)."""
-    cells = torch.arange(target, device=like.device)
-    position = ((cells + 0.5) * (source / target) - 0.5).clamp(0, source - 1)
+    """Return the two inputs around each output of a linear interpolation with aligned corners.
+
+    Each is (index, weight), both (target,).
+    """
+    position = torch.arange(target, device=like.device) * (source - 1) / max(1, target - 1)
     first = position.long()
     second = (first + 1).clamp(max=source - 1)
     return [(first, 1 - (position - first)), (second, position - first)]

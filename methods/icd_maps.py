@@ -4,9 +4,10 @@ The paper's seeds (section 4.5, authors' code) are labels, and the suite's maps 
 threshold. `seed_scores` puts the rule into the scores: where several classes claim a pixel, the one with the
 greatest product of CAM and ICD score keeps its ICD score, and the others are cut to less. So the best class above
 the threshold 0 is the paper's class, background is where all scores are negative, and outside overlaps the scores
-are ICD's own. The two differ only where the paper leaves a pixel undefined (255): a score within 1e-5 of 0, or,
-in an image of several classes, CAM products of all classes within 1e-5 of each other. There the scores say
-background or the class with the greatest ICD score.
+are ICD's own. Where the authors' code leaves a pixel undefined (255), the best score is 0: a score within 1e-5 of
+0, or, in an image of several classes, CAM products of all classes within 1e-5 of each other, as where no class
+that ICD sees has a positive CAM. A threshold makes that background, and metrics count 255 so, too; the CRF preset
+`icd` (methods/refine/crf.py) finds these cells again and leaves them open.
 
 With saliency maps (`InferIcdWithSaliency`) the authors' code, which then has no CRF, says background where
 saliency is below 0.01; where less than 1 % of the image reaches that, ICD's own background must agree. Here that
@@ -33,7 +34,7 @@ from benchmark.checkpoint import load_network
 from benchmark.evaluate import score_maps, score_masks
 from benchmark.foreign import PngMasks
 from benchmark.hparams import hp
-from benchmark.inference import multi_scale
+from benchmark.inference import multi_scale, resized
 from benchmark.maps import MapReader, MapWriter, ScoreMaps, resize_bilinear
 from benchmark.measure import RECORDS_FILE
 from benchmark.pictures import ROWS, heat_map, sheet
@@ -42,11 +43,10 @@ from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
 from datasets.files import decode_mask, write_mask
 from methods.icd_losses import Refinement, extremes_to_one, membership, refine
+from methods.refine.crf import UNSURE
 from methods.saliency_masks import salient_area
 
 Scores = NDArray[np.float32]
-UNSURE = 1e-5
-"""Scaled scores and products that differ by no more are equal (authors' code)."""
 UNDEFINED = 255
 
 
@@ -60,31 +60,46 @@ def claims(signed: Scores, cams: Scores) -> Scores:
     return scaled * np.maximum(signed, 0)
 
 
+def undefined(signed: Scores, claimed: Scores) -> NDArray[np.bool_]:
+    """Return where the authors' code knows neither a class nor background, (H, W), of K ≥ 1 classes.
+
+    `claimed` are the `claims` of the classes. No score is positive and not all are negative; or, of several
+    classes, one is positive and all claims are equal.
+    """
+    foreground, background = (signed > UNSURE).any(0), (signed < -UNSURE).all(0)
+    neither = foreground == background
+    if len(signed) > 1:
+        neither |= foreground & (claimed.max(0) - claimed.min(0) <= UNSURE)
+    return neither
+
+
 def seeds(signed: Scores, cams: Scores, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Return the paper's seeds uint8 (H, W) of an image with K ≥ 1 classes: background, its labels, and 255.
 
     Background is negative for all classes. Of several positive classes the one with the greatest `claims` wins.
     """
-    foreground, background = signed > UNSURE, (signed < -UNSURE).all(0)
+    foreground = signed > UNSURE
     claimed = claims(signed, cams)
     winner = np.where(foreground.sum(0) > 1, claimed.argmax(0), foreground.argmax(0))
-    undefined = foreground.any(0) == background
-    if len(labels) > 1:
-        undefined |= foreground.any(0) & (claimed.max(0) - claimed.min(0) <= UNSURE)
     result = labels.astype(np.uint8)[winner]
-    result[background] = 0
-    result[undefined] = UNDEFINED
+    result[(signed < -UNSURE).all(0)] = 0
+    result[undefined(signed, claimed)] = UNDEFINED
     return result
 
 
 def seed_scores(signed: Scores, cams: Scores) -> Scores:
-    """Return scores (K, h, w) in [−1, 1] whose best class above 0 is that of `seeds` (the file's docstring)."""
+    """Return scores (K, h, w) in [−1, 1] whose best class above 0 is that of `seeds` (the file's docstring).
+
+    Where the seeds are undefined, the best score is 0.
+    """
     claimed = claims(signed, cams)
     winner = claimed.argmax(0)[None]
     greatest = np.take_along_axis(claimed, winner, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         limit = np.take_along_axis(signed, winner, 0) * (claimed / greatest)
-    return np.where((greatest > 0) & (signed > 0), np.minimum(signed, limit), signed)
+    scores = np.where((greatest > 0) & (signed > 0), np.minimum(signed, limit), signed)
+    open_scores = np.where(signed < -UNSURE, signed, np.float32(0))
+    return np.where(undefined(signed, claimed), open_scores, scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +226,7 @@ class MeasureIcd(IcdInference):
         with ExitStack() as stack:
             writers = {name: stack.enter_context(MapWriter(folder)) for name, folder in maps.items()}
             for image_id, (cam, bottom_up, top_down) in self.maps(network, view, stride, ctx):
-                refined = self._refined(bottom_up, view.tags(image_id), superpixels / f"{image_id}.png")
+                refined = self._refined(bottom_up, view.tags(image_id), superpixels / f"{image_id}.png", stride)
                 self._write(image_id, view, (cam, bottom_up, refined, top_down), writers, masks)
         records = []
         for name in MAPS:
@@ -232,9 +247,18 @@ class MeasureIcd(IcdInference):
         write_records(out / RECORDS_FILE, records)
         _draw(out / "maps.png", view, maps)
 
-    def _refined(self, bottom_up: Tensor, tags: tuple[int, ...], path: Path) -> Tensor:
-        """Return the signed scores (C, h, w) of one image after the superpixel refinement."""
-        superpixels = torch.from_numpy(decode_mask(path).copy()).long()[None].to(bottom_up.device)
+    def _refined(self, bottom_up: Tensor, tags: tuple[int, ...], path: Path, stride: int) -> Tensor:
+        """Return the signed scores (C, h, w) of one image after the superpixel refinement.
+
+        Cell i lies on pixel i·stride of the image as the network sees it, as in the authors' code, which pads
+        images to 513 pixels for 65 cells.
+        """
+        mask = decode_mask(path)
+        shown = resized(mask.shape[0], mask.shape[1], self.long_side)
+        spans = zip(bottom_up.shape[1:], mask.shape, shown, strict=True)
+        last_row, last_column = (round((cells - 1) * stride * own / seen) for cells, own, seen in spans)
+        superpixels = torch.from_numpy(mask[: last_row + 1, : last_column + 1].copy()).long()[None]
+        superpixels = superpixels.to(bottom_up.device)
         tagged = torch.zeros(1, len(bottom_up), device=bottom_up.device)
         tagged[0, [tag - 1 for tag in tags]] = 1
         members = membership(superpixels, (bottom_up.shape[1], bottom_up.shape[2]))

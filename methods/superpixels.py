@@ -26,12 +26,13 @@ from scipy import sparse
 
 from benchmark.errors import ConfigError
 from benchmark.hparams import hp
-from benchmark.maps import resize_bilinear
 from benchmark.parallel import map_in_order
 from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
 from datasets.files import write_mask
 
+Spacing = tuple[float, float]
+"""Pixels of an image between neighbouring cells of its features, down and across."""
 PADDING = 255
 """The superpixel of what augmentation adds around an image."""
 
@@ -70,12 +71,15 @@ class ComputeSuperpixels(Stage):
         for _ in map_in_order(task, self._features(view, ctx), ctx.workers):
             pass
 
-    def _features(self, view: SplitView, ctx: Context) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield (id, features (D, h, w)): of the last block that a weights file fills, or normalised colours."""
+    def _features(self, view: SplitView, ctx: Context) -> Iterator[tuple[str, Spacing, NDArray[np.float32]]]:
+        """Yield (id, spacing of the cells, features (D, h, w)) for every image.
+
+        The features are those of the last block that a weights file fills, or normalised colours.
+        """
         from torch import nn
 
         from benchmark.checkpoint import to_device
-        from benchmark.inference import multi_scale
+        from benchmark.inference import multi_scale, resized
         from methods.backbones.base import build_backbone, initialise
 
         network, stride = nn.Sequential(), 1
@@ -95,7 +99,10 @@ class ComputeSuperpixels(Stage):
             ctx=ctx,
             label="ComputeSuperpixels",
         ):
-            yield image_id, features.cpu().numpy()
+            own = view.size(image_id)
+            height, width = resized(*own, self.long_side)
+            spacing = (stride * own[0] / height, stride * own[1] / width)
+            yield image_id, spacing, features.cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -107,23 +114,27 @@ class _WriteSuperpixels:
     min_size: int
     out: Path
 
-    def __call__(self, item: tuple[str, NDArray[np.float32]]) -> None:
+    def __call__(self, item: tuple[str, Spacing, NDArray[np.float32]]) -> None:
         from skimage.segmentation import felzenszwalb
 
-        image_id, features = item
+        image_id, spacing, features = item
         image = self.view.image(image_id)
         segments = felzenszwalb(image, self.stage.scale, self.stage.sigma, self.min_size)
-        merged = merge(segment_means(features, segments), np.bincount(segments.ravel()), self.stage.most)
+        means = segment_means(features, segments, spacing)
+        merged = merge(means, np.bincount(segments.ravel()), self.stage.most)
         write_mask(self.out / f"{image_id}.png", merged[segments].astype(np.uint8))
 
 
-def segment_means(features: NDArray[np.float32], segments: NDArray[np.intp]) -> NDArray[np.float64]:
+def segment_means(
+    features: NDArray[np.float32], segments: NDArray[np.intp], spacing: Spacing
+) -> NDArray[np.float64]:
     """Return the mean (S, D) over each segment of features (D, h, w) upsampled to the segments (H, W).
 
-    Upsampling (bilinear, as `resize_bilinear`) is linear, so the features need not be upsampled: a segment's mean
-    is a weighted sum over cells.
+    Cell i lies on pixel i·spacing, where the network's convolutions are centred. So it does in the authors' code:
+    MXNet's BilinearResize2D aligns corners, and puts 65 cells on every eighth of 513 pixels. Upsampling is linear,
+    so the features need not be upsampled: a segment's mean is a weighted sum over cells.
     """
-    rows, columns = (_upsampling(*sizes) for sizes in zip(features.shape[1:], segments.shape, strict=True))
+    rows, columns = (_upsampling(*axis) for axis in zip(features.shape[1:], segments.shape, spacing, strict=True))
     flat = segments.ravel()
     members = sparse.csr_array((np.ones(flat.size), (flat, np.arange(flat.size))))
     weights = members @ sparse.kron(rows, columns, format="csr")
@@ -131,9 +142,10 @@ def segment_means(features: NDArray[np.float32], segments: NDArray[np.intp]) -> 
     return means / np.bincount(flat)[:, None]
 
 
-def _upsampling(source: int, target: int) -> sparse.csr_array:
-    """Return the matrix (target, source) of linear interpolation along one axis."""
-    return sparse.csr_array(resize_bilinear(np.eye(source, dtype=np.float32)[..., None], (target, 1))[..., 0].T)
+def _upsampling(cells: int, pixels: int, spacing: float) -> sparse.csr_array:
+    """Return the matrix (pixels, cells) of linear interpolation along one axis; the last cell holds to the end."""
+    position = (np.arange(pixels) / spacing).clip(0, cells - 1)
+    return sparse.csr_array(np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells))))
 
 
 def merge(features: NDArray[np.float64], sizes: NDArray[np.integer], most: int) -> NDArray[np.intp]:

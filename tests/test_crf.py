@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from benchmark.maps import ScoreMaps
+from methods.refine import crf
 from methods.refine.crf import (
     PRESETS,
     CrfMasks,
     background_by_exponent,
     crf_mask,
     dense_crf,
+    icd_seed,
     icd_unary,
     label_unary,
     score_unary,
@@ -44,6 +46,50 @@ def test_icd_unary_by_hand():
     assert probabilities[4, 0, 0] == pytest.approx(0.512, abs=5e-4)
     assert probabilities[0, 0, 0] == pytest.approx(0.0244, abs=5e-5)
     np.testing.assert_allclose(probabilities[:, 0, 1], 1 / 21, rtol=1e-5)
+
+
+def signed_maps() -> ScoreMaps:
+    """Return ICD's maps of two classes over 2 × 4 pixels: 7, background; undefined, 12."""
+    cells = np.array([[[0.6, -0.5], [0.0, -0.2]], [[-0.3, -0.1], [-0.4, 0.9]]])
+    return maps_of([7, 12], cells.repeat(2, 2), (2, 4))
+
+
+def test_icd_labels_are_undefined_where_the_best_score_is_0():
+    assert icd_seed(signed_maps(), 0.0).tolist() == [[7, 7, 0, 0], [255, 255, 12, 12]]
+    # Cells of two pixels are undefined as a whole, and their neighbours are not.
+    stored = maps_of([7, 12], np.array([[[0.6, 0.0]], [[-0.3, -0.4]]]), (1, 4))
+    assert icd_seed(stored, 0.0).tolist() == [[7, 7, 255, 255]]
+
+
+def test_a_score_of_0_is_background_in_maps_that_are_not_signed():
+    assert icd_seed(maps_of([7], np.array([[[0.5, 0.0]]]), (1, 2)), 0.1).tolist() == [[7, 0]]
+    with_background = maps_of([0, 7], np.array([[[0.0, 1.0]], [[0.0, -0.5]]]), (1, 2))
+    assert icd_seed(with_background, 0.0).tolist() == [[0, 0]]
+    assert icd_seed(maps_of([], np.zeros((0, 1, 1)), (1, 2)), 0.0).tolist() == [[0, 0]]
+
+
+def test_undefined_pixels_reach_icds_crf_as_uniform_scores(monkeypatch):
+    """ICD code: their unary is the same for all labels; a pixel that stays below 0.1 is 255 after the CRF."""
+    given = []
+
+    def no_crf(image, unary, kernels, iterations):
+        given.append(np.exp(-unary))
+        return given[-1]
+
+    monkeypatch.setattr(crf, "dense_crf", no_crf)
+    mask = crf_mask(CrfMasks(preset="icd"), np.zeros((2, 4, 3), np.uint8), signed_maps(), 0.0, classes=20)
+    np.testing.assert_allclose(given[0][:, 1, 0], 1 / 21, rtol=1e-5)
+    assert given[0][7, 0, 0] == pytest.approx(0.512, abs=5e-4)
+    assert mask.tolist() == [[7, 7, 0, 0], [255, 255, 12, 12]]
+
+
+def test_icds_crf_fills_undefined_pixels_from_what_they_look_like():
+    """The square is sure but for a hole of undefined pixels; a seed that calls the hole background does worse."""
+    image, truth = noisy_scene()
+    scores = np.where(truth == 1, 0.9, -0.9)[None]
+    scores[:, 16:24, 16:24] = 0
+    mask = crf_mask(CrfMasks(preset="icd"), image, maps_of([3], scores, truth.shape), 0.0, classes=20)
+    assert ((mask == 3) == (truth == 1)).all()
 
 
 def test_score_unary_is_clipped_and_not_normalised():

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from benchmark.checkpoint import load_network, load_tensors
 from benchmark.errors import ConfigError
 from benchmark.hparams import override
-from benchmark.maps import MapReader, ScoreMaps, resize_bilinear
+from benchmark.maps import MapReader, ScoreMaps
 from benchmark.pipeline import Machine, Pipeline
 from benchmark.records import read_records
 from benchmark.stage import Context, Kind, Meta
 from benchmark.store import Store
 from datasets.base import Dataset, Split
-from datasets.files import decode_mask
+from datasets.files import decode_mask, write_mask
 from methods.icd import METHOD, Branches, IcdNetwork, TrainIcd
 from methods.icd_losses import (
     bottom_up_loss,
@@ -33,7 +33,7 @@ from methods.icd_losses import (
     top_down_loss,
     warm_up,
 )
-from methods.icd_maps import InferIcd, InferIcdWithSaliency, background_channel, seed_scores, seeds
+from methods.icd_maps import InferIcd, InferIcdWithSaliency, MeasureIcd, background_channel, seed_scores, seeds
 from methods.refine.none import threshold_mask
 from methods.superpixels import ComputeSuperpixels, merge, segment_means
 
@@ -277,16 +277,55 @@ def test_the_running_means_by_hand():
 # The refinement
 
 
+def test_a_cell_of_321_pixels_is_its_eighth_pixel_and_lies_in_one_superpixel():
+    """MXNet's BilinearResize2D, as in the authors' code: 41 cells of 321 pixels are the pixels 0, 8, …, 320."""
+    superpixels = torch.randint(0, 64, (1, 321, 321), generator=torch.Generator().manual_seed(0))
+    members = membership(superpixels, (41, 41))
+    assert torch.equal(members.argmax(1).view(41, 41), superpixels[0, ::8, ::8])
+    assert set(members.unique().tolist()) == {0, 1}
+
+
+def test_the_membership_by_hand():
+    """Of six pixels, four cells lie on 0, 5/3, 10/3 and 5."""
+    members = membership(torch.tensor([[[0, 1, 2, 3, 3, 4]]]), (1, 4))[0]
+    expected = torch.zeros(256, 4)
+    expected[0, 0] = expected[4, 3] = expected[3, 2] = 1
+    expected[1, 1], expected[2, 1] = 1 / 3, 2 / 3
+    torch.testing.assert_close(members, expected)
+
+
 def test_the_membership_is_the_resized_one_hot_map():
     torch.manual_seed(0)
     superpixels = torch.randint(0, 9, (2, 30, 41))
     superpixels[..., -4:] = 255
     one_hot = F.one_hot(superpixels, 256).permute(0, 3, 1, 2).float()
-    for size in ((4, 6), (15, 41), (30, 41)):
+    for size in ((4, 6), (15, 41), (30, 41), (1, 1)):
         members = membership(superpixels, size)
-        expected = F.interpolate(one_hot, size, mode="bilinear", align_corners=False).flatten(2)
-        torch.testing.assert_close(members, expected)
+        expected = F.interpolate(one_hot, size, mode="bilinear", align_corners=True).flatten(2)
+        torch.testing.assert_close(members, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(members.sum(1), torch.ones(2, size[0] * size[1]))
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "tiny", "squeezenet"])
+@pytest.mark.parametrize("long_side", [64, 96, 112, 250, 500])
+def test_the_cells_of_every_crop_lie_on_pixels(backbone, long_side):
+    meta = Meta(6, long_side, backbone, weights="none" if backbone == "tiny" else "imagenet")
+    train = METHOD.localise(meta)[1]
+    assert isinstance(train, TrainIcd)
+    assert train.crop % train.stride == 1
+
+
+def test_the_refined_maps_of_an_image_have_the_superpixels_of_every_eighth_pixel(tmp_path):
+    """21 × 30 pixels have 3 × 4 cells, and each cell a superpixel of its own, so the scores stay as they are."""
+    mask = np.arange(21 * 30).reshape(21, 30) % 251
+    write_mask(tmp_path / "a.png", mask.astype(np.uint8))
+    assert len(np.unique(mask[::8, ::8])) == 12
+    scores = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    refined = MeasureIcd()._refined(scores, (1,), tmp_path / "a.png", stride=8)
+    torch.testing.assert_close(refined, scores)
+    # An image that the network sees with half its sides: a cell is 16 pixels of its own.
+    refined = MeasureIcd(long_side=15)._refined(scores[:, :2, :2], (1,), tmp_path / "a.png", stride=8)
+    torch.testing.assert_close(refined, scores[:, :2, :2])
 
 
 def slow_refine(scores: np.ndarray, labels: list[int], members: np.ndarray, form: str) -> np.ndarray:
@@ -366,11 +405,22 @@ def test_merging_is_its_slow_transcription():
 
 
 def test_means_over_segments_are_those_of_the_upsampled_features():
+    """25 × 33 pixels have 4 × 5 cells at stride 8, whose corners are aligned as MXNet aligns them."""
     random = np.random.default_rng(0)
-    features, segments = random.normal(size=(3, 4, 5)).astype(np.float32), random.integers(0, 6, (13, 17))
-    upsampled = resize_bilinear(features, (13, 17))
+    features, segments = random.normal(size=(3, 4, 5)).astype(np.float32), random.integers(0, 6, (25, 33))
+    upsampled = F.interpolate(torch.tensor(features)[None], (25, 33), mode="bilinear", align_corners=True)[
+        0
+    ].numpy()
     expected = [upsampled[:, segments == s].mean(1) for s in range(6)]
-    np.testing.assert_allclose(segment_means(features, segments), expected, atol=1e-5)
+    np.testing.assert_allclose(segment_means(features, segments, (8, 8)), expected, atol=1e-5)
+
+
+def test_cells_of_features_lie_on_every_eighth_pixel_by_hand():
+    """Each pixel a segment of its own: cells at 0 and 4, and the last one reaches to the end."""
+    features, segments = np.array([[[0.0, 4.0]]], np.float32), np.arange(6)[None]
+    assert segment_means(features, segments, (4, 4))[:, 0].tolist() == [0, 1, 2, 3, 4, 4]
+    own = segment_means(np.arange(6, dtype=np.float32)[None, None], segments, (1, 1))
+    assert own[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -412,8 +462,20 @@ def test_the_seeds_by_hand():
     assert seeds(signed, cams, np.array([2, 5])).tolist() == [[0, 2, 5, 255]]
 
 
+def test_undefined_pixels_by_hand():
+    """Pixels: a class alone with a CAM, one without, both without, a score of 0, and all negative."""
+    signed = np.array([[[0.5, 0.5, 0.4, 0.0, -0.1]], [[-1.0, -1.0, 0.8, -0.5, -0.2]]], np.float32)
+    cams = np.array([[[1.0, -1.0, -1.0, 1.0, 1.0]], [[0.5, 0.5, 0.0, 1.0, 1.0]]], np.float32)
+    assert seeds(signed, cams, np.array([2, 5])).tolist() == [[2, 255, 255, 255, 0]]
+    expected = [[[0.5, 0, 0, 0, -0.1]], [[-1, -1, 0, -0.5, -0.2]]]
+    np.testing.assert_allclose(seed_scores(signed, cams), np.array(expected, np.float32))
+    # Of one class a CAM decides nothing.
+    assert seeds(signed[:1], cams[:1], np.array([2])).tolist() == [[2, 2, 2, 255, 0]]
+    np.testing.assert_array_equal(seed_scores(signed[:1], cams[:1]), signed[:1])
+
+
 def test_the_best_score_above_0_is_the_class_of_the_seeds():
-    """The file's docstring: wherever the paper defines a class."""
+    """The file's docstring: wherever the paper defines a class; elsewhere the best score is 0."""
     random = np.random.default_rng(0)
     for classes in (1, 2, 4):
         signed = random.uniform(-1, 1, (classes, 30, 30)).astype(np.float32)
@@ -424,7 +486,8 @@ def test_the_best_score_above_0_is_the_class_of_the_seeds():
         defined = wanted != 255
         assert defined.mean() > 0.5
         np.testing.assert_array_equal(found[defined], wanted[defined])
-        alone = (signed > 0).sum(0) <= 1
+        np.testing.assert_array_equal(scores.max(0) == 0, ~defined)
+        alone = ((signed > 0).sum(0) <= 1) & defined
         np.testing.assert_array_equal(scores[:, alone], signed[:, alone])
         assert np.abs(scores).max() <= 1
 

@@ -20,9 +20,14 @@ from benchmark.hparams import hp
 from benchmark.maps import ScoreMaps, opened
 from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
-from datasets.base import Dataset, SplitView
+from datasets.base import IGNORE_INDEX, Dataset, SplitView
 from datasets.files import write_mask
 from methods.refine.none import SelectThreshold, read_threshold, threshold_mask
+
+UNSURE = 1e-5
+"""Scores and products of ICD that differ by no more are equal (ICD code)."""
+LEAST_LIKELY = 0.1
+"""A pixel whose best label is less likely after ICD's CRF has none (ICD code)."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,27 @@ def icd_unary(labels: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     """Return ICD's unary over all `count` labels: 0.5 against 0.5/count, renormalised; 255 is uniform."""
     chosen = labels[None] == np.arange(count)[:, None, None]
     scores = np.where(chosen, 0.5, 0.5 / count)
-    scores[:, labels == 255] = 1.0
+    scores[:, labels == IGNORE_INDEX] = 1.0
     return -np.log(scores / scores.sum(0)).astype(np.float32)
+
+
+def icd_seed(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
+    """Return the labels that ICD's CRF starts from, (H, W): `threshold_mask`, and 255 where they are undefined.
+
+    Undefined are the pixels of a stored cell whose best signed score is 0 (methods/icd_maps.py). Maps without
+    negative scores or with a background channel are no signed ones: there 0 means background.
+    """
+    labels = threshold_mask(maps, threshold)
+    scores = maps.scores.astype(np.float32, copy=False)
+    if len(maps.labels) == 0 or maps.labels[0] == 0 or scores.min() >= 0:
+        return labels
+    undefined = np.abs(scores.max(0)) <= UNSURE
+    rows, columns = (
+        ((np.arange(length) + 0.5) * (cells / length)).astype(np.intp)
+        for length, cells in zip(maps.size, undefined.shape, strict=True)
+    )
+    labels[undefined[rows[:, None], columns]] = IGNORE_INDEX
+    return labels
 
 
 def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
@@ -107,9 +131,12 @@ def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDAr
 
 @dataclass(frozen=True, kw_only=True)
 class CrfMasks(Stage):
-    """Pseudo-masks by dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`)."""
+    """Pseudo-masks by dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`).
 
-    version = 1
+    With `icd` a pixel without a label more likely than 0.1 is 255 (ICD code).
+    """
+
+    version = 2
     consumes = (Kind.SCORES, Kind.THRESHOLD)
     produces = Kind.MASKS
     seeded = False
@@ -165,12 +192,15 @@ def crf_mask(
         unary = score_unary(scores)
     elif stage.preset == "icd":
         present = np.arange(classes + 1, dtype=np.uint8)
-        unary = icd_unary(threshold_mask(maps, threshold), classes + 1)
+        unary = icd_unary(icd_seed(maps, threshold), classes + 1)
     else:
         positions = np.searchsorted(present, threshold_mask(maps, threshold)).astype(np.uint8)
         unary = label_unary(positions, len(present))
     marginals = dense_crf(image, unary, stage.kernels(), stage.iterations)
-    return present[marginals.argmax(0)]
+    labels = present[marginals.argmax(0)]
+    if stage.preset == "icd":
+        labels[marginals.max(0) < LEAST_LIKELY] = IGNORE_INDEX
+    return labels
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmark.maps import MapWriter, ScoreMaps
 from benchmark.stage import Meta
@@ -156,29 +157,51 @@ def test_without_pretrained_weights_the_backbone_learns_too():
     assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
 
 
-def test_the_label_of_a_cell_is_that_of_its_first_pixel(monkeypatch):
-    """A 512 crop reduced to 128 by nearest."""
+def test_the_label_of_a_cell_is_that_of_the_pixel_at_its_centre(monkeypatch):
+    """A 512 crop reduced to 128 by Pillow's nearest, which takes pixel 4i + 2 (IRN code)."""
     seen = []
     monkeypatch.setattr(irn, "affinity_losses", lambda pairs, labels, *rest: seen.append(labels) or {})
     mask = torch.arange(64 * 64).view(1, 64, 64)
+    pillow = np.asarray(
+        Image.fromarray(mask[0].numpy().astype(np.int32)).resize((16, 16), Image.Resampling.NEAREST)
+    )
     network = EdgeNetwork("tiny", False, frozen=False)
     TrainIrn(radius=3, crop=64).losses(network, {"image": torch.zeros(1, 3, 64, 64), "mask": mask})
-    assert torch.equal(seen[0], mask[:, ::4, ::4])
+    assert torch.equal(seen[0], mask[:, 2::4, 2::4])
+    np.testing.assert_array_equal(seen[0][0], pillow)
 
 
-def test_edges_are_the_mean_over_the_mirror_image():
+def padded_image() -> tuple[EdgeNetwork, torch.Tensor]:
+    """Return a network, and an image of 50 × 61 pixels padded to 64 × 64."""
     torch.manual_seed(0)
     network = EdgeNetwork("tiny", False, frozen=False).eval()
-    image = torch.randn(1, 3, 64, 64)
+    return network, torch.nn.functional.pad(torch.randn(1, 3, 50, 61), (0, 3, 0, 14))
+
+
+def test_edges_are_the_mean_over_the_image_that_is_mirrored_and_then_padded():
+    """IRN code: both are padded at the right, cut to the image's cells, and the one is turned back."""
+    network, image = padded_image()
     found = edges(network, image, (50, 61))
+    mirrored = torch.nn.functional.pad(image[..., :61].flip(-1), (0, 3))
+    assert not torch.equal(mirrored, image.flip(-1))
+    logits = network(image)[0, :13, :16] + network(mirrored)[0, :13, :16].flip(-1)
+    torch.testing.assert_close(found, (logits / 2).sigmoid())
+    # Where nothing is padded both ways are one.
+    full = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(edges(network, full, (64, 64)), edges(network, full, (64, 64), "canvas"))
+
+
+def test_edges_of_a_mirrored_canvas_are_symmetric():
+    network, image = padded_image()
+    found = edges(network, image, (50, 61), "canvas")
     logits = network(image)[0] + network(image.flip(-1))[0].flip(-1)
     torch.testing.assert_close(found, (logits / 2).sigmoid()[:13, :16])
-    mirrored = edges(network, image.flip(-1), (64, 64))
-    torch.testing.assert_close(mirrored.flip(-1), edges(network, image, (64, 64)))
+    mirrored = edges(network, image.flip(-1), (64, 64), "canvas")
+    torch.testing.assert_close(mirrored.flip(-1), edges(network, image, (64, 64), "canvas"))
 
 
 def test_the_walk_of_one_image_written_out():
-    """Maps at stride 4 times (1 − edge), walk, divided by the greatest value of all classes."""
+    """Maps at stride 4 times (1 − edge), walk, enlarged, divided by the greatest value of all classes."""
     generator = torch.Generator().manual_seed(0)
     found_edges = torch.rand(12, 10, generator=generator)
     scores = torch.rand(2, 12, 10, generator=generator)
@@ -187,10 +210,30 @@ def test_the_walk_of_one_image_written_out():
     start = scores * (1 - found_edges)
     matrix = transition_matrix(affinities(found_edges, 3), pair_offsets(3), 10.0)
     ended = walk(start, matrix, 8)
-    np.testing.assert_allclose(found.scores, (ended / ended.max()).numpy(), rtol=1e-4, atol=1e-6)
+    full = torch.nn.functional.interpolate(ended[None], (48, 40), mode="bilinear")[0]
+    assert full.max() < ended.max()
+    np.testing.assert_allclose(found.scores, (ended / full.max()).numpy(), rtol=1e-4, atol=1e-6)
     assert found.labels.tolist() == [3, 7]
     assert found.size == (48, 40)
-    assert found.scores.max() == pytest.approx(1, abs=1e-3)
+    assert found.at_full_size().max() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(("cell", "size"), [(1, (45, 38)), (1, (48, 40)), (4, (48, 40))])
+def test_maps_in_cells_of_one_pixel_are_the_codes(cell, size):
+    """IRN code: enlarged by four, cut to the image, divided by the greatest value there.
+
+    In cells of four pixels they are, too, where these fit the image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found_edges, scores = (torch.rand(shape, generator=generator) for shape in ((12, 10), (2, 12, 10)))
+    maps = ScoreMaps(np.array([3, 7], np.int16), scores.numpy(), size)
+    found = WalkIrn(radius=3, steps=2, cell=cell).walked(found_edges, maps, size)
+    matrix = transition_matrix(affinities(found_edges, 3), pair_offsets(3), 10.0)
+    ended = walk(scores * (1 - found_edges), matrix, 2)
+    expected = torch.nn.functional.interpolate(ended[None], scale_factor=4, mode="bilinear")[0]
+    expected = expected[:, : size[0], : size[1]]
+    assert found.scores.shape == (2, size[0] // cell, size[1] // cell)
+    np.testing.assert_allclose(found.at_full_size(), (expected / expected.max()).numpy(), atol=1e-5)
 
 
 def test_maps_of_another_grid_are_resized_without_losing_what_is_between_cells():

@@ -120,15 +120,17 @@ def to_grid(features: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(features, size, mode="bilinear", align_corners=False)
 
 
-def on_image(maps: Tensor, spacing: tuple[float, float], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return maps (K, h, w) on a grid of ⌈H/4⌉ × ⌈W/4⌉ cells that spans an image of `size` (H, W) exactly.
+def on_image(
+    maps: Tensor, spacing: tuple[float, float], size: tuple[int, int], cell: int = 4
+) -> NDArray[np.float32]:
+    """Return maps (K, h, w) on a grid of ⌈H/cell⌉ × ⌈W/cell⌉ cells that spans an image of `size` (H, W) exactly.
 
     The cells of `maps` are `spacing` pixels of the image high and wide from its top left corner, and may reach
     beyond its bottom and right. Bilinear between their centres.
     """
     found: NDArray[np.float32] = maps.cpu().numpy()
     for axis, step, length in zip((1, 2), spacing, size, strict=True):
-        cells = -(-length // 4)
+        cells = -(-length // cell)
         centres = (np.arange(cells) + 0.5) * (length / cells)
         position = (centres / step - 0.5).clip(0, found.shape[axis] - 1)
         first = position.astype(np.intp)

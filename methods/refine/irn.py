@@ -6,7 +6,7 @@ Paper: Ahn, Cho & Kwak, "Weakly Supervised Learning of Instance Segmentation wit
 Labels: the maps cut at 0.30 and at 0.05, each after a dense CRF (preset `irn`); foreground is what the first says,
 background where both say so, the rest is 255. Network: methods/refine/irn_network.py; two cells belong together
 as far as no edge lies between them. Walk at stride 4: v·T^256 of the maps times (1 − edge), T from affinities in
-radius 5 to the power 10. The result is divided by its greatest value over all classes, and cut at 0.25.
+radius 5 to the power 10. The result is enlarged, divided by its greatest value over all classes, and cut at 0.25.
 
 The code reaches 64.9 to 66.0 mIoU on `train` where the paper reports 66.5, which has a dense CRF, several scales
 and flips after it (the author says so): this refiner is the code, `irn_crf` has the CRF.
@@ -20,7 +20,10 @@ Departures:
   whose best threshold there is 0.57 and not 0.15: so are its thresholds. It walks 16 steps: 256 carry scores all
   over the 24 × 24 cells of its images. That of `squeezenet` is a first guess.
 - Images are scaled from the data set's median size, the code's from their own; VOC's are of one size.
-- The result is divided by its greatest value before it is enlarged, not after.
+- Maps are stored in cells of 4 pixels (`WalkIrn.cell`), which takes 1/16 of the space of the code's full size
+  (`WalkIrn.cell=1`). They are divided by the greatest value at full size, as in the code.
+- `WalkIrn.mirrored=canvas` flips images after they are padded; the code flips before, where the cells of the mirror
+  image lie up to three pixels off unless the width is a multiple of 4.
 - Crop and radius of the training shrink with the data set's images (or `--size`).
 - A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
 """
@@ -30,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -64,6 +67,8 @@ from methods.refine.irn_network import CELL, STRIDE, EdgeNetwork, affinities, pa
 from methods.refine.none import SelectThreshold, ThresholdMasks
 from methods.refine.random_walk import pair_offsets, transition_matrix, walk
 from methods.segment import PseudoMasks
+
+Mirrored = Literal["image", "canvas"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:
 class TrainIrn(TrainingStage):
     """Train the edges on the confident labels of `weak`."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CONFIDENT_LABELS,)
     produces = Kind.CHECKPOINT
 
@@ -173,7 +178,9 @@ class TrainIrn(TrainingStage):
     def losses(self, network: EdgeNetwork, batch: Batch) -> dict[str, Tensor]:
         """Return the three parts of the affinity loss of a batch of `image` and `mask`, by name."""
         edges = network(batch["image"]).float().sigmoid()
-        labels = F.interpolate(batch["mask"][:, None].float(), edges.shape[-2:], mode="nearest")[:, 0].long()
+        # IRN code: Pillow's nearest takes the pixel at a cell's centre, 4i + 2.
+        masks = batch["mask"][:, None].float()
+        labels = F.interpolate(masks, edges.shape[-2:], mode="nearest-exact")[:, 0].long()
         margin = self.radius - 1
         pairs = path_affinities(edges, self.radius, margin)
         return affinity_losses(pairs, labels, pair_offsets(self.radius), margin)
@@ -181,7 +188,7 @@ class TrainIrn(TrainingStage):
 
 @dataclass(frozen=True, kw_only=True)
 class WalkIrn(Stage):
-    """Maps after the random walk, divided by their greatest value over all classes of the image."""
+    """Maps after the random walk, divided by their greatest value over all classes and pixels of the image."""
 
     version = 2
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
@@ -190,6 +197,10 @@ class WalkIrn(Stage):
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels; 0 is the image's own")
     padded: int = hp(512, low=8, high=4096, source="IRN code: images are padded to so many pixels, both sides")
+    mirrored: Mirrored = hp(
+        "image", source="IRN code: images are flipped, then padded; canvas: padded, then flipped"
+    )
+    cell: int = hp(4, low=1, high=64, source="pixels of the image to a cell of the stored maps; IRN code: 1")
     radius: int = hp(5, low=2, high=20, source="IRN code: cells")
     power: float = hp(10.0, FloatDistribution(2, 20), low=1, high=100, source="IRN, section 5.1: β")
     steps: int = hp(256, IntDistribution(8, 512, log=True), low=1, high=10_000, source="IRN, section 5.1: t")
@@ -201,7 +212,8 @@ class WalkIrn(Stage):
         images = padded_images(view, self.long_side, self.padded, STRIDE, ctx, "WalkIrn")
         with MapWriter(out) as writer:
             for image_id, image, size in images:
-                writer.write(image_id, self.walked(edges(network, image, size), maps.read(image_id), size))
+                found = edges(network, image, size, self.mirrored)
+                writer.write(image_id, self.walked(found, maps.read(image_id), size))
 
     @torch.inference_mode()
     def walked(self, found: Tensor, maps: ScoreMaps, size: tuple[int, int]) -> ScoreMaps:
@@ -214,21 +226,30 @@ class WalkIrn(Stage):
             start = F.interpolate(start[None], found.shape, mode="bilinear", antialias=True)[0]
         matrix = transition_matrix(affinities(found, self.radius), pair_offsets(self.radius), self.power)
         ended = walk(start * (1 - found), matrix, self.steps)
-        ended = ended / ended.max().clamp(min=torch.finfo(torch.float32).tiny)
+        # The greatest value of the enlarged maps, which lies below that of the cells.
+        enlarged = F.interpolate(ended[None], scale_factor=CELL, mode="bilinear", align_corners=False)[0]
+        greatest = enlarged[:, : size[0], : size[1]].max().clamp(min=torch.finfo(torch.float32).tiny)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
-        return ScoreMaps(labels, on_image(ended, spacing, maps.size), maps.size)
+        return ScoreMaps(labels, on_image(ended / greatest, spacing, maps.size, self.cell), maps.size)
 
 
 @torch.inference_mode()
-def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int]) -> Tensor:
+def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: Mirrored = "image") -> Tensor:
     """Return the edges float32 (⌈h/4⌉, ⌈w/4⌉) in [0, 1] of an image (1, 3, H', W') that shows `size` = (h, w).
 
-    The mean of the logits of the image and of its mirror image.
+    The mean of the logits of the image and of its mirror image, each padded with 0 at the bottom and right. With
+    `mirrored="canvas"` the padded image is mirrored as a whole: its padding is at the left, and its cells lie on
+    those of the image exactly; else they are up to three pixels off where w is no multiple of 4.
     """
+    height, width = size
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    flipped = image.flip(-1)
+    if mirrored == "image":
+        flipped = F.pad(image[..., :width].flip(-1), (0, image.shape[-1] - width))
     with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
-        logits = network(torch.cat([image, image.flip(-1)]))
-    mean = (logits[0].float() + logits[1].float().flip(-1)) / 2
-    return mean.sigmoid()[: -(-size[0] // CELL), : -(-size[1] // CELL)]
+        logits = network(torch.cat([image, flipped])).float()
+    back = logits[1, :, :columns].flip(-1) if mirrored == "image" else logits[1].flip(-1)[:, :columns]
+    return ((logits[0, :, :columns] + back) / 2).sigmoid()[:rows]
 
 
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

@@ -23,7 +23,8 @@ Departures:
 - Crop and radius shrink with the data set's images (or `--size`). With `--size` networks see the smaller image
   and the walk goes over its cells, while the CRF sees the image's own size, and its probabilities are shrunk by
   nearest before they are averaged.
-- The result is kept at stride 4 in float16 and enlarged where it is read; the code enlarges it once.
+- The result is stored in cells of 4 pixels in float16 (`WalkPsa.cell`; 1 is the code's full size), and enlarged
+  when it is read.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ class WalkPsa(Stage):
     )
     power: float = hp(8.0, FloatDistribution(2, 16), low=1, high=100, source="PSA, section 4.2: β")
     steps: int = hp(256, IntDistribution(8, 512, log=True), low=1, high=10_000, source="PSA, section 4.2: 2^8")
+    cell: int = hp(4, low=1, high=64, source="pixels of the image to a cell of the stored maps; PSA code: 1")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the maps of the context's split."""
@@ -225,7 +227,7 @@ class WalkPsa(Stage):
         ended = walk(F.avg_pool2d(start, CELL), matrix, self.steps)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
         labels = np.concatenate([np.zeros(1, np.int16), scores.labels])
-        return ScoreMaps(labels, on_image(ended, spacing, maps.size), maps.size)
+        return ScoreMaps(labels, on_image(ended, spacing, maps.size, self.cell), maps.size)
 
 
 ADAMW: dict[str, Any] = {"optimiser": "adamw", "weight_decay": 1e-4, "biases": "as_weights", "jitter": False}

@@ -139,7 +139,7 @@ class IcdInference(Stage):
 class InferIcd(IcdInference):
     """Signed maps in [−1, 1] of the present classes, cut at 0 (`seed_scores`)."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.SCORES
 
@@ -210,7 +210,7 @@ class MeasureIcd(IcdInference):
     (Fig. 4).
     """
 
-    version = 3
+    version = 4
     consumes = (Kind.CHECKPOINT, Kind.SUPERPIXELS)
     produces = Kind.RECORDS
 

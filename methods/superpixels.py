@@ -41,7 +41,7 @@ PADDING = 255
 class ComputeSuperpixels(Stage):
     """Superpixels 0, 1 … of every image of `weak`, as palette PNGs of the image's own size."""
 
-    version = 2
+    version = 3
     produces = Kind.SUPERPIXELS
     seeded = False
 

@@ -22,8 +22,8 @@ Departures:
 - Images are scaled from the data set's median size, the code's from their own; VOC's are of one size.
 - Maps are stored in cells of 4 pixels (`WalkIrn.cell`), which takes 1/16 of the space of the code's full size
   (`WalkIrn.cell=1`). They are divided by the greatest value at full size, as in the code.
-- `WalkIrn.mirrored=canvas` flips images after they are padded; the code flips before, where the cells of the mirror
-  image lie up to three pixels off unless the width is a multiple of 4.
+- `WalkIrn.mirrored=canvas` flips images after they are padded. The code flips before, so the mirror image's cells
+  lie up to three pixels off unless the width is a multiple of 4.
 - Crop and radius of the training shrink with the data set's images (or `--size`).
 - A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
 """
@@ -190,7 +190,7 @@ class TrainIrn(TrainingStage):
 class WalkIrn(Stage):
     """Maps after the random walk, divided by their greatest value over all classes and pixels of the image."""
 
-    version = 2
+    version = 3
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
     produces = Kind.SCORES
     seeded = False
@@ -246,8 +246,7 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: 
     flipped = image.flip(-1)
     if mirrored == "image":
         flipped = F.pad(image[..., :width].flip(-1), (0, image.shape[-1] - width))
-    with torch.autocast("cuda", torch.bfloat16, enabled=image.is_cuda):
-        logits = network(torch.cat([image, flipped])).float()
+    logits = network(torch.cat([image, flipped]))
     back = logits[1, :, :columns].flip(-1) if mirrored == "image" else logits[1].flip(-1)[:, :columns]
     return ((logits[0, :, :columns] + back) / 2).sigmoid()[:rows]
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from benchmark.stage import Context
 from datasets.base import SplitView
-from datasets.transforms import normalise
+from datasets.transforms import normalise, resize_image
 
 PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
 """Images of a batch hold about so many pixels at scale 1."""
@@ -126,13 +123,6 @@ def _on_grid(maps: Tensor, size: tuple[int, int], activation: Callable[[Tensor],
     return (maps if activation is None else activation(maps))[0]
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return an RGB image (H, W, 3) resized to `size` (h, w) by PIL's bicubic on uint8, as PSA, IRN and SC-CAM."""
-    if image.shape[:2] == size:
-        return image
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-
-
 class _Images(torch.utils.data.Dataset[list[Tensor]]):
     """Images by id: resized to `long_side`, then by each scale, and normalised; one (3, h, w) per scale."""
 
@@ -140,9 +130,8 @@ class _Images(torch.utils.data.Dataset[list[Tensor]]):
         self.view, self.long_side, self.scales = view, long_side, scales
 
     def __getitem__(self, image_id: str) -> list[Tensor]:
-        image = self.view.image(image_id)
-        height, width = resized(*image.shape[:2], self.long_side)
+        image = torch.from_numpy(self.view.image(image_id).copy()).permute(2, 0, 1)
+        height, width = resized(image.shape[1], image.shape[2], self.long_side)
         image = resize_image(image, (height, width))
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
-        pixels = [torch.from_numpy(resize_image(image, size).copy()).permute(2, 0, 1) for size in sizes]
-        return [normalise(scaled) for scaled in pixels]
+        return [normalise(resize_image(image, size)) for size in sizes]

@@ -1,13 +1,19 @@
-"""Augmentation of image and mask together, seeded for each example by (seed, epoch, index) alone."""
+"""Augmentation of image and mask together, seeded for each example by (seed, epoch, index) alone.
+
+Images are resized as in the code of each method's authors (`Resampling`), masks by the pixel at the centre.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -15,6 +21,10 @@ from torchvision.transforms import v2
 from benchmark.seeding import derive_seed
 from datasets.base import IGNORE_INDEX, SplitView
 
+Resampling = Literal["bicubic", "bilinear", "linear"]
+"""Pillow's bicubic (PSA, IRN, SC-CAM) or bilinear (ACoL) on uint8, which average over all pixels when they shrink,
+or OpenCV's linear (deeplab-pytorch, RRM, ICD), which always mixes the four pixels around a centre."""
+PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's mean and standard deviation of RGB in [0, 1]."""
 
@@ -25,8 +35,26 @@ def normalise(image: Tensor) -> Tensor:
     return scaled
 
 
+def resize_image(image: Tensor, size: tuple[int, int], resampling: Resampling = "bicubic") -> Tensor:
+    """Return an RGB image (3, H, W) resized to `size` (h, w), of the same dtype.
+
+    Pillow's filters take uint8 alone. "linear" takes float32 too, and rounds only uint8.
+    """
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if resampling == "linear":
+        floats = F.interpolate(image[None].float(), size, mode="bilinear", align_corners=False)[0]
+        return floats if image.is_floating_point() else floats.round().to(image.dtype)
+    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return torch.from_numpy(np.array(pixels.resize(size[::-1], PILLOW[resampling]))).permute(2, 0, 1)
+
+
 class RandomResize(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Resize image and mask by a factor that a subclass draws."""
+
+    def __init__(self, resampling: Resampling) -> None:
+        super().__init__()
+        self.resampling = resampling
 
     def factor(self, long_side: int) -> float:
         """Draw the factor for an image whose longer side is `long_side` pixels."""
@@ -39,9 +67,10 @@ class RandomResize(v2.Transform):  # type: ignore[misc]  # torchvision has no ty
         return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize: images bilinearly with antialias, masks by the pixel whose centre is nearest."""
+        """Resize: images by `resize_image`, masks by the pixel whose centre is nearest."""
         if not isinstance(inpt, tv_tensors.Mask):
-            return TF.resize(inpt, params["size"], antialias=True)
+            resized = resize_image(inpt.as_subclass(Tensor), tuple(params["size"]), self.resampling)
+            return tv_tensors.Image(resized)
         # v2's own nearest takes the pixel before the centre, which shifts masks against images by up to a pixel.
         plain = inpt.as_subclass(Tensor)[None]
         return tv_tensors.Mask(TF.resize(plain, params["size"], v2.InterpolationMode.NEAREST_EXACT)[0])
@@ -50,8 +79,8 @@ class RandomResize(v2.Transform):  # type: ignore[misc]  # torchvision has no ty
 class RandomLongSide(RandomResize):
     """Resize image and mask so that the longer side is uniform in [low, high] pixels."""
 
-    def __init__(self, low: float, high: float) -> None:
-        super().__init__()
+    def __init__(self, low: float, high: float, resampling: Resampling = "bicubic") -> None:
+        super().__init__(resampling)
         self.low, self.high = low, high
 
     def factor(self, long_side: int) -> float:
@@ -62,14 +91,26 @@ class RandomLongSide(RandomResize):
 class RandomScale(RandomResize):
     """Resize image and mask by one of some scales; `base` is the longer side in pixels at scale 1, 0 its own."""
 
-    def __init__(self, scales: Sequence[float], base: int) -> None:
-        super().__init__()
+    def __init__(self, scales: Sequence[float], base: int, resampling: Resampling = "bicubic") -> None:
+        super().__init__(resampling)
         self.scales, self.base = scales, base
 
     def factor(self, long_side: int) -> float:
         """Draw the scale."""
         scale = self.scales[int(torch.randint(len(self.scales), ()))]
         return scale * self.base / long_side if self.base else scale
+
+
+class Square(RandomResize):
+    """Resize image and mask to `side` × `side` pixels."""
+
+    def __init__(self, side: int, resampling: Resampling) -> None:
+        super().__init__(resampling)
+        self.side = side
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Return the size."""
+        return {"size": [self.side, self.side]}
 
 
 class RandomCropOrPad(v2.Transform):  # type: ignore[misc]
@@ -116,52 +157,63 @@ def squares(side: int, crop: int) -> v2.Compose:
 
     It maps an image uint8 (3, H, W) to float32 (3, crop, crop), normalised. The aspect ratio is not kept.
     """
-    return _augmentation(v2.Resize((side, side), antialias=True), RandomCropOrPad(crop), None)
+    return _augmentation(Square(side, "bilinear"), RandomCropOrPad(crop), None)
 
 
 def segmentation(
-    scale: tuple[float, float], base: int, crop: int, jitter: tuple[float, float, float, float] | None = None
+    scale: tuple[float, float],
+    base: int,
+    crop: int,
+    jitter: tuple[float, float, float, float] | None = None,
+    resampling: Resampling = "linear",
 ) -> v2.Compose:
     """Return DeepLab's augmentation (docs/methods.md): longer side `base` · U[low, high], flip, crop or pad.
 
     It maps an image uint8 (3, H, W) and a mask uint8 (H, W) to float32 (3, crop, crop), normalised, and
-    uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask.
+    uint8 (crop, crop); what is padded is 0 in the image and 255 in the mask. "linear" resizes floats, as
+    deeplab-pytorch and RRM do, and so rounds nothing.
     """
-    place = RandomCropOrPad(crop)
-    return _augmentation(RandomLongSide(base * scale[0], base * scale[1]), place, jitter)
+    resize = RandomLongSide(base * scale[0], base * scale[1], resampling)
+    return _augmentation(resize, RandomCropOrPad(crop), jitter, floats=resampling == "linear")
 
 
 def scaled_crops(scales: Sequence[float], base: int, crop: int) -> v2.Compose:
     """Return ICD's augmentation (docs/methods.md): one of some scales, flip, crop, or pad at the bottom and right.
 
     It maps what `segmentation` maps, in the same way. `base` is the longer side in pixels at scale 1, 0 the
-    image's own.
+    image's own. Images are resized as uint8 by OpenCV's linear.
     """
-    return _augmentation(RandomScale(scales, base), RandomCropOrPad(crop, corner=True), None)
+    return _augmentation(RandomScale(scales, base, "linear"), RandomCropOrPad(crop, corner=True), None)
 
 
 def unscaled(base: int, crop: int, jitter: tuple[float, float, float, float] | None) -> v2.Compose:
     """Return the augmentation of PSA's affinity network (docs/methods.md): flip, colour jitter, crop or pad.
 
     It maps an image uint8 (3, H, W) and probabilities float32 (L, H, W), given as a mask, to float32
-    (3, crop, crop), normalised, and (L, crop, crop); what is padded is 0 in both. `base` is the longer side of
-    the image in pixels, 0 its own.
+    (3, crop, crop), normalised, and (L, crop, crop). Padding is black in the image and 0 in the probabilities.
+    `base` is the longer side of the image in pixels, 0 its own.
     """
-    return _augmentation(RandomScale((1.0,), base), RandomCropOrPad(crop, unknown=0), jitter)
+    return _augmentation(RandomScale((1.0,), base), RandomCropOrPad(crop, unknown=0), jitter, black=True)
 
 
 def _augmentation(
-    resize: v2.Transform, place: RandomCropOrPad, jitter: tuple[float, float, float, float] | None
+    resize: RandomResize,
+    place: RandomCropOrPad,
+    jitter: tuple[float, float, float, float] | None,
+    *,
+    floats: bool = False,
+    black: bool = False,
 ) -> v2.Compose:
-    to_float = {tv_tensors.Image: torch.float32, "others": None}
+    """Return the steps in their order: `floats` are resized unrounded; padding is `black` or the mean colour."""
+    to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
+    normalised = v2.Normalize(list(MEAN), list(STD))
     return v2.Compose(
         [
-            resize,
+            *([to_float, resize] if floats else [resize]),
             v2.RandomHorizontalFlip(),
             *([] if jitter is None else [v2.ColorJitter(*jitter)]),
-            v2.ToDtype(to_float, scale=True),
-            v2.Normalize(list(MEAN), list(STD)),
-            place,
+            *([] if floats else [to_float]),
+            *([place, normalised] if black else [normalised, place]),
         ]
     )
 

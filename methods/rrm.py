@@ -17,7 +17,8 @@ Departures, all of them settings but the last two:
   The energy is a sum over pairs of pixels: its weight grows by the fourth power of what the sides shrink by.
 - Classes that are not among an image's tags are suppressed in the masks of training images (the paper is silent),
   and never in those of `val` and `test`.
-- Images are resized as uint8 and with antialias, where the code resizes floats without.
+- RGB values for CRF and energy are truncated as in the code, but whole numbers stay what they are; in the code they
+  may lose 1 to float noise. Sides of resized images are rounded, in the code truncated.
 - Batch norm that is not frozen takes its statistics from the images at scale 1 alone; the authors' is all frozen.
 """
 
@@ -64,9 +65,10 @@ TAGGED = (Split.WEAK, Split.TRAIN, Split.TUNE)
 
 
 def raw_rgb(images: Tensor) -> Tensor:
-    """Return normalised images (B, 3, H, W) as RGB uint8; padding becomes the mean colour."""
+    """Return normalised images (B, 3, H, W) as RGB uint8, truncated (RRM code); padding is the mean colour."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    # Normalising and its inverse leave a whole number a little below or above what it was.
+    return ((images * std + mean) * 255 + 1e-3).clamp(0, 255).to(torch.uint8)
 
 
 def crops(images: Tensor, tags: Tensor, maps: Tensor) -> list[Crop]:
@@ -123,7 +125,7 @@ def _steps(length: int, batch: int, seed: int, epoch: int) -> dict[int, int]:
 class TrainRrm(TrainingStage):
     """Train both branches on the tags of `weak`, from a trained CAM network. Nothing is frozen."""
 
-    version = 1
+    version = 2
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.CHECKPOINT,)
     produces = Kind.CHECKPOINT
     measured: ClassVar[tuple[str, ...]] = ("labelled",)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import tv_tensors
 
 from datasets.transforms import (
@@ -18,9 +19,11 @@ from datasets.transforms import (
     RandomScale,
     classification,
     normalise,
+    resize_image,
     scaled_crops,
     segmentation,
     squares,
+    unscaled,
 )
 from tests.fakes import FolderDataset, random_scene
 
@@ -106,6 +109,90 @@ def _inner(wrong: np.ndarray) -> np.ndarray:
     """Return where a pixel and all its four neighbours are wrong: no edge, but a shift."""
     centre = wrong[1:-1, 1:-1]
     return centre & wrong[:-2, 1:-1] & wrong[2:, 1:-1] & wrong[1:-1, :-2] & wrong[1:-1, 2:]
+
+
+def row(*values: float) -> torch.Tensor:
+    """Return an image of one row, the same in all channels; whole numbers are uint8."""
+    whole = all(isinstance(value, int) for value in values)
+    return torch.tensor(values, dtype=torch.uint8 if whole else torch.float32).expand(3, 1, -1)
+
+
+def test_opencvs_linear_mixes_two_pixels_and_pillows_bilinear_all_that_are_shrunk():
+    """By hand: of six pixels, two have their centres on 1 and 4; Pillow's triangles weigh (2, 3, 2, 1)/8."""
+    image = row(0, 32, 0, 0, 64, 0)
+    assert resize_image(image, (1, 2), "linear")[0].tolist() == [[32, 64]]
+    assert resize_image(image, (1, 2), "bilinear")[0].tolist() == [[12, 24]]
+    # Pairs have their centre between them.
+    assert resize_image(row(0, 10, 20, 40), (1, 2), "linear")[0].tolist() == [[5, 30]]
+
+
+def test_opencvs_linear_rounds_whole_numbers_alone():
+    """By hand: four pixels of two lie on −¼, ¼, ¾ and 1¼."""
+    assert resize_image(row(0, 9), (1, 4), "linear")[0].tolist() == [[0, 2, 7, 9]]
+    assert resize_image(row(0.0, 9.0), (1, 4), "linear")[0].tolist() == [[0, 2.25, 6.75, 9]]
+
+
+def slow_linear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize an image (H, W, 3) pixel by pixel as OpenCV's INTER_LINEAR."""
+    result = np.empty((*size, 3))
+    for y, x in np.ndindex(*size):
+        corners, weights = [], []
+        for place, shown, length in ((y, size[0], image.shape[0]), (x, size[1], image.shape[1])):
+            position = min(max((place + 0.5) * length / shown - 0.5, 0), length - 1)
+            first = int(position)
+            corners.append((first, min(first + 1, length - 1)))
+            weights.append((1 - (position - first), position - first))
+        result[y, x] = sum(
+            weights[0][i] * weights[1][j] * image[corners[0][i], corners[1][j]] for i in (0, 1) for j in (0, 1)
+        )
+    return result
+
+
+@pytest.mark.parametrize("size", [(7, 9), (11, 30), (31, 40)])
+def test_images_are_resized_as_by_pillow_and_opencv(size):
+    pixels = random_scene(0, 20, 26, (1, 2))[0]
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    for resampling, pillow in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
+        expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], pillow))
+        np.testing.assert_array_equal(resize_image(image, size, resampling).permute(1, 2, 0), expected)
+    floats = resize_image(image.float(), size, "linear").permute(1, 2, 0)
+    np.testing.assert_allclose(floats, slow_linear(pixels, size), atol=1e-3)
+    rounded = resize_image(image, size, "linear")
+    assert rounded.dtype == torch.uint8
+    assert (rounded.permute(1, 2, 0) - floats).abs().max() <= 0.5 + 1e-3
+    assert resize_image(image, (20, 26), "bicubic") is image
+
+
+@pytest.mark.parametrize(
+    ("transform", "resampling", "floats"),
+    [
+        (classification((13, 13), 13, None), "bicubic", False),
+        (segmentation((0.5, 0.5), 26, 13), "linear", True),
+        (segmentation((0.5, 0.5), 26, 13, resampling="bicubic"), "bicubic", False),
+        (scaled_crops((0.5,), 26, 13), "linear", False),
+        (unscaled(13, 13, None), "bicubic", False),
+    ],
+    ids=["PSA, IRN, SC-CAM", "DeepLab, RRM", "IRN's edges", "ICD", "PSA's affinities"],
+)
+def test_each_method_resizes_images_as_its_authors_do(transform, resampling, floats):
+    image, mask = scene(26, 26)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found = transform(image, mask)[0]
+        plain = image.as_subclass(torch.Tensor)
+        small = resize_image(plain.float() if floats else plain, (13, 13), resampling).float()
+        expected = small.permute(1, 2, 0).numpy()
+        assert min(np.abs(restored(x) - expected).max() for x in (found, found.flip(-1))) < 1e-2
+
+
+def test_the_padding_of_psas_affinity_crops_is_black():
+    """PSA code: crops are padded before they are normalised; those of its classifier are after."""
+    image, mask = scene(10, 10)
+    black = restored(unscaled(0, 16, None)(image, mask)[0])
+    grey = restored(classification((10, 10), 16, None)(image))
+    for found, colour in ((black, (0, 0, 0)), (grey, (123.675, 116.28, 103.53))):
+        padding = (np.abs(found - colour) < 1e-2).all(-1)
+        assert padding.sum() == 16 * 16 - 10 * 10
 
 
 def test_the_longer_side_is_drawn_from_its_range():

@@ -16,7 +16,7 @@ from benchmark.stage import Context, Kind, Meta
 from benchmark.training import EpochSampler
 from datasets.base import Split
 from datasets.files import decode_mask
-from datasets.transforms import normalise
+from datasets.transforms import MEAN, STD, normalise
 from methods.cam import CamNetwork, InferCam, TrainCam
 from methods.rrm import METHOD, PredictRrm, Rrm, RrmExamples, TrainRrm, crops, cross_entropies, raw_rgb
 from methods.rrm_network import RrmNetwork, online_maps
@@ -138,7 +138,14 @@ def test_online_maps_leave_the_statistics_of_batch_norm_alone_and_drop_channels(
 def test_the_raw_image_is_recovered_to_the_bit():
     image = torch.arange(3 * 256, dtype=torch.uint8).view(3, 16, 16)
     assert torch.equal(raw_rgb(normalise(image)[None])[0], image)
-    assert raw_rgb(torch.zeros(1, 3, 1, 1)).flatten().tolist() == [124, 116, 104]
+
+
+def test_colours_between_two_whole_numbers_are_truncated():
+    """RRM code. The mean colour of padding is 123.675, 116.28 and 103.53."""
+    assert raw_rgb(torch.zeros(1, 3, 1, 1)).flatten().tolist() == [123, 116, 103]
+    colours = torch.tensor([100.9, 0.5, 254.99])[:, None, None]
+    normalised = (colours / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert raw_rgb(normalised[None]).flatten().tolist() == [100, 0, 254]
 
 
 def test_crops_hold_the_maps_of_the_tagged_classes():

@@ -165,7 +165,8 @@ class TrainIrn(TrainingStage):
         def losses(batch: Batch, _: float) -> dict[str, Tensor]:
             return self.losses(network, batch)
 
-        transform = segmentation((self.scale_low, self.scale_high), self.long_side, self.crop)
+        scale = self.scale_low, self.scale_high
+        transform = segmentation(scale, self.long_side, self.crop, resampling="bicubic")
         labels = PseudoMasks(inputs[Kind.CONFIDENT_LABELS])
         examples = Examples(data.split(Split.WEAK), transform, seed=ctx.seed, masks=labels)
         fit(network, losses, examples, self.groups(network), self, out, ctx)

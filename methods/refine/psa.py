@@ -139,7 +139,7 @@ def confident_labels(stacks: Tensor) -> Tensor:
 class TrainPsa(TrainingStage):
     """Train the affinity network on the confident labels of `weak`."""
 
-    version = 1
+    version = 2
     consumes = (Kind.CONFIDENT_LABELS,)
     produces = Kind.CHECKPOINT
 

@@ -104,7 +104,7 @@ class TagTraining(TrainingStage):
 class TrainCam(TagTraining):
     """Train the classifier on the tags of `weak`."""
 
-    version = 1
+    version = 2
 
     backbone: str = hp("vgg16", source="--backbone")
     weights: str = hp("imagenet", source="--weights")

@@ -64,7 +64,7 @@ class TrainMixupCam(TrainCam):
     their values without weight, also where they are switched off.
     """
 
-    version = 1
+    version = 2
     measured = ("entropy", "concentration")
 
     epochs: int = hp(61, low=1, high=10_000, source="SC-CAM code; not in the paper")

@@ -17,7 +17,7 @@ Departures, all of them settings but the last two:
   The energy is a sum over pairs of pixels: its weight grows by the fourth power of what the sides shrink by.
 - Classes that are not among an image's tags are suppressed in the masks of training images (the paper is silent),
   and never in those of `val` and `test`.
-- RGB values for CRF and energy are truncated as in the code, but whole numbers stay what they are; in the code they
+- RGB values for CRF and energy are truncated as in the code, but a whole number stays what it is. In the code it
   may lose 1 to float noise. Sides of resized images are rounded, in the code truncated.
 - Batch norm that is not frozen takes its statistics from the images at scale 1 alone; the authors' is all frozen.
 """

@@ -175,7 +175,7 @@ class SubcategoryNetwork(CamNetwork):
 class TrainSubcategories(TrainCam):
     """Train a fresh network on the tags of `weak` and on their sub-categories."""
 
-    version = 1
+    version = 2
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.TAGS,)
 
     subcategory_weight: float = hp(5.0, low=0, high=1000, source="Section 3.3.3: λ = 5")

@@ -93,7 +93,7 @@ class TrainSegmentation(TrainingStage):
     Raises ConfigError for `large_fov` on a backbone without fc6.
     """
 
-    version = 2
+    version = 3
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
     produces = Kind.CHECKPOINT
 
@@ -175,7 +175,7 @@ class TrainSegmentation(TrainingStage):
 class TrainSupervised(TrainSegmentation):
     """Train the same network on the true masks of `weak`: the fully supervised upper bound."""
 
-    version = 2
+    version = 3
     consumes = ()
 
     def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:

@@ -142,7 +142,7 @@ def discrepancy(first: Tensor, second: Tensor, counted: Tensor) -> Tensor:
 class TrainSplittingMerging(TrainingStage):
     """Train both streams and the three classifiers on the tags of `weak`."""
 
-    version = 1
+    version = 2
     produces = Kind.CHECKPOINT
 
     epochs: int = hp(20, low=1, high=10_000, source="Section 4.1")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +19,10 @@ from benchmark.commands.run import run
 from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
-from benchmark.errors import SeedbedError
+from benchmark.environment import shorten_temporary_folder
+from benchmark.errors import SeedbedError, surroundings
 from benchmark.output import safe_output
+from benchmark.paths import expanded
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,15 +63,43 @@ app.add_typer(weights.app, name="weights")
 app.add_typer(cache.app, name="cache")
 
 
+def _expand_paths(commands: typer.Typer) -> None:
+    """Expand `~` and environment variables in all paths, also in `--root=~/data`, where most shells do not."""
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        command.callback = _expanding(command.callback)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _expand_paths(group.typer_instance)
+
+
+def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(**options: Any) -> Any:
+        return function(**{name: expanded(v) if isinstance(v, Path) else v for name, v in options.items()})
+
+    return call
+
+
+_expand_paths(app)
+
+
 def main() -> None:
     """Run the command; errors that a user can mend are printed without a traceback, exit code 1."""
     # Threads that wait by spinning take the cores from whoever else works on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with safe_output():
         try:
+            shorten_temporary_folder()
             app()
         except SeedbedError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # The user's surroundings: no permission, a full disk, a file in the place of a folder.
+            print(f"error: {surroundings(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)

@@ -84,8 +84,8 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        text = (str(error).splitlines() or [""])[0]
+    except (OSError, RuntimeError, ValueError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
         where = "Ray does not start here" if settings.address is None else f"no Ray cluster at {settings.address}"
         raise ConfigError(f"{where} ({text})") from None
     try:

@@ -7,9 +7,12 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from benchmark.errors import ConfigError
 
 PACKAGES = (
     "seedbed",
@@ -22,6 +25,34 @@ PACKAGES = (
     "scikit-image",
 )
 CODE_VARIABLE = "SEEDBED_CODE"
+SOCKET_FOLDER = 39
+"""Longest path of a temporary folder: the sockets that Ray makes below it may have 107 characters."""
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def shorten_temporary_folder() -> None:
+    """Replace a temporary folder whose path is too long for the sockets of Ray and of worker processes.
+
+    Clusters set TMPDIR to the folder of a job. Raises ConfigError if there is no other folder to write to.
+    """
+    long = len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER
+    if not long and len(os.fsencode(os.environ.get("RAY_TMPDIR", ""))) <= SOCKET_FOLDER:
+        return
+    for parent in SHORT_FOLDERS:
+        folder = Path(parent, f"seedbed-{os.getuid()}")
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            continue
+        # In a folder that all users share, another one may have taken the name.
+        if folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK | os.X_OK):
+            os.environ.pop("RAY_TMPDIR", None)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+            return
+    raise ConfigError(
+        f"TMPDIR={tempfile.gettempdir()}: too long for sockets, and {', '.join(SHORT_FOLDERS)} cannot be written "
+        f"to; set TMPDIR to a folder whose path has at most {SOCKET_FOLDER} characters"
+    )
 
 
 @functools.cache

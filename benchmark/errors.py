@@ -47,6 +47,13 @@ class NonFiniteLossError(SeedbedError):
     """A training loss became NaN or infinite."""
 
 
+def surroundings(error: OSError) -> str:
+    """Return what the operating system refused, in one line with the file."""
+    text = error.strerror or str(error) or type(error).__name__
+    files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
+    return f"{files}: {text}" if files else text
+
+
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> ConfigError:
     """Return the error for an unknown `name` of a `what`, with the closest match and all valid names."""
     names = sorted(valid)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmark.errors import ConfigError
+from benchmark.paths import expanded
 from benchmark.registry import BACKBONES
 
 NAMES = ("none", "imagenet", "coco")
@@ -46,7 +47,7 @@ def _resolve(option: str, given: str | None, backbone: str, valid: str) -> tuple
         if given != "none":
             family.published(given)
         return given, {}
-    path = Path(given)
+    path = expanded(given)
     if not path.is_file():
         raise ConfigError(f"{option} {given}: no such file. Valid: {valid}, or a state-dict file")
     name = _digest(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)

@@ -109,7 +109,7 @@ class Pipeline:
         entries = {kind: self.compute(needed) for kind, needed in step.inputs.items()}
         inputs = {kind: entry.path for kind, entry in entries.items()}
         source = with_earlier_code(source, entries, step.inputs, self.data)
-        name = f"{type(step.stage).__name__} on {self.data.name}/{step.split}"
+        name = f"{type(step.stage).__name__} on {self.data.display_name}/{step.split}"
         reporter = self.machine.reporter
 
         def produce(out: Path, scratch: Path) -> None:

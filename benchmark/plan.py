@@ -10,6 +10,7 @@ from benchmark.changed_code import Change, changes_of
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
 from benchmark.hparams import values
+from benchmark.paths import slug
 from benchmark.pipeline import Machine, Pipeline, Step
 from benchmark.records import Record, read_records
 from benchmark.stage import Context, Kind, Meta, Stage
@@ -117,7 +118,7 @@ class Plan:
         pipeline = self._pipeline(self.chain.stages)
         key = pipeline.step(len(self.chain.stages) - 1, Split.VAL).key
         head = "supervised" if self.trial.supervision == "full" else f"{self.trial.method}-{self.trial.refiner}"
-        return f"{head}-{self.data.name}-seed{self.trial.seed}-{key[:8]}"
+        return f"{head}-{slug(self.data.display_name)}-seed{self.trial.seed}-{key[:8]}"
 
     def describe(self) -> dict[str, Any]:
         """Return the resolved configuration of the trial as plain JSON values."""
@@ -126,7 +127,7 @@ class Plan:
             "trial": asdict(self.trial),
             "supervision": "" if self.chain.method is None else self.chain.method.supervision,
             "data": {
-                "name": self.data.name,
+                "name": self.data.display_name,
                 "digest": self.digest,
                 "classes": self.data.classes,
                 "tags": self.data.tag_source,

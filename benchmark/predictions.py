@@ -51,7 +51,7 @@ def _predict(
     from methods.segment import PredictMasks, predict_masks
 
     job = read_job(trial)
-    data = job.place.open()
+    data = work.current(job.place, job.digest, machine.reporter).open()
     plan = plan_trial(job.trial, data, work, machine, job.digest)
     stage = plan.chain.stages[-1]
     assert isinstance(stage, PredictMasks), "a trial that names its network ends by predicting with it"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmark.dealer import SweepPlan
 from benchmark.environment import code_version
 from benchmark.errors import ConfigError, DataError
-from benchmark.job import read_outcome, write_text
+from benchmark.job import read_job, read_outcome, write_text
 from benchmark.sweep_settings import SweepSettings, read_settings
+
+WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
+"""The facts of a cell that are the digest of a weights file, with the options that give the file."""
 
 
 def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
@@ -37,12 +43,36 @@ def describe(folder: Path, plan: SweepPlan) -> None:
     if path.exists():
         before = json.loads(path.read_text())
         for old, new in zip(before["cells"], description["cells"], strict=True):
-            if old["data_digest"] != new["data_digest"]:
-                raise DataError(
-                    f"{new['dataset']}: its files have changed since this sweep began; give the sweep a new name"
-                )
+            _check_same_content(old, new)
         description |= {"id": before["id"], "code": before["code"]}
     write_text(path, json.dumps(description, indent=1))
+
+
+def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise DataError if a cell's data set or weights file has another content than when the sweep began."""
+    for key, what in {"data_digest": new["dataset"], **WEIGHTS_FACTS}.items():
+        # A sweep of an earlier version may lack a fact that came later.
+        before, now = str(old.get(key, "")), str(new.get(key, ""))
+        if before and before != now:
+            raise DataError(
+                f"{what}: not the content that this sweep began with (its digest is {_short(now)}, then it was "
+                f"{_short(before)}). Say where the same files are now (--resume NAME with --datasets NAME=ROOT, "
+                "--weights FILE), or give the sweep a new name"
+            )
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def update_places(folder: Path, plan: SweepPlan) -> None:
+    """Write to the jobs of earlier trials where their data sets lie now."""
+    places = {cell.cell: cell.place for cell in plan.cells}
+    for path in sorted((folder / "trials").glob("*/job.json")):
+        job = read_job(path.parent)
+        place = places.get(job.cell, job.place)
+        if job.place != place:
+            write_text(path, replace(job, place=place).to_json())
 
 
 def forget_failures(folder: Path) -> int:

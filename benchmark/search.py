@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmark.errors import ConfigError
 from benchmark.hparams import declared
+from benchmark.paths import sqlite_url
 from benchmark.seeding import derive_seed
 from benchmark.stage import Stage
 from benchmark.sweep_settings import ALL
@@ -75,7 +76,7 @@ def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:
 def storage_at(path: Path) -> optuna.storages.BaseStorage:
     """Open, or make, the SQLite file that holds a sweep's studies."""
     # Somebody may look at the file with optuna-dashboard at the same time.
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def drawn(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.errors import ConfigError, unknown_name
+from benchmark.paths import expanded
 from benchmark.sweep_settings import Variant
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def read_study(name: str) -> Study:
     """Read a study by its name, or a YAML file. Raises ConfigError for an unknown one and for a wrong key."""
     import yaml
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = expanded(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.exists():
         raise unknown_name("study", name, study_names())
     try:

@@ -18,11 +18,12 @@ from benchmark.environment import code_version
 from benchmark.errors import ConfigError
 from benchmark.estimates import difference_over_images, difference_over_seeds, over_images, over_seeds
 from benchmark.job import Job, read_job, read_outcome, write_text
+from benchmark.paths import slug, without_folders
 from benchmark.progress import Reporter
 from benchmark.ratios import Ratios, ratios_of
 from benchmark.records import read_records
 from benchmark.study import Spot, Study, measure_of
-from benchmark.sweep_settings import SweepSettings, settings_of
+from benchmark.sweep_settings import NAME, SweepSettings, settings_of
 from benchmark.trial import SMALL_IMAGES
 from benchmark.workfolder import WorkFolder
 from leaderboard.bootstrap import Interval
@@ -121,6 +122,7 @@ def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
         job, outcome = read_job(path.parent), read_outcome(path.parent)
         values: dict[str, float] = {}
         failure = "has not ended" if outcome is None else outcome.reason if outcome.status != "complete" else ""
+        failure = without_folders(failure, *job.place.folders())
         if outcome is not None and not failure:
             records = read_records(path.parent / "records.parquet")
             values = {record.name: record.value for record in records if record.value is not None}
@@ -162,7 +164,7 @@ def result_of(
 
 
 def _usual_name(study: Study, dataset: str) -> str:
-    return f"{study.name}-{dataset}"
+    return f"{study.name}-{dataset if NAME.fullmatch(dataset) else slug(dataset)}"
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:

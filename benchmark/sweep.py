@@ -34,8 +34,9 @@ from benchmark.dealer import Dealer, SweepPlan, plan_sweep
 from benchmark.deaths import Deaths
 from benchmark.errors import ConfigError, DataError
 from benchmark.job import Job, Outcome, read_outcome
+from benchmark.mlflow_store import check_uri
 from benchmark.progress import Reporter
-from benchmark.resume import check_same_sweep, describe, forget_failures
+from benchmark.resume import check_same_sweep, describe, forget_failures, update_places
 from benchmark.sweep_changes import check_code, check_job
 from benchmark.sweep_progress import SweepProgress
 from benchmark.sweep_settings import SweepSettings
@@ -72,17 +73,23 @@ def run_sweep(
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
     settings = settings.resolved()
+    if settings.tracking_uri is not None:
+        check_uri(settings.tracking_uri)
     folder = work.sweeps / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder):
         check_same_sweep(folder, settings)
-        settings.save(folder / "sweep.yaml")
-        if retry_failed and (count := forget_failures(folder)):
-            reporter.say(f"{count} failed trials are tried again")
+        if not (folder / "sweep.json").exists():
+            settings.save(folder / "sweep.yaml")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
         plan = plan_sweep(settings, work, reporter)
         check_code(plan, accept_changed_code, reporter)
         describe(folder, plan)
+        # Saved once the content is known to be the same: data sets and weights may lie at new places.
+        settings.save(folder / "sweep.yaml")
+        update_places(folder, plan)
+        if retry_failed and (count := forget_failures(folder)):
+            reporter.say(f"{count} failed trials are tried again")
         dealer = Dealer(plan)
         delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
         delivery.start()

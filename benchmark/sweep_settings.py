@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
@@ -11,9 +11,12 @@ from typing import Any, Literal, get_origin, get_type_hints
 from benchmark.errors import ConfigError, unknown_name
 from benchmark.hparams import conform
 from benchmark.initialisation import is_file
+from benchmark.paths import expanded
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 ALL = "all"
+WEIGHTS = ("weights", "segmentation_weights")
+"""The settings that may be files."""
 
 
 @dataclass(frozen=True)
@@ -172,13 +175,29 @@ class SweepSettings:
         roots = dict(text.partition("=")[::2] for text in self.datasets)
         return Path(roots[dataset]) if roots[dataset] else None
 
+    def moved(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Return `datasets` with the new roots of `texts`, `NAME=ROOT`, or `NAME` for that of seedbed.toml.
+
+        Raises ConfigError for a data set that is not in the sweep.
+        """
+        new = {text.partition("=")[0]: _absolute(text) for text in texts}
+        for name in new:
+            if name not in self.dataset_names():
+                raise unknown_name("data set of this sweep", name, self.dataset_names())
+        return tuple(new.get(name, text) for name, text in zip(self.dataset_names(), self.datasets, strict=True))
+
     def what(self) -> dict[str, Any]:
-        """Return the settings that decide the numbers, as plain YAML values."""
-        return {
+        """Return the settings that decide the numbers, as plain YAML values.
+
+        Of data sets and weights files that is not where they lie: their digests are compared instead.
+        """
+        values = {
             f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
             for f in fields(self)
             if not f.metadata.get("where")
         }
+        weights = {key: "FILE" for key in WEIGHTS if is_file(getattr(self, key))}
+        return {**values, "datasets": self.dataset_names(), **weights}
 
     def differences(self, other: SweepSettings) -> list[str]:
         """Return the names of the settings that decide the numbers and differ."""
@@ -241,9 +260,9 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
             values[key] = tuple(value)
     if isinstance(values["datasets"], tuple):
         values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
-    for key in ("weights", "segmentation_weights"):
+    for key in WEIGHTS:
         if isinstance(weights := values.get(key), str) and is_file(weights):
-            values[key] = str(Path(weights).resolve())
+            values[key] = str(expanded(weights).resolve())
     return SweepSettings(**values)
 
 
@@ -268,7 +287,7 @@ def _variant(name: str, content: Any) -> Variant:
 
 def _absolute(text: Any) -> Any:
     name, equals, root = str(text).partition("=")
-    return f"{name}={Path(root).resolve()}" if equals and root else text
+    return f"{name}={expanded(root).resolve()}" if equals and root else text
 
 
 def saved_settings(sweeps: Path, name: str) -> SweepSettings:
@@ -281,7 +300,19 @@ def saved_settings(sweeps: Path, name: str) -> SweepSettings:
 
 
 def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings with changes of where it runs. Raises ConfigError for one that changes numbers."""
+    """Return the settings with changes of where it runs, and of where its data sets and weights files lie.
+
+    Raises ConfigError for a change of the numbers. That files at another place have the same content is checked
+    by their digests, once they are opened.
+    """
+    changes = dict(changes)
+    moved: dict[str, Any] = {}
+    if "datasets" in changes:
+        moved["datasets"] = settings.moved(changes.pop("datasets"))
+    for key in WEIGHTS:
+        if is_file(changes.get(key)) and is_file(getattr(settings, key)):
+            moved[key] = str(expanded(changes.pop(key)).resolve())
+    settings = replace(settings, **moved)
     for declared in fields(settings):
         if declared.name in changes and not declared.metadata.get("where"):
             option = "--set" if declared.name == "settings" else "--" + declared.name.replace("_", "-")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import queue
 import threading
 import time
@@ -25,6 +24,17 @@ from optuna.distributions import distribution_to_json
 from benchmark.command_line import command_line
 from benchmark.errors import ConfigError
 from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
+from benchmark.mlflow_store import (
+    ARTIFACTS,
+    EXPERIMENT,
+    check_uri,
+    database_of,
+    default_uri,
+    fail_fast,
+    relocate_artifacts,
+    unusable,
+)
+from benchmark.paths import without_folders
 from benchmark.progress import Reporter
 from benchmark.records import read_records
 from benchmark.search import drawn, storage_at
@@ -35,7 +45,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from optuna.storages import BaseStorage
 
-EXPERIMENT = "seedbed"
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
 """Limits of MLflow's `log_batch`."""
 DELIVERED = "delivered.json"
@@ -54,12 +63,7 @@ FACTS_AS_TAGS = (
     "tuning_masks",
     "data_digest",
 )
-ARTIFACTS = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt", "records.parquet")
-
-
-def default_uri(work: WorkFolder) -> str:
-    """Return the address of the work folder's own SQLite store."""
-    return f"sqlite:///{(work.root / 'mlflow' / 'mlflow.db').resolve()}"
+FILES = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt", "records.parquet")
 
 
 def uri_of(work: WorkFolder, sweep: str) -> str:
@@ -73,18 +77,23 @@ class Tracker:
 
     def __init__(self, uri: str | None, work: WorkFolder) -> None:
         """Open the store; the work folder's SQLite file is made here, before anybody writes to it."""
-        # The server may be away: a trial is not to wait minutes for it.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        fail_fast()
         from mlflow import MlflowClient
 
         self.uri = uri or default_uri(work)
-        if uri is None:
-            (work.root / "mlflow" / "artifacts").mkdir(parents=True, exist_ok=True)
+        self._local = None if uri else work
+        artifacts = database_of(work).parent / ARTIFACTS
+        if self._local is not None:
+            artifacts.mkdir(parents=True, exist_ok=True)
         with _quiet_migrations():
             self.client: MlflowClient = MlflowClient(self.uri)
-            self._experiment = self._get_experiment(None if uri else work.root / "mlflow" / "artifacts")
+            self._experiment = self._get_experiment(None if uri else artifacts)
+        self._relocate()
+
+    def _relocate(self) -> None:
+        """Keep artifacts in this work folder, also if another process has opened it under another path."""
+        if self._local is not None:
+            relocate_artifacts(self._local)
 
     def _get_experiment(self, artifacts: Path | None) -> str:
         from mlflow.exceptions import MlflowException
@@ -116,6 +125,7 @@ class Tracker:
 
         Raises ConfigError where the store has another sweep of this name, for example a colleague's.
         """
+        self._relocate()
         run = self.find(f"sweep:{name}")
         if run is not None and self.client.get_run(run).data.tags.get("seedbed.id") != description.get("id", ""):
             raise ConfigError(
@@ -144,6 +154,7 @@ class Tracker:
         """Write the trial in `folder` as one run below `parent`, and return the run's id."""
         job, outcome = read_job(folder), read_outcome(folder)
         assert outcome is not None
+        self._relocate()
         run, attempt = self.find(job.key), str(outcome.started)
         if run is not None and self.client.get_run(run).data.tags.get("seedbed.attempt") != attempt:
             # The trial failed, was delivered, and was tried again: nothing of the old run is to remain.
@@ -194,7 +205,7 @@ class Tracker:
             self.client.log_batch(run, metrics=some_metrics)
 
     def _log_artifacts(self, run: str, folder: Path, outcome: Outcome) -> None:
-        for name in ARTIFACTS:
+        for name in FILES:
             if (folder / name).exists():
                 self.client.log_artifact(run, str(folder / name))
         for name in ("per_image", "figures"):
@@ -240,7 +251,7 @@ def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, 
         "device": outcome.device,
         "hardware": outcome.hardware,
         "status": outcome.status,
-        "reason": outcome.reason[:4000],
+        "reason": without_folders(outcome.reason, *job.place.folders())[:4000],
         "stages": json.dumps(dict(outcome.stages)),
     }
 
@@ -374,6 +385,8 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
     `uri` is an MLflow server; None: the one that each sweep was started with. Returns the numbers of trials
     delivered and left. Raises ConfigError where MLflow cannot be reached.
     """
+    if uri is not None:
+        check_uri(uri)
     trackers: dict[str, Tracker] = {}
     delivered = left = 0
     for path in sorted(work.sweeps.glob("*/sweep.json")):
@@ -388,7 +401,7 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
             if place not in trackers:
                 trackers[place] = Tracker(None if place == default_uri(work) else place, work)
         except Exception as error:
-            raise ConfigError(f"MLflow at {place} cannot be used: {error}") from None
+            raise unusable(place, error) from None
         description = json.loads(path.read_text())
         try:
             parent = trackers[place].sweep(folder.name, description, description.get("code", ""))

@@ -59,6 +59,9 @@ class Dataset(ABC):
     """A data set on disk. Opening one reads lists and tags, never pixels."""
 
     name: str
+    """The loader's name for it, which is part of the digest."""
+    own_name: str | None = None
+    """The name that the user gave it in `seedbed.toml`."""
     root: Path
     classes: tuple[str, ...]
     """Foreground class names; the label of `classes[i]` is i + 1."""
@@ -96,6 +99,11 @@ class Dataset(ABC):
     @abstractmethod
     def layout_problems(self) -> Iterator[Problem]:
         """Yield what is wrong with the lists and tag files of this layout (see `datasets.check`)."""
+
+    @property
+    def display_name(self) -> str:
+        """The name for messages and records: the user's own, else the loader's."""
+        return self.own_name or self.name
 
     def list_file(self, split: Split) -> Path:
         """Return the file that a split's ids come from, for messages."""
@@ -137,7 +145,9 @@ class Dataset(ABC):
             raise ConfigError(f"unknown split {split!r}. Valid: {', '.join(Split)}") from None
         ids = self.ids(split)
         if not ids:
-            raise DataError(f"{self.root}: the split {split.value!r} of {self.name} is empty or has no list")
+            raise DataError(
+                f"{self.root}: the split {split.value!r} of {self.display_name} is empty or has no list"
+            )
         return SplitView(self, split, ids, supervision == "full")
 
     @property
@@ -246,7 +256,7 @@ class SplitView:
         """
         path = self.dataset.saliency_path(image_id)
         if path is None:
-            raise DataError(f"{self.dataset.root}: {self.dataset.name} was opened without saliency maps")
+            raise DataError(f"{self.dataset.root}: {self.dataset.display_name} was opened without saliency maps")
         grey = decode_mask(path, palette=False)
         self._check_size(image_id, path, "saliency map", grey)
         return grey.astype(np.float32) / np.float32(255)

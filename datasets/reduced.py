@@ -29,7 +29,7 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
     another copy, DataError where a file of `data` is missing or broken.
     """
     if not isinstance(data, VocDataset):
-        raise ConfigError(f"{data.name}: only data sets in the layout of VOC can be reduced")
+        raise ConfigError(f"{data.display_name}: only data sets in the layout of VOC can be reduced")
     note = out / "reduced.txt"
     description = f"{data.name}, longer side at most {long_side} pixels, from data of digest {data.digest()}\n"
     if out.exists() and (not note.exists() or note.read_text() != description):

@@ -24,7 +24,8 @@ class Table:
 
 def statistics(dataset: Dataset) -> list[Table]:
     """Return two tables: images and sizes a split, and images a class in `weak`, `train` and `val`."""
-    title = f"{dataset.name} at {dataset.root}: tags from {dataset.tag_source}; masks from {dataset.mask_source}"
+    sources = f"tags from {dataset.tag_source}; masks from {dataset.mask_source}"
+    title = f"{dataset.display_name} at {dataset.root}: {sources}"
     header = ["split", "images", "tags an image", "width min/median/max", "height min/median/max"]
     return [Table(title, header, [_split_row(dataset, split) for split in Split]), _class_table(dataset)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from benchmark.errors import ConfigError, DataError, unknown_name
+from benchmark.mlflow_store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
+from benchmark.paths import sqlite_file, without_folders
 from leaderboard.plan import Plan
 from leaderboard.snapshot import STAGE, Run, table_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
 
-EXPERIMENT = "seedbed"
 SPLITS = ("tune", "train", "val", "test")
 PAGE = 2000
 """Runs a request. Larger pages are little faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
@@ -70,17 +70,20 @@ class Store:
     """An MLflow store that sweeps were recorded in, to read."""
 
     def __init__(self, tracking_uri: str) -> None:
-        """Raises ConfigError where there is no store, or no sweep in it."""
-        if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).is_file():
+        """Raises ConfigError if there is no store, no sweep in it, or no answer."""
+        check_uri(tracking_uri)
+        self._database = sqlite_file(tracking_uri)
+        if self._database is not None and not self._database.is_file():
             # MLflow would create the file.
-            raise ConfigError(
-                f"{tracking_uri}: there is no such file; sweeps write it, see `seedbed sweep --help`"
-            )
+            raise ConfigError(f"{self._database}: no such file; sweeps write it, see `seedbed sweep --help`")
+        fail_fast()
         from mlflow.tracking import MlflowClient
 
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        self._client = MlflowClient(tracking_uri)
-        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        try:
+            self._client = MlflowClient(tracking_uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        except Exception as error:
+            raise unusable(tracking_uri, error) from None
         if experiment is None:
             raise ConfigError(f"{tracking_uri}: no sweep was recorded here (no experiment {EXPERIMENT!r})")
         self._experiment = experiment.experiment_id
@@ -108,8 +111,7 @@ class Store:
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                path = Path(self._client.download_artifacts(parents[sweep][0], "sweep.json", folder))
-                content = json.loads(path.read_text("utf-8"))
+                content = json.loads(self._file(parents[sweep][0], "sweep.json", Path(folder)).read_text("utf-8"))
             except (OSError, ValueError, MlflowException) as error:
                 plan = f"the plan of sweep {sweep!r}, its artifact sweep.json,"
                 raise DataError(f"{plan} cannot be read: {error}") from None
@@ -120,9 +122,13 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         try:
-            return Path(self._client.download_artifacts(run, artifact, str(folder)))
+            return self._file(run, artifact, folder)
         except (OSError, MlflowException):
             return None
+
+    def _file(self, run: str, artifact: str, folder: Path) -> Path:
+        here = None if self._database is None else artifact_file(self._database, run, artifact)
+        return here or Path(self._client.download_artifacts(run, artifact, str(folder)))
 
     def _search(self, where: str) -> Iterator[TrackedRun]:
         token: str | None = None
@@ -195,7 +201,7 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
         command=tag("command"),
         seed=seed,
         status=tag("status") or "unfinished",
-        reason=tag("reason") if tag("status") else "has not finished",
+        reason=without_folders(tag("reason")) if tag("status") else "has not finished",
         device=tag("device"),
         hardware=tag("hardware"),
         code=tag("code"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from benchmark.paths import slug
 from leaderboard.analysis import Analysis
 from leaderboard.figures import Figure
 from leaderboard.gallery import FOLDER, DatasetGallery
@@ -13,7 +14,7 @@ from leaderboard.select import Entry, entries
 from leaderboard.snapshot import Run, Scope
 from leaderboard.standing import Board
 from leaderboard.study_results import Study
-from leaderboard.views import GroupView, group_views, slug
+from leaderboard.views import GroupView, group_views
 
 
 @dataclass(frozen=True)

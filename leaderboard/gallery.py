@@ -21,12 +21,13 @@ from PIL import Image
 from benchmark.errors import SeedbedError
 from benchmark.maps import FILE as MAPS
 from benchmark.maps import MapReader, ScoreMaps
+from benchmark.paths import slug
+from benchmark.progress import Reporter
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import IGNORE_INDEX, SplitView
 from datasets.files import decode_mask, palette
 from leaderboard.select import entries
 from leaderboard.snapshot import Run
-from leaderboard.views import slug
 
 FOLDER = "gallery"
 LONG_SIDE = 320
@@ -135,7 +136,7 @@ def draw_gallery(
     trials: dict[str, list[Trial]] = {}
     for trial in _trials(runs, work):
         trials.setdefault(trial.run.dataset, []).append(trial)
-    return tuple(_draw(name, found, out / FOLDER, count, predict) for name, found in sorted(trials.items()))
+    return tuple(_draw(name, found, work, out / FOLDER, count, predict) for name, found in sorted(trials.items()))
 
 
 def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
@@ -162,9 +163,12 @@ def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
     return sorted(found, key=lambda trial: (trial.run.method, trial.run.refiner, trial.settings != "default"))
 
 
-def _draw(name: str, trials: Sequence[Trial], out: Path, count: int, predict: Predict) -> DatasetGallery:
+def _draw(
+    name: str, trials: Sequence[Trial], work: WorkFolder, out: Path, count: int, predict: Predict
+) -> DatasetGallery:
     try:
-        view = Place(**trials[0].place).open().split("train")
+        first = trials[0]
+        view = work.current(Place(**first.place), first.run.data_digest, Reporter()).open().split("train")
     except SeedbedError:
         missing = "The data set is no longer where the runs read it."
         return DatasetGallery(name, trials[0].run.seed, (), missing=missing)

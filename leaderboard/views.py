@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.paths import slug
 from leaderboard.analysis import Analysis, GroupAnalysis
 from leaderboard.columns import (
     COLUMNS,
@@ -31,7 +30,6 @@ from leaderboard.snapshot import Run, Scope
 from leaderboard.standing import NOTHING, Board, Group, Row
 from leaderboard.statistics import Summary
 
-SAFE = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,59}")
 BESIDE = ("maps_mIoU_tuned", "pseudo_mask_mIoU", "val_mIoU")
 """The measures in the main table, beside the one that ranks."""
 
@@ -124,14 +122,6 @@ class Repeat:
     def recorded(self) -> bool:
         """Whether commands and settings were recorded."""
         return any(command for _, command in self.commands)
-
-
-def slug(name: str) -> str:
-    """Return a file name without suffix for any name; names that differ have file names that differ."""
-    if SAFE.fullmatch(name):
-        return name
-    plain = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:40]
-    return f"{plain or 'name'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def group_views(board: Board, analysis: Analysis) -> list[GroupView]:

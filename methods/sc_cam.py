@@ -136,7 +136,7 @@ class ClusterSubcategories(Stage):
                 found, distances = cluster(np.stack([features[i] for i in ids]), self.clusters, self.restarts)
                 rows += [(i, label, int(c), float(d)) for i, c, d in zip(ids, found, distances, strict=True)]
         if not rows:
-            raise DataError(f"{data.name}: no image of `weak` has a tag; there is nothing to cluster")
+            raise DataError(f"{data.display_name}: no image of `weak` has a tag; there is nothing to cluster")
         Subcategories(self.clusters, rows).write(out)
 
     def features(self, view: SplitView, checkpoint: Path, ctx: Context) -> dict[str, NDArray[np.float32]]:

@@ -17,6 +17,7 @@ import pytest
 from markupsafe import escape
 
 from benchmark.errors import DataError
+from benchmark.paths import slug
 from leaderboard import claims, exports, pages
 from leaderboard.analysis import analyse
 from leaderboard.build import write_leaderboard
@@ -29,7 +30,6 @@ from leaderboard.snapshot import table_of
 from leaderboard.standing import board_of
 from leaderboard.statistics import Summary
 from leaderboard.study_results import read_studies, signed
-from leaderboard.views import slug
 from tests.site_content import HOSTILE, build_site, runs, study, write_study
 
 

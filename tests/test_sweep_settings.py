@@ -142,6 +142,31 @@ def test_a_resumed_sweep_may_change_machines_but_no_number():
     assert settings.differences(dataclasses.replace(settings, trials=3)) == ["trials"]
 
 
+def test_a_resumed_sweep_may_be_told_where_its_data_and_weights_lie_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = settings_of({"name": "s", "datasets": ["a=old", "b"], "weights": "old.pth"})
+    moved = change(settings, {"datasets": ["a=new"], "weights": "new.pth"})
+    assert moved.datasets == (f"a={tmp_path / 'new'}", "b")
+    assert moved.weights == str(tmp_path / "new.pth")
+    assert settings.differences(moved) == []
+    # By name alone: seedbed.toml says where it is.
+    assert change(settings, {"datasets": ["a"]}).datasets == ("a", "b")
+    with pytest.raises(ConfigError, match=r"unknown data set of this sweep 'c'. Valid: a, b"):
+        change(settings, {"datasets": ["c=new"]})
+    with pytest.raises(ConfigError, match="--weights cannot change"):
+        change(settings, {"weights": "imagenet"})
+    assert settings.differences(change(moved, {})) == []
+    other = settings_of({"name": "s", "datasets": ["a=old", "c"], "weights": "none"})
+    assert settings.differences(other) == ["datasets", "weights"]
+
+
+def test_tilde_and_variables_are_expanded_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = settings_of({"name": "s", "datasets": ["a=~/x", "b=$HOME/y"], "weights": "~/w.pth"})
+    assert settings.datasets == (f"a={tmp_path}/x", f"b={tmp_path}/y")
+    assert settings.weights == f"{tmp_path}/w.pth"
+
+
 def test_paths_are_absolute_from_the_beginning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = settings_of({**MINIMAL, "datasets": ["voc2012=here", "chimera-voc"], "weights": "w.pth"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from mlflow.entities import ViewType
 
 from benchmark.errors import ConfigError
 from benchmark.job import Outcome, read_outcome, write_outcome, write_text
+from benchmark.mlflow_store import EXPERIMENT, default_uri
 from benchmark.progress import Reporter
 from benchmark.records import Record, write_records
-from benchmark.tracking import EXPERIMENT, METRICS_A_CALL, Delivery, Tracker, default_uri, sync, uri_of
+from benchmark.tracking import METRICS_A_CALL, Delivery, Tracker, sync, uri_of
 from benchmark.workfolder import WorkFolder
+from leaderboard.collect import Store
 from tests.sweeping import dealer_of, small
 
 
@@ -280,6 +283,74 @@ def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_delivered(wor
 
     shutil.copytree(work.sweeps / "small", work.sweeps / "another")
     assert sync(work, None, Reporter()) == (2, 2)
+
+
+def test_a_copied_work_folder_has_its_own_artifacts_and_never_writes_into_the_original(work, trials, tmp_path):
+    import shutil
+
+    deliver_all(work)
+    before = {path: path.read_bytes() for path in work.root.rglob("*") if path.is_file()}
+    # All that a path may hold and a URL may misread.
+    copy = WorkFolder(tmp_path / "copy" / "a b?c#d%20e'f{g}größe")
+    shutil.copytree(work.root, copy.root, ignore=shutil.ignore_patterns("copy"))
+    (path,) = (p for p in trials if read_outcome(p).status == "complete")
+    trial = copy.root / path.relative_to(work.root)
+    (trial / "delivered.json").unlink()
+    write_outcome(trial, read_outcome(trial))
+    assert sync(copy, None, Reporter()) == (1, 0)
+    assert {p: p.read_bytes() for p in before} == before
+    assert [p.name for p in copy.root.parent.iterdir()] == [copy.root.name]
+    client, runs = runs_of(copy)
+    here = (copy.root / "mlflow/artifacts").as_uri()
+    for run in runs:
+        assert run.info.artifact_uri == f"{here}/{run.info.run_id}/artifacts"
+        assert "stages.json" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    # The original is read by its own database still.
+    assert runs_of(work)[1][0].info.artifact_uri.startswith((work.root / "mlflow/artifacts").as_uri())
+
+
+def test_a_moved_work_folder_is_read_without_a_change_to_it(work, trials, tmp_path):
+    deliver_all(work)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("mlflow", "sweeps"):
+        (work.root / name).rename(moved / name)
+    database = moved / "mlflow/mlflow.db"
+    before = database.read_bytes()
+    store = Store(default_uri(WorkFolder(moved)))
+    assert store.plan("small").name == "small"
+    for run in store.trials("small"):
+        assert store.download(run.info.run_id, "stages.json", tmp_path) is not None
+    assert database.read_bytes() == before
+    assert not (work.root / "mlflow").exists()
+
+
+def test_published_reasons_show_no_folder_of_the_machine(work, trials, chimera_root):
+    (failed,) = (path for path in trials if read_outcome(path).status == "failed")
+    outcome = read_outcome(failed)
+    reason = f"{chimera_root}/JPEGImages/a.jpg: broken (see /home/me/notes.txt)"
+    write_outcome(failed, replace(outcome, reason=reason))
+    deliver_all(work)
+    _, runs = runs_of(work)
+    tags = next(run.data.tags for run in runs if run.data.tags["status"] == "failed")
+    assert tags["reason"] == "DIR/JPEGImages/a.jpg: broken (see DIR/notes.txt)"
+
+
+@pytest.mark.parametrize(
+    "uri", ["localhost:5000", "htp://localhost:5000", "./mlruns", "http://", "file:///tmp/x", ""]
+)
+def test_a_tracking_uri_that_mlflow_cannot_use_is_refused_at_once(uri, work):
+    with pytest.raises(ConfigError, match="tracking URI"):
+        sync(work, uri, Reporter())
+    with pytest.raises(ConfigError, match="tracking URI"):
+        Store(uri)
+
+
+def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used: ") as caught:
+        Store("http://127.0.0.1:9")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_default_store_is_sqlite_in_the_work_folder(work):

@@ -32,9 +32,14 @@ WORK = Path("seedbed-work")
 
 
 def work_folder(root: Path) -> WorkFolder:
-    """Return the work folder at `root`."""
+    """Return the work folder at `root`. Raises ConfigError if that is a file, or cannot be looked into."""
     from benchmark.workfolder import WorkFolder
 
+    try:
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"--work {root}: is a file; the work folder is a folder")
+    except OSError as error:
+        raise ConfigError(f"--work {root}: {error.strerror}") from None
     return WorkFolder(root)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from benchmark.commands.shared import WORK, Quiet, Root, Work, parse_settings, print_table, work_folder
 from benchmark.commands.sweep import print_forecast
+from benchmark.initialisation import is_file
 from benchmark.progress import Reporter
 
 
@@ -111,7 +113,7 @@ def study(
     run_study(chosen, settings, folder, reporter, accept_changed_code)
     classes = folder.locate(dataset, root, reporter).open().classes
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
-    out = folder.root / "studies" / chosen.name / (sweep_name or dataset)
+    out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
     write_result(out, result)
     print(terminal(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
@@ -119,13 +121,13 @@ def study(
 
 def command_of(name: str, request: Any) -> str:
     """Return what repeats the study, without the folders of this machine."""
-    words = ["seedbed", "study", name, "--dataset", request.dataset]
+    words = ["seedbed", "study", Path(name).name, "--dataset", request.dataset]
     words += ["--root", "DIR"] if request.root else []
     words += ["--name", request.name] if request.name else []
     words += ["--seeds", *map(str, request.seeds)]
     for option in ("backbone", "weights", "segmentation_backbone", "segmentation_weights"):
         if value := getattr(request, option):
-            file = option.endswith("weights") and "/" in value
+            file = option.endswith("weights") and is_file(value)
             words += [f"--{option.replace('_', '-')}", "FILE" if file else value]
     words += ["--size", str(request.size)] if request.size else []
     for key, value in request.settings.items():

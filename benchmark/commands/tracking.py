@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ Uri = Annotated[str | None, typer.Option(help="An MLflow server.", show_default=
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; the default is this machine alone.")
     ] = "127.0.0.1",
@@ -25,15 +24,32 @@ def ui(
     """Open the MLflow UI on the work folder's own store (stop it with Ctrl-C)."""
     import os
 
-    from benchmark.tracking import default_uri
+    from benchmark.mlflow_store import database_of, default_uri, relocate_artifacts
 
     folder = work_folder(work.resolve())
     uri = default_uri(folder)
-    if not Path(uri.removeprefix("sqlite:///")).exists():
+    if not database_of(folder).is_file():
         raise ConfigError(f"{work}: no MLflow store yet; a sweep makes one: seedbed sweep --help")
+    relocate_artifacts(folder)
+    _check_free(host, port)
     print(f"http://{host}:{port}/  (Ctrl-C stops it)", flush=True)
     arguments = ["server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise ConfigError if a server cannot listen at an address."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+            # As servers do: a port that was left a moment ago is free.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port or --host"
+        ) from None
 
 
 def sync(

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -61,8 +61,13 @@ class CamNetwork(nn.Module):
             "pretrained": pretrained,
         }
         self.backbone = build_backbone(backbone, stride, pretrained)
+        self.backbone.drop_channels()
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.backbone.channels, classes, 1, bias=False)
+
+    def classifiers(self) -> list[nn.Conv2d]:
+        """Return the layers that make class logits."""
+        return [self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class logits (B, C) of normalised images (B, 3, H, W)."""
@@ -110,12 +115,18 @@ class TrainCam(TagTraining):
     weights: str = hp("imagenet", source="--weights")
     stride: int = hp(8, low=8, high=16, source="docs/methods.md, Backbones")
     dropout: float = hp(0.5, FloatDistribution(0.0, 0.7), low=0, high=0.95, source="PSA code")
+    classifier_init: Literal["xavier", "torch"] = hp(
+        "xavier", source="PSA, RRM and SC-CAM code: uniform Xavier; IRN code: torch's default"
+    )
     freeze_early: bool = hp(True, source="docs/methods.md, Backbones")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the trained network."""
         torch.manual_seed(derive_seed(ctx.seed, "TrainCam", "initialisation"))
         network = self.network(len(data.classes), inputs)
+        if self.classifier_init == "xavier":
+            for classifier in network.classifiers():
+                nn.init.xavier_uniform_(classifier.weight)
         initialise(network.backbone, self.backbone, self.weights, ctx)
         if self.freeze_early:
             for module in network.backbone.early:
@@ -202,6 +213,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "stride": 16,
         "dropout": 0.0,
+        "classifier_init": "torch",
         "jitter": False,
         "long_side_low": 320,
         "long_side_high": 640,
@@ -214,6 +226,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "epochs": 12,
         "stride": 16,
+        "classifier_init": "torch",
         "jitter": False,
         "long_side_low": 400,
         "long_side_high": 640,
@@ -226,6 +239,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "epochs": 12,
         "dropout": 0.0,
+        "classifier_init": "torch",
         "jitter": False,
         "long_side_low": 400,
         "long_side_high": 600,

@@ -7,7 +7,7 @@ average after pool5; the authors' network file has it, and so has this one.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,25 @@ from torch import Tensor, nn
 from methods.backbones.base import build_backbone
 from methods.backbones.vgg16 import Vgg16
 
+Dilations = Literal["deeplab", "torchvision"]
+
 
 class DeepLab(nn.Module):
-    """Backbone and atrous spatial pyramid pooling: the sum of dilated 3×3 convolutions (DeepLab-v2)."""
+    """Backbone and atrous spatial pyramid pooling: the sum of dilated 3×3 convolutions (DeepLab-v2).
 
-    def __init__(self, backbone: str, classes: int, stride: int, rates: tuple[int, ...], pretrained: bool) -> None:
+    `dilations` are those of a ResNet's first blocks at stride 8 (methods/backbones/resnet.py). Networks saved
+    without a word about them have torchvision's.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        classes: int,
+        stride: int,
+        rates: tuple[int, ...],
+        pretrained: bool,
+        dilations: Dilations = "torchvision",
+    ) -> None:
         super().__init__()
         self.arguments = {
             "backbone": backbone,
@@ -27,8 +41,11 @@ class DeepLab(nn.Module):
             "stride": stride,
             "rates": list(rates),
             "pretrained": pretrained,
+            "dilations": dilations,
         }
         self.backbone = build_backbone(backbone, stride, pretrained)
+        if dilations == "deeplab":
+            self.backbone.as_deeplab()
         self.aspp = nn.ModuleList(
             nn.Conv2d(self.backbone.channels, classes + 1, 3, padding=rate, dilation=rate) for rate in rates
         )

@@ -136,7 +136,9 @@ class TrainRrm(TrainingStage):
     weight_decay: float = hp(
         1e-5, FloatDistribution(1e-6, 1e-2, log=True), low=0, high=1, source="RRM code; paper: 5e-4"
     )
-    biases: Literal["as_weights", "psa"] = hp("psa", source="RRM code: 2 × lr, no weight decay")
+    biases: Literal["as_weights", "no_decay", "psa"] = hp(
+        "psa", source="RRM code: 2 × lr, no weight decay; no_decay with recipe imagenet, whose rates are all equal"
+    )
     long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
     scale_low: float = hp(0.7, low=0.1, high=4, source="RRM, Implementation Details")
     scale_high: float = hp(1.3, low=0.1, high=4, source="RRM, Implementation Details")
@@ -273,6 +275,7 @@ def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[st
             "epochs": 12,
             "batch": 8,
             "head_multiplier": 1.0,
+            "biases": "no_decay",
             "weight_decay": 5e-4,
         }
     return settings | RECIPES.get(meta.backbone, {})

@@ -165,6 +165,10 @@ class SubcategoryNetwork(CamNetwork):
         self.arguments["clusters"] = clusters
         self.subcategories = nn.Conv2d(self.backbone.channels, classes * clusters, 1, bias=False)
 
+    def classifiers(self) -> list[nn.Conv2d]:
+        """Return both classifiers."""
+        return [self.classifier, self.subcategories]
+
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of classes (B, C) and of sub-categories (B, C · K)."""
         features = self.dropout(self.backbone(images)).mean((2, 3), keepdim=True)

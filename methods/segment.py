@@ -45,7 +45,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import decode_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import freeze_affine, initialise, initialise_from_coco
-from methods.deeplab import DeepLab, LargeFov
+from methods.deeplab import DeepLab, Dilations, LargeFov
 from methods.refine.crf import WritePrediction
 
 
@@ -110,6 +110,12 @@ class TrainSegmentation(TrainingStage):
         (6, 12, 18, 24), low=1, high=64, when=("head", "aspp"), source="DeepLab-v2: ASPP-L"
     )
     fc6_dilation: int = hp(12, low=1, high=64, when=("head", "large_fov"), source="DeepLab-LargeFOV")
+    dilations: Dilations = hp(
+        "deeplab",
+        when=("head", "aspp"),
+        source="deeplab-pytorch: 2, 4 in the first blocks of a ResNet's layer3, layer4 at stride 8, first pool in "
+        "ceil mode; torchvision: 1, 2, for which its COCO weights were trained",
+    )
     pyramid: tuple[float, ...] = hp((1.0, 0.75, 0.5), low=0.1, high=2, source="DeepLab-v2: inputs with max fusion")
     class_balanced: bool = hp(False, source="AdvCAM uses it (docs/methods.md, Segmentation network)")
     long_side: int = hp(500, low=8, high=4096, source="longer image side in pixels at scale 1")
@@ -145,7 +151,7 @@ class TrainSegmentation(TrainingStage):
         if self.head == "large_fov":
             network = LargeFov(self.backbone, classes, self.stride, self.fc6_dilation, pretrained)
         else:
-            network = DeepLab(self.backbone, classes, self.stride, self.rates, pretrained)
+            network = DeepLab(self.backbone, classes, self.stride, self.rates, pretrained, self.dilations)
         if pretrained:
             # deeplab-pytorch gives no batch norm to its optimiser.
             freeze_affine(network.backbone)
@@ -284,6 +290,7 @@ def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak
         "crop": meta.scaled(321),
         "rates": tuple(max(1, round(rate * smaller)) for rate in (6, 12, 18, 24)),
         "fc6_dilation": max(1, round(12 * smaller)),
+        "dilations": "torchvision" if meta.weights == "coco" else "deeplab",
         **RECIPES.get(meta.backbone, {}),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.stage import Meta
+from benchmark.stage import Context, Kind, Meta
+from datasets.base import Split
+from methods import cam
 from methods.cam import METHOD, CamNetwork, InferCam, TrainCam, multi_label_soft_margin, normalised_maps
+from methods.sc_cam import Subcategories, TrainSubcategories
 
 VOC = {"classes": 20, "long_side": 500}
 
@@ -36,6 +39,27 @@ def test_the_published_recipes():
     assert (resnet.batch, resnet.epochs, resnet.lr, resnet.weight_decay) == (16, 5, 0.1, 1e-4)
     assert (resnet.long_side_low, resnet.long_side_high, resnet.crop) == (320, 640, 512)
     assert (resnet.jitter, resnet.dropout, resnet.momentum, resnet.stride) == (False, 0.0, 0.0, 16)
+    assert [x.classifier_init for x in (vgg, wide, resnet)] == ["xavier", "xavier", "torch"]
+
+
+@pytest.mark.parametrize("start", ["xavier", "torch"])
+def test_the_classifiers_start_from_xaviers_weights_or_torchs(start, chimera, tmp_path, monkeypatch):
+    """Uniform up to √(6 / (inputs + outputs)), or up to 1 / √inputs; ResNet-38's deviations: 0.0220 and 0.0090."""
+    seen = []
+    monkeypatch.setattr(cam, "fit", lambda network, *_: seen.append(network))
+    Subcategories(4, []).write(tmp_path)
+    for stage in (TrainCam, TrainSubcategories):
+        training = stage(backbone="tiny", weights="none", classifier_init=start)
+        context = Context(seed=0, split=Split.WEAK, scratch=tmp_path)
+        training.run(chimera, {Kind.TAGS: tmp_path}, tmp_path, context)
+    heads = [head for network in seen for head in network.classifiers()]
+    assert [head.weight.shape[:2] for head in heads] == [(6, 128), (6, 128), (24, 128)]
+    for head in heads:
+        outputs, inputs = head.weight.shape[:2]
+        bound = (6 / (inputs + outputs)) ** 0.5 if start == "xavier" else inputs**-0.5
+        assert float(head.weight.detach().abs().max()) == pytest.approx(bound, rel=0.02)
+    deviations = (6 / 4116) ** 0.5 / 3**0.5, 4096**-0.5 / 3**0.5
+    assert deviations == pytest.approx((0.0220, 0.0090), abs=5e-5)
 
 
 def test_only_vgg_takes_the_square_root_of_its_maps():

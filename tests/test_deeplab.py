@@ -46,13 +46,35 @@ def test_deeplab_v2_resnet101_is_the_default_for_voc_sized_images():
 
 
 def test_deeplab_v2_resnet101_has_the_published_sizes_at_its_crop():
-    """Stride 8: 321, 240 and 160 pixels give 41, 30 and 20 cells, and the maximum has those of scale 1."""
+    """Stride 8, ceil mode: 321, 240 and 160 pixels give 41, 31 and 21 cells; the maximum has those of scale 1."""
     train = training("resnet101")
     with torch.device("meta"):
         network = train.network(20)
         logits = pyramid_logits(network, torch.zeros(2, 3, 321, 321), train.pyramid)
-    assert [tuple(x.shape) for x in logits] == [(2, 21, side, side) for side in (41, 30, 20, 41)]
+    assert [tuple(x.shape) for x in logits] == [(2, 21, side, side) for side in (41, 31, 21, 41)]
     assert [branch.dilation for branch in network.aspp] == [(rate, rate) for rate in (6, 12, 18, 24)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "layer3", "layer4", "ceil_mode"),
+    [("imagenet", [2] * 6, [4] * 3, True), ("coco", [1, *[2] * 5], [2, 4, 4], False)],
+)
+def test_the_dilations_of_resnet_at_stride_8(weights, layer3, layer4, ceil_mode):
+    """deeplab-pytorch: 2 and 4 in every block. torchvision, for its COCO weights: 1 and 2 in the first."""
+    train = segmentation_stages(Meta(20, 500, "resnet50", weights))[0]
+    assert isinstance(train, TrainSegmentation)
+    with torch.device("meta"):
+        backbone = train.network(20).backbone
+    for name, expected in (("layer3", layer3), ("layer4", layer4)):
+        middle = [block.get_submodule("conv2") for block in backbone.get_submodule(name).children()]
+        assert [(c.dilation, c.padding, c.stride) for c in middle] == [((d, d), (d, d), (1, 1)) for d in expected]
+    assert backbone.get_submodule("maxpool").ceil_mode is ceil_mode
+
+
+def test_a_network_that_was_saved_before_dilations_were_named_has_torchvisions():
+    network = DeepLab("resnet50", classes=2, stride=8, rates=(1,), pretrained=False)
+    assert network.arguments["dilations"] == "torchvision"
+    assert network.backbone.get_submodule("layer4.0.conv2").dilation == (2, 2)
 
 
 def test_deeplab_v2_resnet101_learns_from_four_losses():

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmark.checkpoint import load_network, save_network
 from benchmark.stage import Context, Kind, Meta
-from benchmark.training import EpochSampler
+from benchmark.training import EpochSampler, parameter_groups
 from datasets.base import Split
 from datasets.files import decode_mask
 from datasets.transforms import MEAN, STD, normalise
@@ -49,6 +49,19 @@ def test_the_published_recipe_starts_from_the_cam_network():
     assert (train.cam_scales, train.rule, train.share) == ((0.5, 1.5, 2.0), "code", 0.4)
     assert (train.energy_weight, train.sigma_rgb, train.sigma_xy, train.energy_scale) == (1e-7, 15, 100, 0.5)
     assert (predict.scales, predict.flip, predict.crf, predict.suppress_absent) == ((1,), False, "rrm_test", True)
+
+
+def test_from_imagenet_all_layers_have_one_rate_in_the_second_half():
+    """RRM code: 7e-4 in every group; weight decay stays off for the head's biases."""
+    network = RrmNetwork(8, 1, **TINY, pretrained=True)
+    rates = {}
+    for recipe in ("cam", "imagenet"):
+        train = stages(VOC, Rrm(recipe=recipe))[1]
+        groups = parameter_groups(network.cam.backbone, [network.cam.classifier, network.head], train)
+        rates[recipe] = [(train.lr * group.multiplier, group.decay) for group in groups]
+    assert {rate for rate, _ in rates["imagenet"]} == {7e-4}
+    assert rates["imagenet"][-1] == (7e-4, False)
+    assert rates["cam"][-1] == (pytest.approx(1.4e-2), False)
 
 
 def test_the_recipe_from_imagenet_classifies_alone_in_the_first_half():

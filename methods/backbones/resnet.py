@@ -12,8 +12,10 @@ from methods.backbones.base import Backbone, BackboneFamily, Block
 class ResNet(Backbone):
     """(B, 3, H, W) → (B, 2048, ⌈H/stride⌉, ⌈W/stride⌉).
 
-    Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. Stride 8 as DeepLab: layer3 and layer4 keep their size
-    and are dilated by 2 and 4. The stem, layer1 and layer2 are the early layers (IRN trains layer3 and later).
+    Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. At stride 8 layer3 and layer4 keep their size and are
+    dilated by 2 and 4 but for their first blocks, whose dilations are 1 and 2, as torchvision's DeepLabV3 has
+    them. `as_deeplab` makes those 2 and 4 too. The stem, layer1 and layer2 are the early layers (IRN trains
+    layer3 and later).
     """
 
     def __init__(self, builder: Callable[..., nn.Module], stride: int) -> None:
@@ -27,6 +29,19 @@ class ResNet(Backbone):
             block.get_submodule("conv2").stride = (1, 1)  # type: ignore[assignment]
             block.get_submodule("downsample.0").stride = (1, 1)  # type: ignore[assignment]
         self.early = tuple(self.get_submodule(name) for name in ("conv1", "bn1", "layer1", "layer2"))
+
+    def as_deeplab(self) -> None:
+        """At stride 8, dilate all blocks of layer3 and layer4 by 2 and 4, and let the first pool round up.
+
+        An even side then has one cell more, ⌊side/8⌋ + 1. The stride of layer2 stays in its 3×3 convolution, for
+        which torchvision's weights were trained; deeplab-pytorch, like Caffe's ResNet, has it in the 1×1.
+        """
+        if self.stride != 8:
+            return
+        for name, dilation in (("layer3", (2, 2)), ("layer4", (4, 4))):
+            first = self.get_submodule(f"{name}.0.conv2")
+            first.dilation = first.padding = dilation  # type: ignore[assignment]
+        self.get_submodule("maxpool").ceil_mode = True  # type: ignore[assignment]
 
     def blocks(self) -> list[Block]:
         """Return the stem and the four layers."""

@@ -1,7 +1,8 @@
 """VGG-16 in its DeepLab form at stride 8 (docs/methods.md), with torchvision's tensor names for conv1–conv5.
 
 Pools are 3×3 with padding 1; pool4 keeps its size and conv5 is dilated by 2 (stride 16: pool4 halves, conv5 is
-not dilated). fc6 (3×3, 1024) and fc7 (1×1, 1024) follow with ReLU and dropout 0.5.
+not dilated). fc6 (3×3, 1024) and fc7 (1×1, 1024) follow with ReLU and dropout 0.5 of single values, as in the
+codes of LargeFOV and ICD. PSA's code drops whole channels instead (`drop_channels`).
 
 Departure: DeepLab's reduced fc6/fc7 weights (`vgg16_20M`) are not in torchvision's file, so fc6 and fc7 start
 at random and learn at the head's rate.
@@ -32,6 +33,7 @@ class Vgg16(Backbone):
         self.features = nn.Sequential(*layers[: pools[4]])
         self.fc6, self.fc7 = nn.Conv2d(512, 1024, 3, padding=1), nn.Conv2d(1024, 1024, 1)
         self.dropout: nn.Module = nn.Dropout(0.5)
+        self.last_dropout: nn.Module = nn.Dropout(0.5)
         self.early = tuple(layers[: pools[1]])
 
     def dilate_fc6(self, dilation: int) -> None:
@@ -48,17 +50,18 @@ class Vgg16(Backbone):
                 for i, (start, end, width) in enumerate(zip(starts, ends, (64, 128, 256, 512, 512), strict=True))
             ),
             Block("fc6", nn.Sequential(self.fc6, nn.ReLU(), self.dropout), 1024, new=True),
-            Block("fc7", nn.Sequential(self.fc7, nn.ReLU(), self.dropout), 1024, new=True),
+            Block("fc7", nn.Sequential(self.fc7, nn.ReLU(), self.last_dropout), 1024, new=True),
         ]
 
-    def affinity_taps(self) -> list[Tap]:
-        """Return conv4, conv5 and fc7 without its dropout, behind an fc6 dilated by 4 (PSA's code).
+    def drop_channels(self) -> None:
+        """Drop channels after fc6 and nothing after fc7 (PSA's code): the head drops the channels of fc7."""
+        self.dropout, self.last_dropout = nn.Dropout2d(0.5), nn.Identity()
 
-        After fc6 whole channels are dropped: dropout of single cells would tell equal ones apart.
-        """
+    def affinity_taps(self) -> list[Tap]:
+        """Return conv4, conv5 and fc7, behind an fc6 dilated by 4 and a dropout of its channels (PSA's code)."""
         self.dilate_fc6(4)
-        self.dropout = nn.Dropout2d(0.5)
-        return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc6", 1024, nn.Sequential(self.fc7, nn.ReLU()))]
+        self.drop_channels()
+        return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc7", 1024)]
 
 
 BACKBONE = BackboneFamily(

@@ -14,7 +14,7 @@ Departures, all of them settings but the last three:
   trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
 - Crop and image sizes, and the dilations of ASPP and fc6, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
-- The scale of a training image is any of 0.5–1.5, not one of five.
+- The scale of a training image is any of 0.5–1.5, not one of five; it is resized with antialias (`cv2` has none).
 - LargeFOV's fc6 and fc7 start at random (methods/backbones/vgg16.py).
 """
 

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
 from benchmark.environment import shorten_temporary_folder
-from benchmark.errors import SeedbedError, surroundings
+from benchmark.errors import SeedbedError, UntunedWarning, surroundings
 from benchmark.output import safe_output
 from benchmark.paths import expanded
 
@@ -84,10 +85,25 @@ def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
 _expand_paths(app)
 
 
+def _print_own_warnings_as_notes() -> None:
+    """Print Seedbed's warnings as one line, without the place in the source."""
+    as_usual = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UntunedWarning):
+            return f"note: {message}\n"
+        return as_usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
+
+
 def main() -> None:
     """Run the command; errors that a user can mend are printed without a traceback, exit code 1."""
     # Threads that wait by spinning take the cores from whoever else works on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _print_own_warnings_as_notes()
     with safe_output():
         try:
             shorten_temporary_folder()

@@ -54,6 +54,10 @@ def surroundings(error: OSError) -> str:
     return f"{files}: {text}" if files else text
 
 
+class UntunedWarning(UserWarning):
+    """A backbone has no recipe and is trained by safe settings. The command line prints it as a note."""
+
+
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> ConfigError:
     """Return the error for an unknown `name` of a `what`, with the closest match and all valid names."""
     names = sorted(valid)

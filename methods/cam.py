@@ -9,7 +9,8 @@ Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by
 Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also used for ResNet-101), in `RECIPES`.
 
 Departures, all of them settings:
-- `tiny` and `squeezenet` have no published recipe; theirs use AdamW. SqueezeNet's rates and sizes were
+- Backbones without a published recipe use AdamW: `tiny` and `squeezenet` by `RECIPES`, others by
+  methods/recipes.py. SqueezeNet's rates and sizes were
   tried with 8 and 10 epochs on 800 images of VOC; its default of 12 was not.
 - Crop and image sizes are those of the paper, scaled down where the data set's images (or `--size`) are smaller.
 - Without pretrained weights nothing is frozen (`TrainCam.freeze_early`).
@@ -39,6 +40,7 @@ from benchmark.training import Batch, TrainingStage, fit, parameter_groups
 from datasets.base import Dataset, Split
 from datasets.transforms import Examples, classification
 from methods.backbones.base import build_backbone, initialise
+from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
 
 COLOUR_JITTER = (0.3, 0.3, 0.3, 0.1)
 """Brightness, contrast, saturation and hue, as PSA."""
@@ -119,6 +121,10 @@ class TrainCam(TagTraining):
         "xavier", source="PSA, RRM and SC-CAM code: uniform Xavier; IRN code: torch's default"
     )
     freeze_early: bool = hp(True, source="docs/methods.md, Backbones")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stride(f"{type(self).__name__}.stride", self.backbone, self.stride)
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the trained network."""
@@ -255,7 +261,8 @@ def classifier_settings(meta: Meta, **changes: Any) -> dict[str, Any]:
 
     `changes` to the backbone's recipe give sizes in pixels of a 500-pixel image, as the recipe does.
     """
-    recipe = {**RECIPES.get(meta.backbone, {}), **changes}
+    untuned = {**UNTUNED, "stride": stride_of(meta.backbone, 16), "classifier_init": "torch"}
+    recipe = {**recipe_of(RECIPES, meta.backbone, untuned, "TrainCam"), **changes}
     settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in SIZES})
     if meta.weights == "none":

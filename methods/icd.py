@@ -53,7 +53,7 @@ from datasets.base import Dataset, Split
 from datasets.files import decode_mask
 from datasets.transforms import Examples, scaled_crops
 from methods.backbones.base import build_backbone, initialise
-from methods.cam import RECIPES
+from methods.cam import RECIPES as CAM_RECIPES
 from methods.icd_losses import (
     BottomUpForm,
     Refinement,
@@ -65,6 +65,7 @@ from methods.icd_losses import (
     warm_up,
 )
 from methods.icd_maps import InferIcd, InferIcdWithSaliency, MeasureIcd
+from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
 from methods.superpixels import ComputeSuperpixels
 
 Source = Literal["conv4", "conv5", "fc6", "concat"]
@@ -227,6 +228,10 @@ class TrainIcd(TrainingStage):
     ignored_band: float = hp(0.2, FloatDistribution(0.0, 0.5), low=0, high=1, source="ICD code; 0: section 4.3")
     warm_up_epochs: float = hp(2.0, low=0, high=1000, source="ICD, section 5.2")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stride("TrainIcd.stride", self.backbone, self.stride)
+
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the trained IcdNetwork. Raises ConfigError for what the backbone does not have."""
         torch.manual_seed(derive_seed(ctx.seed, "TrainIcd", "initialisation"))
@@ -286,17 +291,26 @@ class TrainIcd(TrainingStage):
 
 
 RECIPE = ("optimiser", "lr", "head_multiplier", "weight_decay", "epochs", "stride", "crop")
-"""What is taken of CAM's recipe where ICD's authors have none for a backbone."""
+"""What is taken of CAM's recipe if ICD's authors have none for a backbone."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {},
+    "resnet38": {},
+    "resnet50": {},
+    "resnet101": {},
+    **{
+        backbone: {name: CAM_RECIPES[backbone][name] for name in RECIPE if name in CAM_RECIPES[backbone]}
+        | {"batch": 16}
+        for backbone in ("squeezenet", "tiny")
+    },
+}
+RECIPES["tiny"] |= {"epochs": 40, "width": 128, "deviation": 0.1, "scales": (0.75, 1.0, 1.25)}
 
 
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of TrainIcd for a backbone and a data set's image size."""
-    settings: dict[str, Any] = {"crop": 321, "stride": 16 if meta.backbone.startswith("resnet") else 8}
-    if meta.backbone in ("tiny", "squeezenet"):
-        cam = RECIPES[meta.backbone]
-        settings |= {name: cam[name] for name in RECIPE if name in cam} | {"batch": 16}
-    if meta.backbone == "tiny":
-        settings |= {"epochs": 40, "width": 128, "deviation": 0.1, "scales": (0.75, 1.0, 1.25)}
+    stride = stride_of(meta.backbone, 16 if meta.backbone.startswith("resnet") else 8)
+    settings: dict[str, Any] = {"crop": 321, "stride": stride}
+    settings |= recipe_of(RECIPES, meta.backbone, {**UNTUNED, "batch": 16}, "TrainIcd")
     # As 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
     stride = settings["stride"]
     settings["crop"] = meta.scaled(settings["crop"] // stride * stride, multiple=stride) + 1

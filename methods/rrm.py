@@ -55,6 +55,7 @@ from methods.cam import (
     multi_label_soft_margin,
 )
 from methods.dense_energy import dense_energy_loss
+from methods.recipes import UNTUNED, recipe_of
 from methods.refine.crf import WritePrediction
 from methods.reliable_labels import Crop, ReliableLabels, Rule
 from methods.rrm_network import RrmNetwork, online_maps
@@ -242,6 +243,10 @@ class PredictRrm(PredictMasks):
 
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {},
+    "resnet38": {},
+    "resnet50": {},
+    "resnet101": {},
     "squeezenet": {"optimiser": "adamw", "lr": 1e-4, "weight_decay": 1e-4, "biases": "as_weights", "batch": 16},
     "tiny": {
         "optimiser": "adamw",
@@ -278,7 +283,7 @@ def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[st
             "biases": "no_decay",
             "weight_decay": 5e-4,
         }
-    return settings | RECIPES.get(meta.backbone, {})
+    return settings | recipe_of(RECIPES, meta.backbone, {**UNTUNED, "batch": 16}, "TrainRrm")
 
 
 @dataclass(frozen=True)
@@ -303,7 +308,7 @@ class Rrm(Method):
     def first_half(self, meta: Meta) -> dict[str, Any]:
         """Return the settings of the classifier's training."""
         settings = classifier_settings(meta)
-        if self.recipe == "cam" or meta.backbone in RECIPES:
+        if self.recipe == "cam" or RECIPES.get(meta.backbone, UNTUNED):
             return settings
         long_side = meta.size or meta.long_side
         own = {"long_side_low": long_side, "long_side_high": long_side, "jitter": True, "freeze_early": False}

@@ -14,7 +14,7 @@ Departures, all of them settings but the last three:
   trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
 - Crop and image sizes, and the dilations of ASPP and fc6, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
-- The scale of a training image is any of 0.5–1.5, not one of five; it is resized with antialias (`cv2` has none).
+- The scale of a training image is any of 0.5–1.5, not one of five.
 - LargeFOV's fc6 and fc7 start at random (methods/backbones/vgg16.py).
 """
 
@@ -46,6 +46,7 @@ from datasets.files import decode_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import freeze_affine, initialise, initialise_from_coco
 from methods.deeplab import DeepLab, Dilations, LargeFov
+from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
 from methods.refine.crf import WritePrediction
 
 
@@ -125,6 +126,7 @@ class TrainSegmentation(TrainingStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stride(f"{type(self).__name__}.stride", self.backbone, self.stride)
         if self.head == "large_fov" and not BACKBONES.load(self.backbone).fc6:
             valid = ", ".join(name for name in BACKBONES.names() if BACKBONES.load(name).fc6)
             raise ConfigError(
@@ -255,6 +257,9 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
 
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "resnet38": {},
+    "resnet50": {},
+    "resnet101": {},
     "vgg16": {"head": "large_fov", "lr": 1e-3, "pyramid": (1.0,)},
     "tiny": {
         "optimiser": "adamw",
@@ -291,7 +296,8 @@ def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak
         "rates": tuple(max(1, round(rate * smaller)) for rate in (6, 12, 18, 24)),
         "fc6_dilation": max(1, round(12 * smaller)),
         "dilations": "torchvision" if meta.weights == "coco" else "deeplab",
-        **RECIPES.get(meta.backbone, {}),
+        "stride": stride_of(meta.backbone, 8),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation
+    settings |= recipe_of(RECIPES, meta.backbone, UNTUNED, train.__name__)
     return [train(**settings), PredictMasks(long_side=meta.size)]

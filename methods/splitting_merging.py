@@ -43,7 +43,6 @@ from torch import Tensor, nn
 
 from benchmark.checkpoint import save_network
 from benchmark.hparams import hp
-from benchmark.registry import BACKBONES
 from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.training import Batch, TrainingStage, fit, parameter_groups
@@ -51,6 +50,7 @@ from datasets.base import Dataset, Split
 from datasets.transforms import Examples, squares
 from methods.backbones.base import Backbone, build_backbone, hold_norm, initialise
 from methods.cam import multi_label_soft_margin
+from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
 from methods.splitting_merging_maps import InferSplittingMerging, InferWithSaliency, MeasureStreams
 
 SHARED = 2
@@ -164,6 +164,10 @@ class TrainSplittingMerging(TrainingStage):
     side: int = hp(256, low=8, high=4096, source="ACoL: images are resized to so many pixels, both sides")
     crop: int = hp(224, low=8, high=4096, source="Section 4.1")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_stride("TrainSplittingMerging.stride", self.backbone, self.stride)
+
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the trained SplittingMergingNetwork."""
         torch.manual_seed(derive_seed(ctx.seed, type(self).__name__, "initialisation"))
@@ -201,6 +205,10 @@ class TrainSplittingMerging(TrainingStage):
 
 
 RECIPES: dict[str, dict[str, Any]] = {
+    "vgg16": {},
+    "resnet38": {},
+    "resnet50": {},
+    "resnet101": {},
     "squeezenet": {
         "optimiser": "adamw",
         "lr": 1e-4,
@@ -226,9 +234,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of the training for a backbone and a data set's image size."""
-    strides = BACKBONES.load(meta.backbone).strides
-    stride = 16 if 16 in strides else strides[0]
-    settings = {"stride": stride, "side": 256, "crop": 224, **RECIPES.get(meta.backbone, {})}
+    recipe = recipe_of(RECIPES, meta.backbone, UNTUNED, "TrainSplittingMerging")
+    settings = {"stride": stride_of(meta.backbone, 16), "side": 256, "crop": 224, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in ("side", "crop")})
     return {"backbone": meta.backbone, "weights": meta.weights, **settings}
 

@@ -54,6 +54,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import write_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import initialise
+from methods.recipes import UNTUNED, recipe_of
 from methods.refine.affinity import (
     ClassScores,
     affinity_losses,
@@ -253,6 +254,10 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: 
 
 
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "vgg16": ({}, {}, {}),
+    "resnet38": ({}, {}, {}),
+    "resnet50": ({}, {}, {}),
+    "resnet101": ({}, {}, {}),
     "squeezenet": ({}, {"optimiser": "adamw", "lr": 1e-3, "batch": 16}, {}),
     "tiny": (
         {"foreground_threshold": 0.6, "background_threshold": 0.4},
@@ -277,7 +282,8 @@ class Irn:
 
 def walked_stages(meta: Meta) -> list[Stage]:
     """Return the stages from a method's maps to those after the walk."""
-    labels, training, walking = RECIPES.get(meta.backbone, ({}, {}, {}))
+    untuned = ({}, {**UNTUNED, "lr": 1e-3, "head_multiplier": 1.0}, {})
+    labels, training, walking = recipe_of(RECIPES, meta.backbone, untuned, "TrainIrn")
     crop = meta.scaled(512, multiple=STRIDE)
     settings: dict[str, Any] = {
         "backbone": meta.backbone,

@@ -53,6 +53,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.transforms import Examples, unscaled
 from methods.backbones.base import initialise
 from methods.cam import COLOUR_JITTER
+from methods.recipes import UNTUNED, check_stride, recipe_of
 from methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
 from methods.refine.crf import PRESETS, dense_crfs, score_unary
 from methods.refine.none import ArgmaxMasks
@@ -156,6 +157,7 @@ class TrainPsa(TrainingStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_stride("PSA's stride", self.backbone, CELL)
         check_grid("TrainPsa", self.crop, CELL, self.radius, multiple=CELL)
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
@@ -232,6 +234,9 @@ class WalkPsa(Stage):
 
 ADAMW: dict[str, Any] = {"optimiser": "adamw", "weight_decay": 1e-4, "biases": "as_weights", "jitter": False}
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "resnet38": ({}, {}, {}),
+    "resnet50": ({}, {}, {}),
+    "resnet101": ({}, {}, {}),
     "vgg16": ({}, {"lr": 0.1}, {}),
     "squeezenet": ({}, {**ADAMW, "lr": 1e-4}, {}),
     "tiny": (
@@ -252,7 +257,7 @@ class Psa:
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
         """Label, train, walk; no threshold is left to choose."""
-        labels, training, walking = RECIPES.get(meta.backbone, ({}, {}, {}))
+        labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, dict(UNTUNED), {}), "TrainPsa")
         crop = meta.scaled(448)
         settings: dict[str, Any] = {
             "backbone": meta.backbone,

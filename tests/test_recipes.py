@@ -1,0 +1,99 @@
+"""A backbone file that no method knows is trained by safe settings, with a note, at a stride that it has."""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from benchmark import registry
+from benchmark.errors import ConfigError, UntunedWarning
+from benchmark.registry import BACKBONES, METHODS, REFINERS
+from benchmark.stage import Meta
+from benchmark.training import TrainingStage
+from methods import segment
+from methods.backbones import tiny
+from methods.cam import TrainCam
+from methods.refine.psa import TrainPsa
+
+META = Meta(classes=6, long_side=64, backbone="toy", weights="none")
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Return what adds a backbone `toy` with some strides, as a new file in methods/backbones/ does."""
+    files = registry._files
+
+    def add(*strides):
+        module = types.ModuleType("methods.backbones.toy")
+        module.BACKBONE = replace(tiny.BACKBONE, name="toy", strides=strides)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "methods.backbones.toy", module)
+
+        def listed(package, constant):
+            return {**files(package, constant), **({"toy": "A toy."} if constant == "BACKBONE" else {})}
+
+        monkeypatch.setattr(registry, "_files", listed)
+
+    return add
+
+
+def stages(meta):
+    """Return the stages of every method with each refiner, and of the segmentation network."""
+    found = [*segment.segmentation_stages(meta), *segment.segmentation_stages(meta, "full")]
+    for method in map(METHODS.load, METHODS.names()):
+        found += method.localise(meta)
+    for refiner in map(REFINERS.load, REFINERS.names()):
+        found += refiner.refine(meta, 0.15)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::benchmark.errors.UntunedWarning")
+@pytest.mark.parametrize("strides", [(8, 16), (16, 8), (8,)])
+def test_every_training_of_an_unknown_backbone_is_safe(toy, strides):
+    toy(*strides)
+    trainings = {type(s).__name__: s for s in stages(META) if isinstance(s, TrainingStage)}
+    # These train offsets only, on the features of a finished classifier, with ESOL's own rates.
+    offsets = {trainings.pop(name).optimiser for name in ("Expand", "Shrink")}
+    assert offsets == {"sgd"}
+    assert {"TrainCam", "TrainRrm", "TrainIcd", "TrainPsa", "TrainIrn", "TrainSegmentation"} <= trainings.keys()
+    for name, stage in trainings.items():
+        assert stage.optimiser == "adamw", name
+        assert stage.lr * stage.head_multiplier <= 1e-3, name
+        assert stage.weight_decay == 1e-4, name
+        assert getattr(stage, "stride", strides[0]) in strides, name
+
+
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if name != "toy"])
+def test_the_backbones_that_come_with_seedbed_have_recipes(backbone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UntunedWarning)
+        stages(replace(META, backbone=backbone))
+
+
+def test_the_note_names_the_stage_and_what_to_do(toy):
+    toy(8)
+    with pytest.warns(
+        UntunedWarning, match=r"TrainCam has no recipe for the backbone 'toy' .* --set TrainCam\.lr="
+    ):
+        METHODS.load("cam").localise(META)
+    with pytest.warns(UntunedWarning, match="TrainSegmentation has no recipe"):
+        segment.segmentation_stages(META)
+
+
+@pytest.mark.parametrize("stage", [TrainCam, segment.TrainSegmentation])
+def test_a_stride_that_a_backbone_does_not_have_is_refused_at_once(toy, stage):
+    toy(16)
+    with pytest.raises(
+        ConfigError, match=rf"{stage.__name__}.stride = 8: backbone 'toy' has no stride 8. Valid: 16"
+    ):
+        stage(backbone="toy", stride=8)
+    assert stage(backbone="toy", stride=16).stride == 16
+
+
+def test_psa_is_refused_at_once_on_a_backbone_without_stride_8(toy):
+    toy(16)
+    with pytest.raises(ConfigError, match="backbone 'toy' has no stride 8"):
+        TrainPsa(backbone="toy")

@@ -308,7 +308,7 @@ class Rrm(Method):
     def first_half(self, meta: Meta) -> dict[str, Any]:
         """Return the settings of the classifier's training."""
         settings = classifier_settings(meta)
-        if self.recipe == "cam" or RECIPES.get(meta.backbone, UNTUNED):
+        if self.recipe == "cam" or RECIPES.get(meta.backbone) != {}:
             return settings
         long_side = meta.size or meta.long_side
         own = {"long_side_low": long_side, "long_side_high": long_side, "jitter": True, "freeze_early": False}

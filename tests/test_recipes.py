@@ -29,7 +29,7 @@ def toy(monkeypatch):
 
     def add(*strides):
         module = types.ModuleType("methods.backbones.toy")
-        module.BACKBONE = replace(tiny.BACKBONE, name="toy", strides=strides)  # type: ignore[attr-defined]
+        module.BACKBONE = replace(tiny.BACKBONE, name="toy", strides=strides)
         monkeypatch.setitem(sys.modules, "methods.backbones.toy", module)
 
         def listed(package, constant):

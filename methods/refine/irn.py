@@ -266,6 +266,8 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """By backbone, what IrnLabels, TrainIrn and WalkIrn have other than published."""
+EDGES_UNTUNED = {**UNTUNED, "lr": 1e-3, "head_multiplier": 1.0}
+"""For other backbones: all that learns is new, as with `squeezenet`."""
 
 
 @dataclass(frozen=True)
@@ -282,8 +284,7 @@ class Irn:
 
 def walked_stages(meta: Meta) -> list[Stage]:
     """Return the stages from a method's maps to those after the walk."""
-    untuned = ({}, {**UNTUNED, "lr": 1e-3, "head_multiplier": 1.0}, {})
-    labels, training, walking = recipe_of(RECIPES, meta.backbone, untuned, "TrainIrn")
+    labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, dict(EDGES_UNTUNED), {}), "TrainIrn")
     crop = meta.scaled(512, multiple=STRIDE)
     settings: dict[str, Any] = {
         "backbone": meta.backbone,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of the file system that are about the place and not about the program."""
@@ -81,3 +81,14 @@ def unwritable(error: BaseException) -> str | None:
             return next(line.strip() for line in str(cause).splitlines() if any(w in line.lower() for w in FULL))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def joined(head: str, problems: Sequence[str], most: int = 10) -> str:
+    """Return one message about several problems: all on one line if there is one, else one line each.
+
+    At most `most` are shown; all are counted.
+    """
+    if len(problems) == 1:
+        return f"{head}{problems[0]}"
+    more = [f"… and {len(problems) - most} more"] if len(problems) > most else []
+    return "\n  ".join([f"{head}{len(problems)} problems", *problems[:most], *more])

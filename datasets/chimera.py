@@ -20,7 +20,8 @@ from PIL import Image
 from benchmark.errors import ConfigError, DataError
 from datasets.base import Dataset, Progress, Split, existing_folder, refuse_options
 from datasets.chimera_world import CLASSES, Scene, draw_scene, saliency
-from datasets.coco2014 import FOLDERS, CocoDataset, rasterise
+from datasets.coco2014 import CocoDataset
+from datasets.coco_masks import FOLDERS, rasterise
 from datasets.files import palette, write_mask
 from datasets.voc2012 import LISTS, VocDataset
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmark.errors import DataError
 from datasets.base import TAGS_FROM_MASKS, Dataset, Problem, Split, existing_folder, refuse_options, tune_ids
+from datasets.classes import check_classes
 from datasets.files import decode_mask
 from datasets.tags import labels, mask_labels, tag_table, xml_names
 
@@ -47,7 +48,7 @@ class VocDataset(Dataset):
         tags: Path | None = None,
         official_counts: Mapping[Split, int] | None = None,
     ) -> None:
-        self.root, self.name, self.classes = find_root(root), name, classes
+        self.root, self.name, self.classes = find_root(root), name, check_classes(classes, root)
         self._saliency = saliency
         self._train, self._val = (self._read_list(split) or () for split in ("train", "val"))
         test = self._read_list("test") or ()

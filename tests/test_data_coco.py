@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco
+from typer.testing import CliRunner
 
+from benchmark.cli import app
 from benchmark.errors import ConfigError, DataError
-from datasets import coco2014
+from datasets import coco_masks
 from datasets.base import Split
-from datasets.coco2014 import DATASET, CocoDataset, Instance, draw_mask, rasterise
+from datasets.coco2014 import DATASET, CocoDataset
+from datasets.coco_masks import rasterise
+from datasets.coco_outlines import NO_OUTLINE, SHORT, TINY, Instance, draw_mask
 from datasets.files import decode_mask
 
 HEIGHT, WIDTH = 6, 8
@@ -49,12 +53,12 @@ def uncompressed(pixels: np.ndarray) -> dict[str, Any]:
     return {"size": [HEIGHT, WIDTH], "counts": counts}
 
 
-def instance(segmentation: Any, label: int = 1, number: int = 1, crowd: bool = False) -> Instance:
+def instance(segmentation: Any, label: int = 1, number: int | str = 1, crowd: bool = False) -> Instance:
     return Instance(number, label, crowd, segmentation)
 
 
 def drawn(*instances: Instance, crowd="ignore") -> np.ndarray:
-    return draw_mask(HEIGHT, WIDTH, list(instances), crowd, SOURCE)
+    return draw_mask(HEIGHT, WIDTH, list(instances), crowd, SOURCE).mask
 
 
 BOX = (1, 2, 4, 7)
@@ -63,9 +67,70 @@ BOX = (1, 2, 4, 7)
 # --- one mask
 
 
-@pytest.mark.parametrize("form", [polygon(*BOX), compressed(rectangle(*BOX)), uncompressed(rectangle(*BOX))])
-def test_all_forms_of_segmentation(form: Any):
-    np.testing.assert_array_equal(drawn(instance(form, label=7)), 7 * rectangle(*BOX))
+POINTS = [[2, 1], [7, 1], [7, 4], [2, 4]]
+NAMED_POINTS = [{"x": x, "y": y} for x, y in POINTS]
+FORMS = {
+    "polygons": polygon(*BOX),
+    "one polygon": polygon(*BOX)[0],
+    "one polygon of points": POINTS,
+    "polygons of points": [POINTS],
+    "one polygon of named points": NAMED_POINTS,
+    "polygons of named points": [NAMED_POINTS],
+    "compressed RLE": compressed(rectangle(*BOX)),
+    "uncompressed RLE": uncompressed(rectangle(*BOX)),
+    "RLE of floats": {"size": [6.0, 8.0], "counts": [float(n) for n in uncompressed(rectangle(*BOX))["counts"]]},
+    "several RLEs": [compressed(rectangle(1, 2, 4, 5)), uncompressed(rectangle(1, 4, 4, 7))],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("crowd", [False, True])
+def test_all_forms_of_segmentation(form: Any, crowd: bool):
+    drawing = draw_mask(HEIGHT, WIDTH, [instance(form, label=7, crowd=crowd)], "ignore", SOURCE)
+    np.testing.assert_array_equal(drawing.mask, (255 if crowd else 7) * rectangle(*BOX))
+    assert not drawing.left_out
+
+
+def test_what_lies_outside_the_image_is_cut_off():
+    np.testing.assert_array_equal(drawn(instance(polygon(-50, -90, 4, 500))), rectangle(0, 0, 4, 8))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compressed_codes_are_read_as_pycocotools_writes_them(seed: int):
+    generator = np.random.default_rng(seed)
+    pixels = (generator.random((HEIGHT, WIDTH)) < generator.random()).astype(np.uint8)
+    np.testing.assert_array_equal(drawn(instance(compressed(pixels))), pixels)
+
+
+def test_a_code_that_is_cut_off_is_refused():
+    code = compressed(rectangle(*BOX))
+    for length in range(len(code["counts"])):
+        with pytest.raises(DataError, match="annotation 1 cannot be drawn"):
+            drawn(instance({**code, "counts": code["counts"][:length]}))
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (None, NO_OUTLINE),
+        ([], NO_OUTLINE),
+        ([[1, 1, 4, 1], *polygon(*BOX)], SHORT),
+        ([[1, 1, 4, 4]], TINY),
+        ([[3, 3, 3, 3, 3, 3]], TINY),
+        ([[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]], TINY),
+        (polygon(20, 20, 30, 30), TINY),
+    ],
+)
+def test_what_is_left_out_is_told(form: Any, reason: str):
+    whole = instance(polygon(0, 0, 2, 2), number=3)
+    drawing = draw_mask(HEIGHT, WIDTH, [instance(form, label=2, number=8), whole], "ignore", SOURCE)
+    assert drawing.left_out == [(8, reason)]
+
+
+def test_annotations_may_have_texts_as_ids():
+    first, second = instance(polygon(0, 0, 4, 4), 1, 10), instance(polygon(0, 2, 4, 6), 2, "b7")
+    for order in ((first, second), (second, first)):
+        assert drawn(*order)[0].tolist() == [1, 1, 2, 2, 2, 2, 0, 0]
 
 
 def test_an_object_may_be_of_several_polygons():
@@ -107,8 +172,18 @@ def test_objects_without_an_outline_are_not_drawn():
         {"size": [HEIGHT, WIDTH], "counts": [60, -12]},
         {"size": [HEIGHT, WIDTH], "counts": "~~~~"},
         {"size": [HEIGHT, WIDTH]},
+        {"size": [HEIGHT, WIDTH], "counts": "0"},  # cut off: no run follows
+        {"size": [HEIGHT, WIDTH], "counts": [20.5, 27.5]},
+        {},
+        "1 2 3 4 5 6",
         [["a", 1, 2, 3, 4, 5]],
-        None,
+        [[1, 1, 4, 1, 4, True, None, 4]],
+        [[1, 1, 4, 1, 4, 4, 1]],
+        [[1, 1, 4, 1, float("nan"), 4]],
+        [[1, 1, 4, 1, float("inf"), 4]],
+        [[1, 1, 4, 1, 1e9, 4]],
+        [[[1, 1, 1], [4, 1, 1], [4, 4, 1]]],
+        [{"x": 1, "z": 1}, {"x": 4, "z": 1}, {"x": 4, "z": 4}],
     ],
 )
 def test_a_broken_segmentation_is_named(broken: Any):
@@ -147,7 +222,7 @@ STEMS = tuple(f"COCO_train2014_{i:012d}" for i in range(3))
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "coco"
-    for folder in ("annotations", *coco2014.FOLDERS):
+    for folder in ("annotations", *coco_masks.FOLDERS):
         (root / folder).mkdir(parents=True)
     write_json(root, "train2014", TRAIN)
     write_json(root, "val2014", [annotation(9, 0, 1, polygon(*BOX))], images=1)
@@ -219,7 +294,7 @@ def test_stale_masks_are_refused_and_made_anew(root: Path):
 
 def test_another_version_of_the_rules_is_stale(root: Path, monkeypatch: pytest.MonkeyPatch):
     rasterise(root)
-    monkeypatch.setattr(coco2014, "VERSION", coco2014.VERSION + 1)
+    monkeypatch.setattr(coco_masks, "VERSION", coco_masks.VERSION + 1)
     with pytest.raises(DataError, match="of other annotations or rules"):
         DATASET.open(root)
 
@@ -234,13 +309,13 @@ def test_an_interrupted_call_is_gone_on_with(root: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match="not made yet"):
         DATASET.open(root)
     drawn_now: list[str] = []
-    original = coco2014._write
+    original = coco_masks._write
 
-    def spy(job: coco2014._Job) -> None:
+    def spy(job: coco_masks._Job) -> Any:
         drawn_now.append(job.target.stem)
-        original(job)
+        return original(job)
 
-    monkeypatch.setattr(coco2014, "_write", spy)
+    monkeypatch.setattr(coco_masks, "_write", spy)
     assert rasterise(root) == 4
     assert len(drawn_now) == 2
     np.testing.assert_array_equal(DATASET.open(root).split("train").mask(STEMS[0]), 2 * rectangle(*BOX))
@@ -270,7 +345,7 @@ def test_broken_annotations_are_named(root: Path):
 
     def refused(content: Any, fault: str) -> None:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-        with pytest.raises(DataError, match=rf"instances_train2014\.json: .*{fault}"):
+        with pytest.raises(DataError, match=rf"(?s)instances_train2014\.json: .*{fault}"):
             rasterise(root)
 
     refused("{", "not valid JSON")
@@ -284,6 +359,80 @@ def test_broken_annotations_are_named(root: Path):
     path.unlink()
     with pytest.raises(DataError, match=r"instances_train2014\.json: no such file"):
         rasterise(root)
+
+
+def test_what_is_left_out_is_counted_over_interruptions(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """Interrupted after the first image, whose annotation has no outline; in the second one is outside."""
+    broken = [annotation(1, 0, 13, None), annotation(2, 1, 90, polygon(20, 20, 30, 30)), *TRAIN[2:]]
+    write_json(root, "train2014", broken)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rasterise(root, progress=interrupt)
+    assert rasterise(root) == rasterise(root) == 4
+    problems = list(DATASET.open(root).layout_problems())
+    assert [problem.message for problem in problems] == [
+        "1 of 3 annotations have no outline (the first: annotation 1)",
+        "1 of 3 annotations cover at most one pixel of their image (the first: annotation 2)",
+    ]
+    assert {problem.file for problem in problems} == {root / "annotations" / "instances_train2014.json"}
+
+
+def test_prepare_says_what_is_left_out(root: Path):
+    write_json(root, "val2014", [annotation(9, 0, 1, polygon(*BOX)), annotation(10, 0, 13, [])], images=1)
+    shown = CliRunner().invoke(app, ["data", "prepare", "coco", "--root", str(root), "--workers", "0"])
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines() == [
+        "4 masks",
+        "note: instances_val2014.json: 1 of 2 annotations have no outline (the first: annotation 10)",
+    ]
+    assert DATASET.open(root).split("val").dataset.tags("COCO_val2014_000000000000") == (1, 2)
+
+
+@pytest.mark.parametrize("outline", [None, polygon(20, 20, 30, 30), [[0.2, 0.2, 0.7, 0.2, 0.7, 0.9]]])
+def test_a_file_without_a_drawn_object_is_refused(root: Path, outline: Any):
+    write_json(root, "val2014", [annotation(n, 0, 1, outline) for n in range(3)], images=1)
+    with pytest.raises(DataError, match=r"instances_val2014\.json: none of its 3 annotations .*`segmentation`"):
+        rasterise(root)
+    with pytest.raises(DataError, match="not made yet"):
+        DATASET.open(root)
+
+
+def test_all_that_cannot_be_drawn_is_told_at_once(root: Path):
+    write_json(root, "train2014", [annotation(n, n, 1, {"size": [1, 1], "counts": [1]}) for n in range(3)])
+    with pytest.raises(DataError, match=r"(?s)3 problems.*annotation 0 .*annotation 1 .*annotation 2 "):
+        rasterise(root)
+
+
+def test_an_image_of_another_size_than_the_annotations_say_is_named(root: Path):
+    Image.new("RGB", (HEIGHT, WIDTH)).save(root / "train2014" / f"{STEMS[1]}.jpg")
+    with pytest.raises(DataError, match=rf"{STEMS[1]}\.jpg: the image is 6x8 .*train2014\.json says 8x6"):
+        rasterise(root)
+
+
+def test_masks_of_an_earlier_version_are_told_and_made_anew(root: Path):
+    """They were made without a word about what was left out."""
+    rasterise(root)
+    digest = DATASET.open(root).digest()
+    manifest = root / "SegmentationMasks" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: content[key] for key in ("rules", "annotations", "complete", "masks")}))
+    assert any("an earlier version made the masks" in notice for notice in DATASET.open(root).notices)
+    assert DATASET.open(root).digest() == digest
+    rasterise(root)
+    assert not any("an earlier version" in notice for notice in DATASET.open(root).notices)
+    assert DATASET.open(root).digest() == digest
+
+
+def test_a_broken_labels_file_is_named(root: Path):
+    rasterise(root)
+    labels = root / "SegmentationMasks" / "labels.json"
+    for content in ("{}", '{"classes": ["a"], "images": []}', ""):
+        labels.write_text(content)
+        with pytest.raises(DataError, match=r"labels\.json: not "):
+            DATASET.open(root)
 
 
 def test_categories_must_be_the_same_in_both_parts(root: Path):

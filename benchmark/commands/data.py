@@ -61,7 +61,7 @@ def prepare_data(
     quiet: Quiet = False,
 ) -> None:
     """Make the masks that a data set's download does not have."""
-    from datasets.coco2014 import rasterise
+    from datasets.coco_masks import MASKS, left_out, rasterise
     from datasets.sbd import merge_sbd
 
     kind = one_of("data set", name, ("voc", "coco"))
@@ -74,6 +74,9 @@ def prepare_data(
             rule = one_of("--crowd", crowd, ("ignore", "background"))
             count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=bar.at)
     print(f"{count} masks")
+    if kind == "coco":
+        for file, text in left_out(masks or root / MASKS):
+            print(f"note: {file}: {text}")
 
 
 @app.command("reduce")

@@ -60,20 +60,25 @@ def artifact_file(database: Path, run: str, artifact: str) -> Path | None:
     return path if path.exists() else None
 
 
-def relocate_artifacts(work: WorkFolder) -> None:
-    """Make MLflow look for and write the work folder's artifacts where they are now.
+def artifacts_beside(database: Path) -> str:
+    """Return the location of the artifacts of a database, as MLflow records it."""
+    return (database.resolve().parent / ARTIFACTS).as_uri()
+
+
+def relocate_artifacts(database: Path) -> None:
+    """Make MLflow look for and write artifacts beside the database, where it is now.
 
     MLflow records absolute locations. After a move they are wrong, and a copy would write into the original.
-    Raises ConfigError if the database cannot be changed.
+    Artifacts that were never beside the database stay where they are. Raises ConfigError if the database cannot
+    be changed.
     """
-    database = database_of(work)
-    location = (database.parent / ARTIFACTS).resolve().as_uri()
+    location = artifacts_beside(database)
     try:
         with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
             found = connection.execute(
                 "select experiment_id, artifact_location from experiments where name = ?", (EXPERIMENT,)
             ).fetchone()
-            if found is None or found[1] == location or not found[1].startswith(("file:", "/")):
+            if found is None or found[1] == location or not _is_beside(found[1]):
                 return
             connection.execute(
                 "update experiments set artifact_location = ? where experiment_id = ?", (location, found[0])
@@ -84,3 +89,7 @@ def relocate_artifacts(work: WorkFolder) -> None:
             )
     except sqlite3.Error as error:
         raise ConfigError(f"{database}: {error}") from None
+
+
+def _is_beside(location: str) -> bool:
+    return location.startswith("file:") and location.endswith(f"/{ARTIFACTS}")

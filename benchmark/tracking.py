@@ -27,14 +27,14 @@ from benchmark.job import Job, Outcome, read_job, read_outcome, write_text
 from benchmark.mlflow_store import (
     ARTIFACTS,
     EXPERIMENT,
+    artifacts_beside,
     check_uri,
-    database_of,
     default_uri,
     fail_fast,
     relocate_artifacts,
     unusable,
 )
-from benchmark.paths import without_folders
+from benchmark.paths import sqlite_file, without_folders
 from benchmark.progress import Reporter
 from benchmark.records import read_records
 from benchmark.search import drawn, storage_at
@@ -81,26 +81,25 @@ class Tracker:
         from mlflow import MlflowClient
 
         self.uri = uri or default_uri(work)
-        self._local = None if uri else work
-        artifacts = database_of(work).parent / ARTIFACTS
-        if self._local is not None:
-            artifacts.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite_file(self.uri)
+        if self._database is not None:
+            (self._database.parent / ARTIFACTS).mkdir(parents=True, exist_ok=True)
         with _quiet_migrations():
             self.client: MlflowClient = MlflowClient(self.uri)
-            self._experiment = self._get_experiment(None if uri else artifacts)
+            self._experiment = self._get_experiment()
         self._relocate()
 
     def _relocate(self) -> None:
-        """Keep artifacts in this work folder, also if another process has opened it under another path."""
-        if self._local is not None:
-            relocate_artifacts(self._local)
+        """Keep artifacts beside the database, also if another process has opened it under another path."""
+        if self._database is not None:
+            relocate_artifacts(self._database)
 
-    def _get_experiment(self, artifacts: Path | None) -> str:
+    def _get_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
         if (found := self.client.get_experiment_by_name(EXPERIMENT)) is not None:
             return str(found.experiment_id)
-        location = None if artifacts is None else artifacts.resolve().as_uri()
+        location = None if self._database is None else artifacts_beside(self._database)
         try:
             # The kind tells MLflow's page to begin with runs, and not with its tools for language models.
             return self.client.create_experiment(

@@ -165,7 +165,10 @@ def _absolute(place: Place) -> Place:
     root = expanded(place.root)
     if not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
-        raise ConfigError(f"{root}: {problem} (the root of {place.name})")
+        raise ConfigError(
+            f"{root}: {problem} (the root of {place.name}); say where it is by --root DIR, in a sweep by "
+            f"--datasets {place.name}=DIR, or in {CONFIGURATION}"
+        )
     paths = {key: str(expanded(place.options[key]).resolve()) for key in PATH_OPTIONS if key in place.options}
     return replace(place, root=str(root.resolve()), options={**place.options, **paths})
 

@@ -13,6 +13,7 @@ from mlflow.entities import ViewType
 from benchmark.errors import ConfigError
 from benchmark.job import Outcome, read_outcome, write_outcome, write_text
 from benchmark.mlflow_store import EXPERIMENT, default_uri
+from benchmark.paths import sqlite_url
 from benchmark.progress import Reporter
 from benchmark.records import Record, write_records
 from benchmark.tracking import METRICS_A_CALL, Delivery, Tracker, sync, uri_of
@@ -323,6 +324,19 @@ def test_a_moved_work_folder_is_read_without_a_change_to_it(work, trials, tmp_pa
         assert store.download(run.info.run_id, "stages.json", tmp_path) is not None
     assert database.read_bytes() == before
     assert not (work.root / "mlflow").exists()
+
+
+def test_a_database_elsewhere_has_its_artifacts_beside_it(work, trials, tmp_path, monkeypatch):
+    import shutil
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    uri = sqlite_url(tmp_path / "other" / "records.db")
+    shutil.copytree(work.root / "mlflow", tmp_path / "other")
+    (tmp_path / "other/mlflow.db").rename(tmp_path / "other/records.db")
+    assert sync(work, uri, Reporter()) == (2, 0)
+    assert len(list((tmp_path / "other/artifacts").glob("*/artifacts/stages.json"))) == 2
+    assert list((tmp_path / "cwd").iterdir()) == list((work.root / "mlflow/artifacts").iterdir()) == []
 
 
 def test_published_reasons_show_no_folder_of_the_machine(work, trials, chimera_root):

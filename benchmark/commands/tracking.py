@@ -30,7 +30,7 @@ def ui(
     uri = default_uri(folder)
     if not database_of(folder).is_file():
         raise ConfigError(f"{work}: no MLflow store yet; a sweep makes one: seedbed sweep --help")
-    relocate_artifacts(folder)
+    relocate_artifacts(database_of(folder))
     _check_free(host, port)
     print(f"http://{host}:{port}/  (Ctrl-C stops it)", flush=True)
     arguments = ["server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]

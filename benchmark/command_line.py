@@ -45,6 +45,8 @@ def _words(job: Job, generated: bool) -> Iterator[str]:
         yield from ("--selections", ",".join(trial.selections))
     if tuple(trial.maps_on) != ("train",):
         yield from ("--maps-on", ",".join(trial.maps_on))
+    if trial.allow_val_in_training:
+        yield "--allow-val-in-training"
     for key, value in sorted(trial.settings.items()):
         yield from ("--set", f"{key}={_text(value)}")
 

@@ -25,6 +25,7 @@ from benchmark.sweep_settings import Cell, SweepSettings
 from benchmark.trial import Trial
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import Dataset, Split
+from datasets.check import preflight, val_in_training
 
 OBJECTIVE = "pseudo_mask.tune/mIoU"
 """Maximised by the search (with the selection's name behind it); needs no segmentation network."""
@@ -54,12 +55,13 @@ class CellPlan:
         network = self.default.chain.segment[0].settings() if self.default.chain.segment else {}
         initialisation = network.get("weights", trial.weights)
         masks = "+COCO masks" if initialisation == "coco" else ""
+        val = "+val images" if trial.allow_val_in_training and val_in_training(self.data) else ""
         return {
             "method": self.cell.method,
             "refiner": self.cell.refiner,
             "dataset": self.cell.dataset,
             "variant": self.cell.variant,
-            "supervision": "" if method is None else method.supervision + masks,
+            "supervision": "" if method is None else method.supervision + masks + val,
             "backbone": trial.backbone,
             "initialisation": trial.weights,
             "segmentation_backbone": network.get("backbone", trial.backbone),
@@ -153,6 +155,8 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     plan = SweepPlan(settings, work, [])
     places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
     opened = {name: place.open() for name, place in places.items()}
+    for data in opened.values():
+        preflight(data, allow_val_in_training=settings.allow_val_in_training, processes=settings.workers)
     digests = {name: work.digest(data, reporter) for name, data in opened.items()}
     known: set[str] = set()
     for cell in settings.cells():
@@ -195,6 +199,7 @@ def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str,
         segment=settings.segment if variant is None else variant.segment,
         selections=settings.selections,
         maps_on=settings.maps_on,
+        allow_val_in_training=settings.allow_val_in_training,
         settings=dict(changes),
         measure_on="tune" if phase == "search" else "report",
     )

@@ -17,6 +17,7 @@ from benchmark.store import Entry
 from benchmark.trial import Trial
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset
+from datasets.check import preflight
 from datasets.files import atomic
 
 
@@ -41,8 +42,15 @@ def run_trial(
     """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
 
     Whatever is in the store already is not computed again. Warns of results that earlier code made;
-    `accept_changed_code` records instead that today's code gives the same. Raises the errors of the stages.
+    `accept_changed_code` records instead that today's code gives the same. Raises DataError if the data set's
+    lists, tags or files show before any training that it cannot work, and the errors of the stages.
     """
+    preflight(
+        data,
+        allow_val_in_training=trial.allow_val_in_training,
+        full_supervision=trial.supervision == "full",
+        processes=machine.workers,
+    )
     plan = plan_trial(trial, data, work, machine)
     changes = plan.changes()
     if accept_changed_code:

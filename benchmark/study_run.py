@@ -26,6 +26,7 @@ from benchmark.study import Spot, Study, measure_of
 from benchmark.sweep_settings import NAME, SweepSettings, settings_of
 from benchmark.trial import SMALL_IMAGES
 from benchmark.workfolder import WorkFolder
+from datasets.check import preflight
 from leaderboard.bootstrap import Interval
 
 HOURS = "cost/hours"
@@ -47,6 +48,7 @@ class StudyRequest:
     segmentation_backbone: str | None = None
     segmentation_weights: str | None = None
     size: int = 0
+    allow_val_in_training: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a sweep that are about the machines: workers, cores, address."""
@@ -60,6 +62,7 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
     if varied := sorted(study.varied & {*request.settings}):
         raise ConfigError(f"{study.name} varies {', '.join(varied)}: it cannot be set")
     data = work.locate(request.dataset, request.root, reporter).open()
+    preflight(data, allow_val_in_training=request.allow_val_in_training)
     small = data.long_side <= SMALL_IMAGES
     variants = dict(study.variants)
     if small or request.segmentation_backbone:
@@ -82,6 +85,7 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
         "segmentation_backbone": (request.segmentation_backbone or second) if needed else None,
         "segmentation_weights": request.segmentation_weights if needed else None,
         "size": request.size,
+        "allow_val_in_training": request.allow_val_in_training,
         "settings": dict(request.settings),
         **request.where,
     }

@@ -80,6 +80,8 @@ class SweepSettings:
     selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
     maps_on: tuple[Literal["train", "val"], ...] = ("train",)
     """The splits on which maps and pseudo-masks are measured."""
+    allow_val_in_training: bool = False
+    """Run on data sets that train on images of `val`; their rows are marked."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changed hyper-parameters of all trials, `Stage.field: value`; these are not searched."""
     variants: Mapping[str, Variant] = field(default_factory=dict)

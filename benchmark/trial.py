@@ -48,6 +48,8 @@ class Trial:
     """The splits on which maps and pseudo-masks are measured: some papers' tables are about `val`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changed hyper-parameters, `{"Stage.field": value}`."""
+    allow_val_in_training: bool = False
+    """Whether images of `val` may be in `weak` or `train`; else such a data set is refused (datasets/check.py)."""
     measure_on: Literal["report", "tune"] = "report"
     """`report`: all levels on `train` and `val`. `tune`: the pseudo-masks on `tune` alone, for a search."""
 

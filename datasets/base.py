@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmark.errors import ConfigError, DataError, MaskForbiddenError, unknown_name
 from datasets.digest import file_digests
-from datasets.files import decode_image, decode_mask, image_size
+from datasets.files import decode_grey, decode_image, decode_mask, image_size
 
 IGNORE_INDEX = 255
 TAGS_FROM_MASKS = "masks"
@@ -257,7 +257,7 @@ class SplitView:
         path = self.dataset.saliency_path(image_id)
         if path is None:
             raise DataError(f"{self.dataset.root}: {self.dataset.display_name} was opened without saliency maps")
-        grey = decode_mask(path, palette=False)
+        grey = decode_grey(path)
         self._check_size(image_id, path, "saliency map", grey)
         return grey.astype(np.float32) / np.float32(255)
 

@@ -1,35 +1,46 @@
-"""Looks at every file of a data set and lists everything that is wrong with it."""
+"""Finds what is wrong with a data set: everything (`check`), or in seconds before a training (`preflight`)."""
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmark.errors import DataError
 from benchmark.parallel import map_in_order
 from datasets.base import IGNORE_INDEX, TAGS_FROM_MASKS, Dataset, Problem, Progress, Split
-from datasets.files import decode_image, decode_mask
-from datasets.tags import mask_labels
+from datasets.files import decode_grey, decode_image, decode_mask
+from datasets.tags import Tags, mask_labels
+
+NAMED = 20
+"""Maximum number of problems that `preflight` names; it counts all."""
+SAMPLE = 8
+"""Images per split whose pixels `preflight` reads."""
+LABELLED = (Split.WEAK, Split.TRAIN, Split.VAL)
 
 
 def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None) -> list[Problem]:
     """Return every problem of a data set, in an order that does not depend on `processes`.
 
     Errors: a list, image, mask or saliency map that is missing or broken; sizes that differ; a mask with unknown
-    labels; an id twice in a list, or in two of training, `val` and `test`; an empty split; no or unknown tags.
-    Warnings: tags and mask that disagree; images of `weak` without a mask, which only the fully supervised bound
-    needs. Every image and mask is decoded whole.
+    labels; an id twice in a list, or in two of training, `val` and `test`; an empty split; no or unknown tags;
+    saliency maps of 0 and 1. Warnings: tags and mask that disagree; images of `weak` without a mask, which only
+    the fully supervised bound needs; classes without a training image; splits without a counted pixel; saliency
+    maps that are black, or brighter on background than on objects. Every image and mask is decoded whole.
     """
-    problems = [*dataset.layout_problems(), *_list_problems(dataset)]
+    problems = [*dataset.layout_problems(), *_list_problems(dataset, (*LABELLED, Split.TEST)), *_overlaps(dataset)]
     jobs = list(_jobs(dataset))
     unmasked = []
-    for done, (job, found) in enumerate(zip(jobs, map_in_order(_look, jobs, processes), strict=True), start=1):
+    facts: dict[str, _Facts] = {}
+    for done, (job, (found, seen)) in enumerate(zip(jobs, map_in_order(_look, jobs, processes), strict=True), 1):
         problems += job.problems + found
+        facts[job.image_id] = seen
         if job.masked == "perhaps" and not job.mask.exists():
             unmasked.append(job.mask)
         if progress is not None:
@@ -37,23 +48,78 @@ def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None
     if unmasked:
         text = f"{len(unmasked)} images of `weak` have no mask, this is the first; full supervision needs them"
         problems.append(Problem("warning", unmasked[0], text))
+    from_masks = dataset.tag_source == TAGS_FROM_MASKS
+    tags = {job.image_id: facts[job.image_id].labels if from_masks else job.tags for job in jobs}
+    problems += [*_untrained_classes(dataset, tags), *_uncounted_splits(dataset, facts)]
+    problems += _saliency_problems(jobs, facts.values())
     return problems
+
+
+def preflight(
+    dataset: Dataset, *, allow_val_in_training: bool = False, full_supervision: bool = False, processes: int = 0
+) -> None:
+    """Raise DataError, listing all problems, if a training on the data set would fail or mislead.
+
+    Looks at the lists, at the tags, at the existence of every file that a run needs, and at the pixels of a few
+    masks and saliency maps, whose form is usually that of all. `full_supervision` also needs the masks of `weak`.
+    With `processes`, the data set must pickle.
+    """
+    problems = [problem for problem in dataset.layout_problems() if problem.severity == "error"]
+    problems += _list_problems(dataset, LABELLED)
+    overlaps = [] if allow_val_in_training else list(_overlaps(dataset, (Split.VAL,)))
+    problems += [*overlaps, *_missing_files(dataset, full_supervision)]
+    if not problems:
+        problems += _problems_of_a_sample(dataset)
+    if processes > 0 and (error := _pickling_error(dataset)):
+        problems.append(
+            Problem("error", dataset.root, f"cannot be sent to worker processes ({error}); use --workers 0")
+        )
+    if not problems:
+        return
+    listed = [f"{problem.file}: {problem.message}" for problem in problems]
+    hint = "\nTo train on images of `val` on purpose, give --allow-val-in-training." if overlaps else ""
+    if len(listed) == 1:
+        raise DataError(listed[0] + hint)
+    more = f"\n  … and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
+    shown = "\n  ".join(listed[:NAMED])
+    raise DataError(f"{dataset.root}: {len(listed)} problems, found before any training:\n  {shown}{more}{hint}")
+
+
+def val_in_training(dataset: Dataset) -> tuple[str, ...]:
+    """Return the ids of `val` that are also in `weak` or `train`."""
+    training = {*dataset.ids(Split.WEAK), *dataset.ids(Split.TRAIN)}
+    return tuple(i for i in dict.fromkeys(dataset.ids(Split.VAL)) if i in training)
 
 
 @dataclass(frozen=True)
 class _Job:
+    image_id: str
     image: Path
     mask: Path
     masked: Literal["yes", "perhaps", "no"]
     saliency: Path | None
-    tags: tuple[int, ...] | None
+    tags: Tags | None
     """None where there are none to compare with the mask."""
     classes: tuple[str, ...]
     problems: list[Problem]
 
 
-def _list_problems(dataset: Dataset) -> Iterator[Problem]:
-    for split in (Split.WEAK, Split.TRAIN, Split.VAL, Split.TEST):
+@dataclass
+class _Facts:
+    """What was seen of an image; None if there is no such file, or a broken one."""
+
+    labels: Tags | None = None
+    """Of the mask."""
+    counted: bool | None = None
+    """Whether the mask has a pixel other than 255."""
+    peak: int | None = None
+    """Largest value of the saliency map, 0..255."""
+    contrast: float | None = None
+    """Mean saliency of the objects less that of the background; None also without either."""
+
+
+def _list_problems(dataset: Dataset, splits: Iterable[Split]) -> Iterator[Problem]:
+    for split in splits:
         ids = dataset.ids(split)
         for image_id, count in Counter(ids).items():
             if count > 1:
@@ -62,61 +128,114 @@ def _list_problems(dataset: Dataset) -> Iterator[Problem]:
                 )
         if not ids and split is not Split.TEST:
             yield Problem("error", dataset.list_file(split), f"the split `{split}` is empty")
-    training = {i: s for s in (Split.TRAIN, Split.WEAK) for i in dataset.ids(s)}
-    val = dict.fromkeys(dataset.ids(Split.VAL), Split.VAL)
-    for seen, split in ((training, Split.VAL), ({**training, **val}, Split.TEST)):
-        for image_id in dict.fromkeys(dataset.ids(split)):
+
+
+def _overlaps(dataset: Dataset, held_out: Sequence[Split] = (Split.VAL, Split.TEST)) -> Iterator[Problem]:
+    """Yield the ids of `held_out` splits that are in an earlier split too."""
+    seen = {i: s for s in (Split.TRAIN, Split.WEAK) for i in dataset.ids(s)}
+    for split in held_out:
+        ids = dict.fromkeys(dataset.ids(split), split)
+        for image_id in ids:
             if image_id in seen:
                 text = f"{image_id} is in `{split}` and in `{seen[image_id]}`"
                 yield Problem("error", dataset.list_file(split), text)
+        seen |= ids
+
+
+def _missing_files(dataset: Dataset, full_supervision: bool) -> Iterator[Problem]:
+    weak, train, val = ({*dataset.ids(split)} for split in LABELLED)
+    from_masks = dataset.tag_source == TAGS_FROM_MASKS
+    masked = train | val | (weak if full_supervision or from_masks else set())
+    for image_id in dict.fromkeys(i for split in LABELLED for i in dataset.ids(split)):
+        needed: list[Path | None] = [dataset.image_path(image_id)]
+        needed.append(dataset.mask_path(image_id) if image_id in masked else None)
+        needed.append(dataset.saliency_path(image_id) if image_id in weak | train else None)
+        for path in needed:
+            if path is not None and not path.exists():
+                yield Problem("error", path, "no such file")
+        if not from_masks:
+            try:
+                dataset.tags(image_id)
+            except DataError as error:
+                yield _problem(error)
+
+
+def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
+    """Return the errors that a few images show: of true masks in `train` and `val`, of saliency maps in `weak`."""
+    chosen: dict[str, Split] = {}
+    for split in LABELLED:
+        ids = dataset.ids(split)
+        chosen |= dict.fromkeys(ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE], split)
+    jobs = [_job(dataset, i, "no" if s is Split.WEAK else "yes", s is not Split.VAL) for i, s in chosen.items()]
+    found = [_look(job) for job in jobs]
+    problems = [problem for look, _ in found for problem in look]
+    problems += _saliency_problems(jobs, [facts for _, facts in found])
+    return [problem for problem in problems if problem.severity == "error"]
+
+
+def _pickling_error(dataset: Dataset) -> str:
+    try:
+        pickle.dumps(dataset)
+    except Exception as error:  # pickle raises what the object's own code raises
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _jobs(dataset: Dataset) -> Iterator[_Job]:
     scored = {*dataset.ids(Split.TRAIN), *dataset.ids(Split.VAL)}
     weak = {*dataset.ids(Split.WEAK)}
     for image_id in dict.fromkeys(i for split in Split for i in dataset.ids(split)):
-        problems: list[Problem] = []
-        tags = None
         labelled = image_id in scored or image_id in weak
-        if labelled and dataset.tag_source != TAGS_FROM_MASKS:
-            try:
-                tags = dataset.tags(image_id)
-            except DataError as error:
-                problems.append(_problem(error))
-        yield _Job(
-            image=dataset.image_path(image_id),
-            mask=dataset.mask_path(image_id),
-            masked="yes" if image_id in scored else "perhaps" if labelled else "no",
-            saliency=dataset.saliency_path(image_id) if labelled else None,
-            tags=tags,
-            classes=dataset.classes,
-            problems=problems,
-        )
+        masked: Literal["yes", "perhaps", "no"] = "yes" if image_id in scored else "perhaps" if labelled else "no"
+        yield _job(dataset, image_id, masked, labelled)
 
 
-def _look(job: _Job) -> list[Problem]:
+def _job(dataset: Dataset, image_id: str, masked: Literal["yes", "perhaps", "no"], labelled: bool) -> _Job:
     problems: list[Problem] = []
-    size = None
+    tags = None
+    if labelled and dataset.tag_source != TAGS_FROM_MASKS:
+        try:
+            tags = dataset.tags(image_id)
+        except DataError as error:
+            problems.append(_problem(error))
+    return _Job(
+        image_id=image_id,
+        image=dataset.image_path(image_id),
+        mask=dataset.mask_path(image_id),
+        masked=masked,
+        saliency=dataset.saliency_path(image_id) if labelled else None,
+        tags=tags,
+        classes=dataset.classes,
+        problems=problems,
+    )
+
+
+def _look(job: _Job) -> tuple[list[Problem], _Facts]:
+    problems: list[Problem] = []
+    facts = _Facts()
+    size = mask = None
     try:
         size = decode_image(job.image).shape[:2]
     except DataError as error:
         problems.append(_problem(error))
     if job.masked == "yes" or (job.masked == "perhaps" and job.mask.exists()):
-        problems += _look_at_mask(job, size)
-    if job.saliency is not None:
         try:
-            problems += _compare_sizes(job.saliency, decode_mask(job.saliency, palette=False).shape, size)
+            mask = decode_mask(job.mask)
+            problems += _look_at_mask(job, mask, size)
+            facts.labels, facts.counted = mask_labels(mask, len(job.classes)), bool((mask != IGNORE_INDEX).any())
         except DataError as error:
             problems.append(_problem(error))
-    return problems
+    if job.saliency is not None:
+        try:
+            saliency = decode_grey(job.saliency)
+            problems += _compare_sizes(job.saliency, saliency.shape, size)
+            facts.peak, facts.contrast = int(saliency.max()), _contrast(saliency, mask)
+        except DataError as error:
+            problems.append(_problem(error))
+    return problems, facts
 
 
-def _look_at_mask(job: _Job, size: tuple[int, ...] | None) -> Iterator[Problem]:
-    try:
-        mask = decode_mask(job.mask)
-    except DataError as error:
-        yield _problem(error)
-        return
+def _look_at_mask(job: _Job, mask: NDArray[np.uint8], size: tuple[int, ...] | None) -> Iterator[Problem]:
     yield from _compare_sizes(job.mask, mask.shape, size)
     unknown = [int(v) for v in np.unique(mask) if len(job.classes) < v < IGNORE_INDEX]
     if unknown:
@@ -127,11 +246,52 @@ def _look_at_mask(job: _Job, size: tuple[int, ...] | None) -> Iterator[Problem]:
         yield Problem("warning", job.mask, f"shows {seen}, the tags are {tagged}")
 
 
+def _contrast(saliency: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> float | None:
+    if mask is None or mask.shape != saliency.shape:
+        return None
+    objects, background = saliency[(mask != 0) & (mask != IGNORE_INDEX)], saliency[mask == 0]
+    return float(objects.mean() - background.mean()) if objects.size and background.size else None
+
+
 def _compare_sizes(path: Path, found: tuple[int, ...], image: tuple[int, ...] | None) -> list[Problem]:
     if image is None or found == image:
         return []
     text = f"is {found[1]}x{found[0]} pixels, its image {image[1]}x{image[0]}"
     return [Problem("error", path, text)]
+
+
+def _untrained_classes(dataset: Dataset, tags: dict[str, Tags | None]) -> Iterator[Problem]:
+    seen = {label for image_id in dataset.ids(Split.WEAK) for label in tags.get(image_id) or ()}
+    missing = [name for label, name in enumerate(dataset.classes, start=1) if label not in seen]
+    if missing and dataset.ids(Split.WEAK):
+        text = f"{len(missing)} of {len(dataset.classes)} classes have no image in `weak`: {', '.join(missing)}"
+        yield Problem("warning", dataset.list_file(Split.WEAK), text)
+
+
+def _uncounted_splits(dataset: Dataset, facts: dict[str, _Facts]) -> Iterator[Problem]:
+    for split in (Split.TUNE, Split.TRAIN, Split.VAL):
+        counted = [facts[image_id].counted for image_id in dataset.ids(split)]
+        if False in counted and True not in counted:
+            text = f"no pixel of `{split}` is counted: its masks are 255 everywhere"
+            yield Problem("warning", dataset.list_file(split), text)
+
+
+def _saliency_problems(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Problem]:
+    """Yield what all saliency maps together show. A single map may well be black, or of one small object."""
+    known = [seen for seen in facts if seen.peak is not None]
+    folder = next((job.saliency.parent for job in jobs if job.saliency is not None), None)
+    if folder is None or not known:
+        return
+    peak = max(seen.peak or 0 for seen in known)
+    contrasts = [seen.contrast for seen in known if seen.contrast is not None]
+    if peak == 0:
+        yield Problem("warning", folder, f"all {len(known)} saliency maps are black")
+    elif peak == 1:
+        text = f"the {len(known)} saliency maps hold 0 and 1 alone; 255 is salient, so multiply them by 255"
+        yield Problem("error", folder, text)
+    elif contrasts and 2 * sum(contrast < 0 for contrast in contrasts) > len(contrasts):
+        text = "most saliency maps are brighter on background than on objects; 255 is salient: are they inverted?"
+        yield Problem("warning", folder, text)
 
 
 def _problem(error: DataError) -> Problem:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmark.errors import ConfigError
 from datasets.base import Dataset, Progress, Split
-from datasets.files import atomic, decode_image, decode_mask, write_mask
+from datasets.files import atomic, decode_grey, decode_image, decode_mask, visible_files, write_mask
 from datasets.voc2012 import LISTS, TAG_FILE_NAMES, VocDataset
 
 LIST_NAMES = {Split.TRAIN: "train", Split.WEAK: "train_aug", Split.VAL: "val", Split.TEST: "test"}
@@ -51,9 +51,10 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
                 names = (data.classes[label - 1] for label in data.tags(image_id))
                 writer.writerow([image_id, " ".join(names)])
     # What tells a generated world from VOC.
-    for source in data.root.glob("*.json"):
-        shutil.copyfile(source, out / source.name)
-    for split, listed in lists.items():
+    for name in visible_files(data.root, {".json"}):
+        shutil.copyfile(data.root / name, out / name)
+    # `train` last: an unfinished copy has an empty split, which is refused.
+    for split, listed in reversed(lists.items()):
         with atomic(out / LISTS / f"{LIST_NAMES[split]}.txt") as temporary:
             temporary.write_text("".join(f"{image_id}\n" for image_id in listed))
     return len(ids)
@@ -73,7 +74,7 @@ def _reduce_image(data: VocDataset, out: Path, image_id: str, long_side: int) ->
             write_mask(temporary, small)
     saliency = data.saliency_path(image_id)
     if saliency is not None:
-        grey = Image.fromarray(decode_mask(saliency, palette=False))
+        grey = Image.fromarray(decode_grey(saliency))
         with atomic(out / "Saliency" / f"{image_id}.png", flush=False) as temporary:
             grey.resize(size, Image.Resampling.NEAREST).save(temporary, format="PNG")
     # Last, so that an image that is there has its mask too.

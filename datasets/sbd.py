@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmark.errors import DataError
 from datasets.base import Progress
 from datasets.files import atomic, decode_mask, write_mask
-from datasets.voc2012 import LISTS, find_root, read_list
+from datasets.voc2012 import AUGMENTED, LISTS, UNFINISHED, find_root, read_list
 
 
 def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> int:
@@ -30,8 +30,12 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
     listed = root / LISTS / "train_aug.txt"
     if listed.exists() and sorted(read_list(listed)) != ids:
         raise DataError(f"{listed}: is another list than SBD and VOC give; move it away to have it made anew")
+    folder = root / AUGMENTED
+    folder.mkdir(exist_ok=True)
+    # Without a list, the masks in the folder are the list: half of them must not pass for all.
+    (folder / UNFINISHED).touch()
     for done, image_id in enumerate(ids, start=1):
-        target = root / "SegmentationClassAug" / f"{image_id}.png"
+        target = folder / f"{image_id}.png"
         if not target.exists():
             official = root / "SegmentationClass" / f"{image_id}.png"
             mask = (
@@ -43,6 +47,7 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
             progress(done, len(ids))
     with atomic(listed) as temporary:
         temporary.write_text("".join(f"{image_id}\n" for image_id in ids))
+    (folder / UNFINISHED).unlink()
     return len(ids)
 
 

@@ -10,23 +10,28 @@ from Inverse Detectors", ICCV 2011 (SBD). Layout (`seedbed data prepare voc` mak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 from benchmark.errors import DataError
 from datasets.base import TAGS_FROM_MASKS, Dataset, Problem, Split, existing_folder, refuse_options, tune_ids
 from datasets.classes import check_classes
-from datasets.files import decode_mask
-from datasets.tags import labels, mask_labels, tag_table, xml_names
+from datasets.files import Folder, decode_mask, image_id, read_text, visible_files
+from datasets.tags import Tags, labels, mask_labels, tag_table, xml_names
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+IMAGES, AUGMENTED = "JPEGImages", "SegmentationClassAug"
+UNFINISHED = ".unfinished"
+"""A file in SegmentationClassAug/ while `seedbed data prepare voc` writes its masks."""
 TRAIN_AUG_NAMES = ("train_aug", "trainaug")
 TAG_FILE_NAMES = ("image_labels.csv", "cls_labels.npy")
 LISTS = Path("ImageSets/Segmentation")
+XML = "Annotations/*.xml"
 
 
 class VocDataset(Dataset):
@@ -49,13 +54,17 @@ class VocDataset(Dataset):
         official_counts: Mapping[Split, int] | None = None,
     ) -> None:
         self.root, self.name, self.classes = find_root(root), name, check_classes(classes, root)
-        self._saliency = saliency
+        self._images = Folder(self.root / IMAGES, ".jpg", (".jpeg", ".png"))
+        self._official = Folder(self.root / "SegmentationClass", ".png")
+        self._augmented = Folder(self.root / AUGMENTED, ".png")
+        self._annotations = Folder(self.root / "Annotations", ".xml")
+        self._saliency = None if saliency is None else Folder(saliency, ".png")
         self._train, self._val = (self._read_list(split) or () for split in ("train", "val"))
         test = self._read_list("test") or ()
         self._test = test if any(self.image_path(i).exists() for i in test) else ()
         self._weak, self._weak_source = self._find_weak()
-        self.tag_source, self._tag_file, self._read_tags = self._find_tags(tags)
-        self._tags: dict[str, tuple[int, ...]] = {}
+        self._tag_file, self._tags = self._find_tag_file(tags)
+        self.tag_source = self._tag_file.name if self._tag_file else XML if self._has_xml else TAGS_FROM_MASKS
         self.mask_source = self._describe_masks()
         self.notices = tuple(count_notices(self, official_counts))
 
@@ -69,19 +78,21 @@ class VocDataset(Dataset):
         }[split]
 
     def image_path(self, image_id: str) -> Path:
-        return self.root / "JPEGImages" / f"{image_id}.jpg"
+        return self._images.file(image_id)
 
     def mask_path(self, image_id: str) -> Path:
-        official = self.root / "SegmentationClass" / f"{image_id}.png"
-        return official if official.exists() else self._augmented / f"{image_id}.png"
+        official = self._official.file(image_id)
+        return official if official.exists() else self._augmented.file(image_id)
 
-    def tags(self, image_id: str) -> tuple[int, ...]:
+    def tags(self, image_id: str) -> Tags:
         if image_id not in self._tags:
-            self._tags[image_id] = self._read_tags(image_id)
+            if self._tag_file is not None:
+                raise DataError(f"{self._tag_file}: has no row for the image {image_id}")
+            self._tags[image_id] = self._xml_tags(image_id) if self._has_xml else self._mask_tags(image_id)
         return self._tags[image_id]
 
     def saliency_path(self, image_id: str) -> Path | None:
-        return None if self._saliency is None else self._saliency / f"{image_id}.png"
+        return None if self._saliency is None else self._saliency.file(image_id)
 
     def label_files(self) -> tuple[Path, ...]:
         lists = [self.root / LISTS / f"{name}.txt" for name in ("train", "val", "test", *TRAIN_AUG_NAMES)]
@@ -95,6 +106,11 @@ class VocDataset(Dataset):
             path = self.root / LISTS / f"{name}.txt"
             if not path.exists():
                 yield Problem("error", path, "no such list; fetch it with the official VOCdevkit")
+        listed = {*self._weak, *self._train, *self._val, *self._test}
+        for names in self._images.doubles():
+            if Path(names[0]).stem in listed:
+                text = f"several pictures of one id: {', '.join(names)}; keep one of them"
+                yield Problem("error", self._images.path / names[0], text)
         if self._weak_source == self.list_file(Split.TRAIN):
             missing = self.root / LISTS / f"{TRAIN_AUG_NAMES[0]}.txt"
             yield Problem(
@@ -112,56 +128,43 @@ class VocDataset(Dataset):
     def _tune(self) -> tuple[str, ...]:
         return tune_ids(self._train)
 
-    @property
-    def _augmented(self) -> Path:
-        return self.root / "SegmentationClassAug"
-
     def _read_list(self, name: str) -> tuple[str, ...] | None:
         path = self.root / LISTS / f"{name}.txt"
-        if not path.exists():
-            return None
-        try:
-            return read_list(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable list ({error})") from None
+        return read_list(path) if path.exists() else None
 
     def _find_weak(self) -> tuple[tuple[str, ...], Path]:
         for name in TRAIN_AUG_NAMES:
             listed = self._read_list(name)
             if listed is not None:
                 return listed, self.root / LISTS / f"{name}.txt"
-        if self._augmented.is_dir():
+        folder = self._augmented.path
+        if (folder / UNFINISHED).exists():
+            raise DataError(f"{folder}: not all masks are written; run `seedbed data prepare voc` again")
+        if folder.is_dir():
             held_out = {*self._val, *self._test}
-            masked = sorted(path.stem for path in self._augmented.glob("*.png"))
-            return tuple(i for i in masked if i not in held_out), self._augmented
+            masked = sorted({Path(name).stem for name in visible_files(folder, {".png"})})
+            return tuple(i for i in masked if i not in held_out), folder
         return self._train, self.list_file(Split.TRAIN)
 
-    def _find_tags(self, given: Path | None) -> tuple[str, Path | None, Callable[[str], tuple[int, ...]]]:
-        annotations = self.root / "Annotations"
-        if given is None and annotations.is_dir() and next(annotations.glob("*.xml"), None) is not None:
-            return "Annotations/*.xml", None, self._xml_tags
-        found = (path for name in TAG_FILE_NAMES if (path := self.root / name).exists())
-        file = given if given is not None else next(found, None)
-        if file is None:
-            return TAGS_FROM_MASKS, None, self._mask_tags
-        table = tag_table(file, self.classes)
+    def _find_tag_file(self, given: Path | None) -> tuple[Path | None, dict[str, Tags]]:
+        """Return the tag file and its tags; None if the tags come from XML files or masks."""
+        found = [path for name in TAG_FILE_NAMES if (path := self.root / name).exists()]
+        file = given or (None if self._has_xml else next(iter(found), None))
+        return file, {} if file is None else tag_table(file, self.classes)
 
-        def tabled(image_id: str) -> tuple[int, ...]:
-            if image_id not in table:
-                raise DataError(f"{file}: has no row for the image {image_id}")
-            return labels(table[image_id], self.classes, file)
+    @cached_property
+    def _has_xml(self) -> bool:
+        return bool(visible_files(self._annotations.path, {".xml"}))
 
-        return file.name, file, tabled
-
-    def _xml_tags(self, image_id: str) -> tuple[int, ...]:
-        path = self.root / "Annotations" / f"{image_id}.xml"
+    def _xml_tags(self, image_id: str) -> Tags:
+        path = self._annotations.file(image_id)
         return labels(xml_names(path), self.classes, path)
 
-    def _mask_tags(self, image_id: str) -> tuple[int, ...]:
+    def _mask_tags(self, image_id: str) -> Tags:
         return mask_labels(decode_mask(self.mask_path(image_id)), len(self.classes))
 
     def _describe_masks(self) -> str:
-        official, augmented = (self.root / "SegmentationClass").is_dir(), self._augmented.is_dir()
+        official, augmented = self._official.path.is_dir(), self._augmented.path.is_dir()
         if official and augmented:
             return "SegmentationClass/ where it has the image, else SegmentationClassAug/"
         return "SegmentationClass/" if official else "SegmentationClassAug/"
@@ -176,9 +179,13 @@ def find_root(root: Path) -> Path:
 
 
 def read_list(path: Path) -> tuple[str, ...]:
-    """Return the ids of a list: the first word of each line; of a path (DeepLab's lists) the file's stem."""
-    words = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return tuple(Path(word).stem if "/" in word else word for word in words)
+    """Return the ids of a list: the first word of each line, of a path (DeepLab's lists) the file's stem.
+
+    Blank lines are skipped; words may be separated by spaces, tabs, commas or semicolons, and end in a suffix such
+    as `.jpg`. Raises DataError if the file cannot be read.
+    """
+    lines = (re.split(r"[\s,;]+", line.strip()) for line in read_text(path).splitlines())
+    return tuple(image_id(words[0].strip("\"'")) for words in lines if words[0])
 
 
 def count_notices(data: Dataset, official: Mapping[Split, int] | None) -> Iterator[str]:

@@ -50,7 +50,6 @@ from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.training import Batch, TrainingStage, fit, parameter_groups
 from datasets.base import Dataset, Split
-from datasets.files import decode_mask
 from datasets.transforms import Examples, scaled_crops
 from methods.backbones.base import build_backbone, initialise
 from methods.cam import RECIPES as CAM_RECIPES
@@ -66,6 +65,7 @@ from methods.icd_losses import (
 )
 from methods.icd_maps import InferIcd, InferIcdWithSaliency, MeasureIcd
 from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
+from methods.segment import PseudoMasks
 from methods.superpixels import ComputeSuperpixels
 
 Source = Literal["conv4", "conv5", "fc6", "concat"]
@@ -248,12 +248,11 @@ class TrainIcd(TrainingStage):
         )
         new = self.initialise(network, ctx)
         view = data.split(Split.WEAK)
-        folder = inputs[Kind.SUPERPIXELS]
         examples = Examples(
             view,
             scaled_crops(self.scales, self.long_side, self.crop),
             seed=ctx.seed,
-            masks=lambda image_id: decode_mask(folder / f"{image_id}.png"),
+            masks=PseudoMasks(inputs[Kind.SUPERPIXELS]),
         )
         losses = partial(self.losses, network)
         fit(network, losses, examples, parameter_groups(network, new, self), self, out, ctx)

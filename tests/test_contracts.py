@@ -5,9 +5,11 @@ A new method is covered by being there: nothing in this file names one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,18 +17,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from benchmark.errors import ConfigError, MaskForbiddenError
+from benchmark.errors import ConfigError, MaskForbiddenError, SeedbedError
 from benchmark.hparams import declared
 from benchmark.maps import MapReader, MapWriter, ScoreMaps
+from benchmark.parallel import map_in_order
 from benchmark.pipeline import Machine, Pipeline, check_chain
 from benchmark.registry import DATASETS, METHODS, REFINERS
 from benchmark.stage import Kind, Meta, Stage
 from benchmark.store import Store
 from benchmark.training import TrainingStage
-from datasets.base import Dataset, Split
+from datasets.base import Dataset, Split, SplitView
 from datasets.files import decode_mask
 from methods.segment import segmentation_stages
 from tests.fakes import FolderDataset, random_scene
+from tests.voc_folder import LABELS, make_voc
 
 META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
 
@@ -47,6 +51,21 @@ def contents(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file but `entry.json`, which tells times."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "entry.json")
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaders_pickle() -> Iterator[None]:
+    """Pickle all that a loader would send to worker processes; `fork` alone would hide that it cannot be."""
+    import torch
+
+    class PicklingLoader(torch.utils.data.DataLoader[Any]):
+        def __init__(self, dataset: Any, *arguments: Any, **options: Any) -> None:
+            pickle.dumps((dataset, options.get("collate_fn"), options.get("worker_init_fn")))
+            super().__init__(dataset, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data, "DataLoader", PicklingLoader)
+        yield
 
 
 @pytest.fixture(scope="module", params=METHODS.names())
@@ -367,6 +386,46 @@ def test_a_data_set_says_what_is_missing_where_there_is_none(name, tmp_path):
     with pytest.raises(Exception, match=str(tmp_path)) as caught:
         DATASETS.load(name).open(tmp_path)
     assert type(caught.value).__name__ in ("DataError", "ConfigError")
+
+
+def examples_of_data_sets(folder: Path) -> list[Path]:
+    """Return one small data set in each layout; a data set in a new layout adds its own."""
+    from datasets.chimera import generate
+
+    roots = [make_voc(folder / "voc")]
+    for layout in ("voc", "coco"):
+        generate(folder / f"chimera-{layout}", layout=layout, images=20, size=48, seed=1)
+        roots.append(folder / f"chimera-{layout}")
+    return roots
+
+
+def what_a_process_sees(view: SplitView) -> tuple[Any, ...]:
+    """Return what a worker process reads of the first image."""
+    image_id = view.ids[0]
+    shown = view.mask(image_id).tobytes() if view.has_masks else b""
+    return view.ids, view.tags(image_id), view.image(image_id).tobytes(), shown
+
+
+def test_every_data_set_and_every_source_of_tags_works_in_worker_processes(tmp_path):
+    opened: dict[str, list[Dataset]] = {name: [] for name in DATASETS.names()}
+    for name, root in itertools.product(DATASETS.names(), examples_of_data_sets(tmp_path)):
+        with contextlib.suppress(SeedbedError):
+            data = DATASETS.load(name).open(root)
+            # The classes are another data set's if its tags are unknown.
+            data.tags(data.ids(Split.WEAK)[0])
+            opened[name].append(data)
+    assert all(opened.values()), "a data set opens none of the examples: add one to examples_of_data_sets"
+    voc = DATASETS.load("voc2012")
+    rows = {i: np.isin(np.arange(1, 21), labels).astype(np.float32) for i, labels in LABELS.items()}
+    np.save(tmp_path / "text.npy", rows)
+    np.save(tmp_path / "whole.npy", {int(i.replace("_", "")): row for i, row in rows.items()})
+    (tmp_path / "tags.csv").write_text("image_id,classes\n" + "".join(f"{i},dog\n" for i in LABELS))
+    sources = [voc.open(tmp_path / "voc", tags=tmp_path / f) for f in ("text.npy", "whole.npy", "tags.csv")]
+    sources.append(voc.open(make_voc(tmp_path / "masks", xml=False)))
+    datasets = [*itertools.chain(*opened.values()), *sources]
+    assert {"Annotations/*.xml", "text.npy", "whole.npy", "tags.csv", "masks"} <= {d.tag_source for d in datasets}
+    views = [data.split(split) for data in datasets for split in (Split.WEAK, Split.VAL)]
+    assert list(map_in_order(what_a_process_sees, views, 2)) == [what_a_process_sees(view) for view in views]
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])

@@ -18,7 +18,7 @@ from datasets import digest as digest_module
 from datasets import voc2012
 from datasets.base import Split, tune_ids
 from datasets.digest import file_digests
-from datasets.files import atomic, decode_image, decode_mask, image_size, palette, write_mask
+from datasets.files import atomic, decode_grey, decode_image, decode_mask, image_size, palette, write_mask
 from datasets.voc2012 import CLASSES, DATASET, LISTS, VocDataset
 from tests.fakes import FolderDataset
 from tests.voc_folder import EXTRA, LABELS, SHAPE, TEST, TRAIN, VAL, make_voc, mask_of, write_list, write_xml
@@ -55,7 +55,7 @@ def test_a_colour_picture_is_no_mask_and_a_palette_one_no_saliency_map(tmp_path:
     with pytest.raises(DataError, match=r"colour\.png.*mode RGB"):
         decode_mask(tmp_path / "colour.png")
     with pytest.raises(DataError, match=r"palette\.png.*mode P"):
-        decode_mask(tmp_path / "palette.png", palette=False)
+        decode_grey(tmp_path / "palette.png")
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

@@ -9,6 +9,7 @@ import typer
 
 from benchmark.commands.shared import (
     WORK,
+    AllowVal,
     Quiet,
     Root,
     Work,
@@ -90,6 +91,7 @@ def run(
             help="Use stored results that earlier code made, and record that they are valid.",
         ),
     ] = False,
+    allow_val_in_training: AllowVal = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
     work: Work = WORK,
@@ -117,6 +119,7 @@ def run(
         selections=[one_of("--selections", word, SELECTIONS) for word in chosen],
         maps_on=[one_of("--maps-on", word, ("train", "val")) for word in split_words(maps_on)],
         settings=parse_settings(setting or []),
+        allow_val_in_training=allow_val_in_training,
     )
     folder = work_folder(work)
     data = folder.open(dataset, root, reporter, {} if saliency is None else {"saliency": saliency})

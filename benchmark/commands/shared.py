@@ -28,6 +28,9 @@ Workers = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+AllowVal = Annotated[
+    bool, typer.Option("--allow-val-in-training", help="Run even if training images are in val; marks the result.")
+]
 WORK = Path("seedbed-work")
 
 

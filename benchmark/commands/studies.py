@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmark.commands.shared import WORK, Quiet, Root, Work, parse_settings, print_table, work_folder
+from benchmark.commands.shared import WORK, AllowVal, Quiet, Root, Work, parse_settings, print_table, work_folder
 from benchmark.commands.sweep import print_forecast
 from benchmark.initialisation import is_file
 from benchmark.progress import Reporter
@@ -78,6 +78,7 @@ def study(
             help="Use stored results that earlier code made, and record that they are valid.",
         ),
     ] = False,
+    allow_val_in_training: AllowVal = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
     work: Work = WORK,
     quiet: Quiet = False,
@@ -100,6 +101,7 @@ def study(
         segmentation_backbone=segmentation_backbone,
         segmentation_weights=segmentation_weights,
         size=size,
+        allow_val_in_training=allow_val_in_training,
         settings=parse_settings(setting or []),
         where={key: value for key, value in machines.items() if value is not None},
     )
@@ -130,6 +132,7 @@ def command_of(name: str, request: Any) -> str:
             file = option.endswith("weights") and is_file(value)
             words += [f"--{option.replace('_', '-')}", "FILE" if file else value]
     words += ["--size", str(request.size)] if request.size else []
+    words += ["--allow-val-in-training"] if request.allow_val_in_training else []
     for key, value in request.settings.items():
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)

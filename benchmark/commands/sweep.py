@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from benchmark.commands.shared import WORK, Quiet, Work, parse_settings, print_table, work_folder
+from benchmark.commands.shared import WORK, AllowVal, Quiet, Work, parse_settings, print_table, work_folder
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
 
@@ -114,6 +114,7 @@ def sweep(
             show_default="none is fixed",
         ),
     ] = None,
+    allow_val_in_training: AllowVal = False,
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="0.5: two trials share one.", show_default="1 if there are any, else 0")
     ] = None,
@@ -169,6 +170,7 @@ def sweep(
         "segment": segment,
         "selections": selections,
         "settings": parse_settings(setting) if setting else None,
+        "allow_val_in_training": allow_val_in_training or None,
         "gpus_per_trial": gpus_per_trial,
         "cpus_per_trial": cpus_per_trial,
         "workers": workers,

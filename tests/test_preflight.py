@@ -1,0 +1,186 @@
+"""What lists, tags and the existence of files show is told in one error, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from benchmark.cli import app
+from benchmark.dealer import plan_sweep
+from benchmark.errors import DataError, SeedbedError
+from benchmark.pipeline import Machine
+from benchmark.progress import Reporter
+from benchmark.runs import run_trial
+from benchmark.sweep_settings import settings_of
+from benchmark.trial import Trial
+from benchmark.workfolder import WorkFolder
+from datasets.base import Dataset
+from datasets.check import preflight, val_in_training
+from datasets.files import write_mask
+from datasets.voc2012 import DATASET
+from tests.voc_folder import EXTRA, SHAPE, TEST, TRAIN, VAL, make_voc, mask_of, write_list, write_xml
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    return make_voc(tmp_path / "VOC2012")
+
+
+def refused(root: Path, **options) -> str:
+    saliency = options.pop("saliency", None)
+    with pytest.raises(DataError) as caught:
+        preflight(DATASET.open(root, saliency=saliency), **options)
+    return str(caught.value)
+
+
+def test_a_healthy_data_set_passes(voc: Path, chimera: Dataset):
+    preflight(DATASET.open(voc), full_supervision=True, processes=2)
+    preflight(chimera, processes=2)
+
+
+def test_one_problem_is_one_line(voc: Path):
+    (voc / "JPEGImages" / f"{VAL[0]}.jpg").unlink()
+    assert refused(voc) == f"{voc / 'JPEGImages' / f'{VAL[0]}.jpg'}: no such file"
+
+
+def test_all_problems_are_told_at_once(voc: Path):
+    (voc / "JPEGImages" / f"{TRAIN[0]}.jpg").unlink()
+    (voc / "SegmentationClass" / f"{VAL[0]}.png").unlink()
+    (voc / "Annotations" / f"{EXTRA[0]}.xml").unlink()
+    write_xml(voc, TRAIN[1], "unicorn")
+    write_list(voc, "train", [*TRAIN, TRAIN[1]])
+    first, *lines = refused(voc).splitlines()
+    assert first == f"{voc}: 5 problems, found before any training:"
+    ends = [f"{TRAIN[1]} is listed 2 times in `train`", f"{TRAIN[0]}.jpg: no such file", "unknown class 'unicorn'"]
+    ends += [f"{EXTRA[0]}.xml: no such file; it holds the image's tags", f"{VAL[0]}.png: no such file"]
+    for line, end in zip(lines, ends, strict=True):
+        assert end in line
+
+
+def test_many_problems_are_counted(voc: Path):
+    write_list(voc, "train_aug", [*TRAIN, *(f"2009_{n:06d}" for n in range(2, 32))])
+    lines = refused(voc).splitlines()
+    assert "60 problems" in lines[0]  # image and XML of each
+    assert len(lines) == 22
+    assert lines[-1].strip() == "… and 40 more"
+
+
+@pytest.mark.parametrize("name", ["train", "train_aug", "val"])
+def test_empty_lists(voc: Path, name):
+    write_list(voc, name, [])
+    assert "is empty" in refused(voc)
+
+
+def test_masks_that_are_needed(tmp_path: Path):
+    """Those of `weak` are needed by the bound, and if the tags come from them."""
+    for xml in (True, False):
+        voc = make_voc(tmp_path / str(xml), xml=xml)
+        (voc / "SegmentationClassAug" / f"{EXTRA[0]}.png").unlink()
+        if xml:
+            preflight(DATASET.open(voc))
+        assert f"{EXTRA[0]}.png: no such file" in refused(voc, full_supervision=xml)
+
+
+def test_files_of_test_are_not_needed(voc: Path):
+    write_list(voc, "test", [*TEST, *VAL, "2009_000002"])
+    preflight(DATASET.open(voc))
+
+
+def test_saliency_maps_that_are_missing_or_of_another_scale(voc: Path, tmp_path: Path):
+    folder = tmp_path / "saliency"
+    folder.mkdir()
+    for image_id in (*TRAIN, *EXTRA):
+        Image.fromarray(np.full(SHAPE, 200, np.uint8)).save(folder / f"{image_id}.png")
+    preflight(DATASET.open(voc, saliency=folder))
+    for image_id in (*TRAIN, *EXTRA):
+        Image.fromarray((mask_of((3,)) == 3).astype(np.uint8)).save(folder / f"{image_id}.png")
+    assert "hold 0 and 1 alone" in refused(voc, saliency=folder)
+    (folder / f"{EXTRA[0]}.png").unlink()
+    assert f"{EXTRA[0]}.png: no such file" in refused(voc, saliency=folder)
+
+
+def test_the_form_of_the_masks_is_that_of_a_few(voc: Path):
+    path = voc / "SegmentationClass" / f"{VAL[0]}.png"
+    Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(path)
+    assert "mode RGB" in refused(voc)
+    write_mask(path, np.zeros((5, 7), np.uint8))
+    assert "is 7x5 pixels, its image 16x12" in refused(voc)
+
+
+def test_two_images_of_one_id(voc: Path):
+    image = voc / "JPEGImages" / f"{VAL[0]}.jpg"
+    image.rename(image.with_suffix(".JPG"))
+    preflight(DATASET.open(voc))
+    Image.new("RGB", SHAPE[::-1]).save(image.with_suffix(".png"))
+    assert "several pictures of one id" in refused(voc)
+
+
+def test_what_does_not_pickle_is_refused_with_worker_processes_alone(voc: Path):
+    data = DATASET.open(voc)
+    data.hook = lambda: None  # type: ignore[attr-defined]
+    preflight(data)
+    with pytest.raises(DataError, match=r"VOC2012: cannot be sent to worker processes .*use --workers 0"):
+        preflight(data, processes=1)
+
+
+# --- training on val
+
+
+@pytest.fixture
+def overlapping(voc: Path) -> Path:
+    write_list(voc, "train_aug", [*TRAIN, *EXTRA, *VAL])
+    return voc
+
+
+def test_training_on_val_is_refused_unless_asked_for(overlapping: Path):
+    assert val_in_training(DATASET.open(overlapping)) == VAL
+    message = refused(overlapping)
+    assert message.splitlines()[0].endswith(f"val.txt: {VAL[0]} is in `val` and in `weak`")
+    assert "--allow-val-in-training" in message
+    preflight(DATASET.open(overlapping), allow_val_in_training=True)
+    write_list(overlapping, "train_aug", [*TRAIN, *EXTRA])
+    write_list(overlapping, "train", [*TRAIN, *VAL])
+    assert f"{VAL[0]} is in `val` and in `train`" in refused(overlapping)
+
+
+def test_every_command_refuses_it_before_it_reads_an_image(overlapping: Path, tmp_path: Path, monkeypatch):
+    def never(*_):
+        raise AssertionError("read for the digest")
+
+    monkeypatch.setattr(Dataset, "digest", never)
+    work = ["--work", str(tmp_path / "work"), "--quiet"]
+    place = ["--dataset", "voc2012", "--root", str(overlapping)]
+    for words in (
+        ["run", *place],
+        ["sweep", "--datasets", f"voc2012={overlapping}", "--name", "s", "--methods", "cam", "--dry-run"],
+        ["sweep", "--datasets", f"voc2012={overlapping}", "--name", "s", "--methods", "cam"],
+        ["study", "mixup_t2_3", *place, "--dry-run"],
+    ):
+        result = CliRunner().invoke(app, [*words, *work])
+        assert isinstance(result.exception, SeedbedError), (words, result.output, result.exception)
+        assert f"{VAL[0]} is in `val` and in `weak`" in str(result.exception)
+        with pytest.raises(AssertionError, match="digest"):
+            CliRunner().invoke(app, [*words, *work, "--allow-val-in-training"], catch_exceptions=False)
+
+
+def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
+    content = {"name": "s", "datasets": [f"voc2012={overlapping}"], "methods": ["cam"], "refiners": ["none"]}
+    settings = settings_of({**content, "allow_val_in_training": True})
+    (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
+    assert cell.facts()["supervision"] == "I+val images"
+    assert cell.default.trial.allow_val_in_training
+    assert settings.differences(settings_of(content)) == ["allow_val_in_training"]
+    write_list(overlapping, "train_aug", [*TRAIN, *EXTRA])
+    (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
+    assert cell.facts()["supervision"] == "I"
+
+
+def test_a_run_looks_before_it_trains(voc: Path, tmp_path: Path):
+    (voc / "SegmentationClass" / f"{VAL[0]}.png").unlink()
+    with pytest.raises(DataError, match=rf"{VAL[0]}\.png: no such file"):
+        run_trial(Trial("voc2012"), DATASET.open(voc), WorkFolder(tmp_path / "work"), Machine())
+    assert not (tmp_path / "work").exists()

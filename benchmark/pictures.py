@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +104,9 @@ def _legend(labels: Sequence[int], classes: Sequence[str], maps: bool, width: in
     """Return the colours of labels with their names, and those of map scores, in as many lines as they need."""
     names = {0: "background", **dict(enumerate(classes, 1)), IGNORE_INDEX: "not counted"}
     colours = np.frombuffer(palette(), np.uint8).reshape(256, 3)
-    entries = [(names.get(label, f"label {label}"), colours[None, None, label]) for label in labels]
+    entries: list[tuple[str, NDArray[Any]]] = [
+        (names.get(label, f"label {label}"), colours[None, None, label]) for label in labels
+    ]
     # A scale of 60 pixels, over grey as the maps are.
     entries += [("map score, 0 to 1", 0.4 * 128 + 0.6 * _heat(np.linspace(0, 1, 60))[None])] if maps else []
     room = width - 2 * MARGIN

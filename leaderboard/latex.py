@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -11,7 +12,9 @@ from leaderboard.comparisons import FACTS, TextTable, titled
 from leaderboard.standing import Board, Group, Row
 from leaderboard.tables import EMPTY, MARKS, NUMBERS, summary
 
+_NOTHING = "\0"
 _SIGNS = {
+    _NOTHING: "{}",
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
@@ -26,6 +29,9 @@ _SIGNS = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "''",
+    # After the end of a row these two would be its options.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     "−": r"$-$",
     "×": r"$\times$",
@@ -70,7 +76,9 @@ def latex(board: Board, analysis: Analysis | None = None) -> str:
 
 def escape(text: str) -> str:
     """Return text that LaTeX sets as it is: signs escaped, accents left away, other alphabets as "?"."""
-    return "".join(map(_sign, " ".join(text.split())))
+    # Two hyphens would become a dash, which spoils a command that is copied.
+    apart = re.sub("-(?=-)", f"-{_NOTHING}", " ".join(text.split()))
+    return "".join(map(_sign, apart))
 
 
 def _sign(sign: str) -> str:

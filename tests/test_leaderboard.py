@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
 import re
@@ -18,7 +19,7 @@ import pytest
 from benchmark.errors import DataError
 from leaderboard import columns, latex, pages, tables
 from leaderboard.analysis import Analysis
-from leaderboard.build import write_leaderboard
+from leaderboard.build import FORMATS, write_leaderboard
 from leaderboard.comparing import GroupAnalysis
 from leaderboard.content import Content
 from leaderboard.plan import Plan
@@ -581,6 +582,15 @@ def test_signs_are_escaped_in_every_format():
     assert flat["not_ranked_because"] == f"seed 2 failed: {reason}"
 
 
+def test_latex_takes_any_name_as_it_is():
+    assert latex.escape("[a] *b* --set x---y – z") == r"{[}a] {*}b{*} -{}-set x-{}-{}-y -- z"
+    assert latex.escape("a\x00b\x07c") == "a{}b?c"
+    names = "a_b & 50% <b>bold</b> $x$ {y} #1 ~^\\ \"q\" 'p' | z [1] *"
+    text = latex.latex(board(*line(0.5, 0.6, 0.7, dataset=names, method=names, refiner=names)))
+    for cell in re.split(r" & | \\\\", text):
+        assert not re.search(r"(?<!\\)[%#&]|^[*\[]", cell.strip()), cell
+
+
 def test_the_csv_has_unrounded_numbers():
     (flat,) = csv.DictReader(io.StringIO(tables.comma_separated(board(*line(0.1, 0.2, 0.4)))))
     assert float(flat["val_mIoU_mean"]) == pytest.approx(0.7 / 3, abs=1e-15)
@@ -593,6 +603,25 @@ def test_a_leaderboard_without_runs_says_so(tmp_path):
         assert "Nothing has been measured yet." in path.read_text("utf-8")
     assert tables.terminal(board()) == "Nothing has been measured yet.\n"
     assert len((tmp_path / "new/folder/leaderboard.csv").read_text().splitlines()) == 1
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_site_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path, monkeypatch):
+    write_leaderboard(table_of(line(0.5, 0.6, 0.7)), tmp_path / "site")
+    before = files(tmp_path / "site")
+
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setitem(FORMATS, "leaderboard.csv", full)
+    for folder in ("site", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            write_leaderboard(table_of(line(0.1, 0.2, 0.3)), tmp_path / folder)
+    assert files(tmp_path / "site") == before
+    assert files(tmp_path / "new") == {}
 
 
 def test_a_sweep_in_which_all_is_missing_is_shown():

@@ -40,7 +40,7 @@ from benchmark.training import Batch, TrainingStage, fit, parameter_groups
 from datasets.base import Dataset, Split
 from datasets.transforms import Examples, classification
 from methods.backbones.base import build_backbone, initialise
-from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
+from methods.recipes import check_stride, recipe_of, stride_of, untuned
 
 COLOUR_JITTER = (0.3, 0.3, 0.3, 0.1)
 """Brightness, contrast, saturation and hue, as PSA."""
@@ -261,8 +261,8 @@ def classifier_settings(meta: Meta, **changes: Any) -> dict[str, Any]:
 
     `changes` to the backbone's recipe give sizes in pixels of a 500-pixel image, as the recipe does.
     """
-    untuned = {**UNTUNED, "stride": stride_of(meta.backbone, 16), "classifier_init": "torch"}
-    recipe = {**recipe_of(RECIPES, meta.backbone, untuned, "TrainCam"), **changes}
+    otherwise = {**untuned(meta.weights), "stride": stride_of(meta.backbone, 16), "classifier_init": "torch"}
+    recipe = {**recipe_of(RECIPES, meta.backbone, otherwise, "TrainCam"), **changes}
     settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in SIZES})
     if meta.weights == "none":

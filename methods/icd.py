@@ -64,7 +64,7 @@ from methods.icd_losses import (
     warm_up,
 )
 from methods.icd_maps import InferIcd, InferIcdWithSaliency, MeasureIcd
-from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
+from methods.recipes import check_stride, recipe_of, stride_of, untuned
 from methods.segment import PseudoMasks
 from methods.superpixels import ComputeSuperpixels
 
@@ -309,7 +309,7 @@ def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of TrainIcd for a backbone and a data set's image size."""
     stride = stride_of(meta.backbone, 16 if meta.backbone.startswith("resnet") else 8)
     settings: dict[str, Any] = {"crop": 321, "stride": stride}
-    settings |= recipe_of(RECIPES, meta.backbone, {**UNTUNED, "batch": 16}, "TrainIcd")
+    settings |= recipe_of(RECIPES, meta.backbone, {**untuned(meta.weights), "batch": 16}, "TrainIcd")
     # As 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
     stride = settings["stride"]
     settings["crop"] = meta.scaled(settings["crop"] // stride * stride, multiple=stride) + 1

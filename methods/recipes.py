@@ -11,18 +11,19 @@ from benchmark.registry import BACKBONES
 
 Recipe = TypeVar("Recipe")
 
-UNTUNED: Mapping[str, Any] = {
-    "optimiser": "adamw",
-    "lr": 1e-4,
-    "head_multiplier": 10.0,
-    "weight_decay": 1e-4,
-    "biases": "as_weights",
-}
-"""For a backbone without a recipe. SGD at VGG-16's rates makes many other networks predict background only."""
+
+def untuned(weights: str) -> dict[str, Any]:
+    """Return settings of a training that are safe for a backbone without a recipe.
+
+    At VGG-16's rates for SGD many networks learn to predict background only. AdamW moves pretrained layers by 1e-4
+    and new ones by 1e-3; with `weights` "none" all layers are new.
+    """
+    rates = {"lr": 1e-3, "head_multiplier": 1.0} if weights == "none" else {"lr": 1e-4, "head_multiplier": 10.0}
+    return {"optimiser": "adamw", **rates, "weight_decay": 1e-4, "biases": "as_weights"}
 
 
-def recipe_of(recipes: Mapping[str, Recipe], backbone: str, untuned: Recipe, stage: str) -> Recipe:
-    """Return the recipe of a backbone; `untuned`, with an UntunedWarning that names the stage, if it has none."""
+def recipe_of(recipes: Mapping[str, Recipe], backbone: str, otherwise: Recipe, stage: str) -> Recipe:
+    """Return the recipe of a backbone, or `otherwise` with an UntunedWarning that names the stage."""
     if backbone in recipes:
         return recipes[backbone]
     warnings.warn(
@@ -31,7 +32,7 @@ def recipe_of(recipes: Mapping[str, Recipe], backbone: str, untuned: Recipe, sta
         UntunedWarning,
         stacklevel=2,
     )
-    return untuned
+    return otherwise
 
 
 def stride_of(backbone: str, wanted: int) -> int:

@@ -55,7 +55,7 @@ from methods.cam import (
     multi_label_soft_margin,
 )
 from methods.dense_energy import dense_energy_loss
-from methods.recipes import UNTUNED, recipe_of
+from methods.recipes import recipe_of, untuned
 from methods.refine.crf import WritePrediction
 from methods.reliable_labels import Crop, ReliableLabels, Rule
 from methods.rrm_network import RrmNetwork, online_maps
@@ -283,7 +283,7 @@ def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[st
             "biases": "no_decay",
             "weight_decay": 5e-4,
         }
-    return settings | recipe_of(RECIPES, meta.backbone, {**UNTUNED, "batch": 16}, "TrainRrm")
+    return settings | recipe_of(RECIPES, meta.backbone, {**untuned(meta.weights), "batch": 16}, "TrainRrm")
 
 
 @dataclass(frozen=True)

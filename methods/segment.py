@@ -46,7 +46,7 @@ from datasets.files import decode_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import freeze_affine, initialise, initialise_from_coco
 from methods.deeplab import DeepLab, Dilations, LargeFov
-from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
+from methods.recipes import check_stride, recipe_of, stride_of, untuned
 from methods.refine.crf import WritePrediction
 
 
@@ -299,5 +299,5 @@ def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak
         "stride": stride_of(meta.backbone, 8),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation
-    settings |= recipe_of(RECIPES, meta.backbone, UNTUNED, train.__name__)
+    settings |= recipe_of(RECIPES, meta.backbone, untuned(meta.weights), train.__name__)
     return [train(**settings), PredictMasks(long_side=meta.size)]

@@ -50,7 +50,7 @@ from datasets.base import Dataset, Split
 from datasets.transforms import Examples, squares
 from methods.backbones.base import Backbone, build_backbone, hold_norm, initialise
 from methods.cam import multi_label_soft_margin
-from methods.recipes import UNTUNED, check_stride, recipe_of, stride_of
+from methods.recipes import check_stride, recipe_of, stride_of, untuned
 from methods.splitting_merging_maps import InferSplittingMerging, InferWithSaliency, MeasureStreams
 
 SHARED = 2
@@ -234,7 +234,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of the training for a backbone and a data set's image size."""
-    recipe = recipe_of(RECIPES, meta.backbone, UNTUNED, "TrainSplittingMerging")
+    recipe = recipe_of(RECIPES, meta.backbone, untuned(meta.weights), "TrainSplittingMerging")
     settings = {"stride": stride_of(meta.backbone, 16), "side": 256, "crop": 224, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in ("side", "crop")})
     return {"backbone": meta.backbone, "weights": meta.weights, **settings}

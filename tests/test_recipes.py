@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark import registry
+from benchmark import cli, registry
 from benchmark.errors import ConfigError, UntunedWarning
 from benchmark.registry import BACKBONES, METHODS, REFINERS
 from benchmark.stage import Meta
@@ -51,17 +51,21 @@ def stages(meta):
 
 
 @pytest.mark.filterwarnings("ignore::benchmark.errors.UntunedWarning")
+@pytest.mark.parametrize("weights", ["none", "sha256:x"])
 @pytest.mark.parametrize("strides", [(8, 16), (16, 8), (8,)])
-def test_every_training_of_an_unknown_backbone_is_safe(toy, strides):
+def test_every_training_of_an_unknown_backbone_is_safe(toy, strides, weights):
+    """AdamW at 1e-3 for new layers, which all are without weights, and at 1e-4 for pretrained ones."""
     toy(*strides)
-    trainings = {type(s).__name__: s for s in stages(META) if isinstance(s, TrainingStage)}
+    meta = replace(META, weights=weights)
+    trainings = {type(s).__name__: s for s in stages(meta) if isinstance(s, TrainingStage)}
     # These train offsets only, on the features of a finished classifier, with ESOL's own rates.
     offsets = {trainings.pop(name).optimiser for name in ("Expand", "Shrink")}
     assert offsets == {"sgd"}
     assert {"TrainCam", "TrainRrm", "TrainIcd", "TrainPsa", "TrainIrn", "TrainSegmentation"} <= trainings.keys()
     for name, stage in trainings.items():
         assert stage.optimiser == "adamw", name
-        assert stage.lr * stage.head_multiplier <= 1e-3, name
+        assert stage.lr * stage.head_multiplier == 1e-3, name
+        assert stage.lr == (1e-3 if weights == "none" or name == "TrainIrn" else 1e-4), name
         assert stage.weight_decay == 1e-4, name
         assert getattr(stage, "stride", strides[0]) in strides, name
 
@@ -81,6 +85,13 @@ def test_the_note_names_the_stage_and_what_to_do(toy):
         METHODS.load("cam").localise(META)
     with pytest.warns(UntunedWarning, match="TrainSegmentation has no recipe"):
         segment.segmentation_stages(META)
+
+
+def test_the_command_line_prints_it_as_a_note(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    cli._print_own_warnings_as_notes()
+    assert warnings.formatwarning("no recipe", UntunedWarning, "file.py", 1) == "note: no recipe\n"
+    assert "file.py:1: UserWarning" in warnings.formatwarning("other", UserWarning, "file.py", 1, "")
 
 
 @pytest.mark.parametrize("stage", [TrainCam, segment.TrainSegmentation])

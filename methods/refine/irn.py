@@ -54,7 +54,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.files import write_mask
 from datasets.transforms import Examples, segmentation
 from methods.backbones.base import initialise
-from methods.recipes import UNTUNED, recipe_of
+from methods.recipes import recipe_of, untuned
 from methods.refine.affinity import (
     ClassScores,
     affinity_losses,
@@ -266,8 +266,6 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """By backbone, what IrnLabels, TrainIrn and WalkIrn have other than published."""
-EDGES_UNTUNED = {**UNTUNED, "lr": 1e-3, "head_multiplier": 1.0}
-"""For other backbones: all that learns is new, as with `squeezenet`."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +282,8 @@ class Irn:
 
 def walked_stages(meta: Meta) -> list[Stage]:
     """Return the stages from a method's maps to those after the walk."""
-    labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, dict(EDGES_UNTUNED), {}), "TrainIrn")
+    # All that learns is new, whatever the weights.
+    labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, untuned("none"), {}), "TrainIrn")
     crop = meta.scaled(512, multiple=STRIDE)
     settings: dict[str, Any] = {
         "backbone": meta.backbone,

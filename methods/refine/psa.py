@@ -53,7 +53,7 @@ from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.transforms import Examples, unscaled
 from methods.backbones.base import initialise
 from methods.cam import COLOUR_JITTER
-from methods.recipes import UNTUNED, check_stride, recipe_of
+from methods.recipes import check_stride, recipe_of, untuned
 from methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
 from methods.refine.crf import PRESETS, dense_crfs, score_unary
 from methods.refine.none import ArgmaxMasks
@@ -257,7 +257,7 @@ class Psa:
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
         """Label, train, walk; no threshold is left to choose."""
-        labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, dict(UNTUNED), {}), "TrainPsa")
+        labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, untuned(meta.weights), {}), "TrainPsa")
         crop = meta.scaled(448)
         settings: dict[str, Any] = {
             "backbone": meta.backbone,

@@ -130,5 +130,5 @@ def read_job(folder: Path) -> Job:
 def write_text(path: Path, text: str) -> None:
     """Write a small file, by one rename."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, "utf-8")
     temporary.replace(path)

@@ -62,7 +62,7 @@ def _files(package: str, constant: str) -> dict[str, str]:
     (folder,) = importlib.import_module(package).__path__
     found = {}
     for path in sorted(Path(folder).glob("*.py")):
-        source = path.read_text()
+        source = path.read_text("utf-8")
         if constant not in source:
             continue
         try:

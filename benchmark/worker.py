@@ -206,7 +206,7 @@ def _write_per_class(path: Path, records: Sequence[Record]) -> None:
             place: tuple[str, ...] = (record.level, record.split, record.selection, record.label)
             rows.setdefault(place, {})[record.metric] = record.value
     metrics = [metric for metric in NUMBERS_BY_CLASS if any(metric in row for row in rows.values())]
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["level", "split", "selection", "class", *metrics])
         for place, row in rows.items():

@@ -32,10 +32,10 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
         raise ConfigError(f"{data.display_name}: only data sets in the layout of VOC can be reduced")
     note = out / "reduced.txt"
     description = f"{data.name}, longer side at most {long_side} pixels, from data of digest {data.digest()}\n"
-    if out.exists() and (not note.exists() or note.read_text() != description):
+    if out.exists() and (not note.exists() or note.read_text("utf-8") != description):
         raise ConfigError(f"{out}: holds something else than this copy; give a folder that does not exist yet")
     with atomic(note) as temporary:
-        temporary.write_text(description)
+        temporary.write_text(description, "utf-8")
     lists = {split: data.ids(split) for split in LIST_NAMES if data.ids(split)}
     ids = list(dict.fromkeys(image_id for listed in lists.values() for image_id in listed))
     for done, image_id in enumerate(ids, start=1):
@@ -43,7 +43,7 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
         if progress is not None:
             progress(done, len(ids))
     hidden = {*data.ids(Split.TEST)}
-    with atomic(out / TAG_FILE_NAMES[0]) as temporary, temporary.open("w", newline="") as file:
+    with atomic(out / TAG_FILE_NAMES[0]) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image_id", "classes"])
         for image_id in ids:
@@ -56,7 +56,7 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
     # `train` last: an unfinished copy has an empty split, which is refused.
     for split, listed in reversed(lists.items()):
         with atomic(out / LISTS / f"{LIST_NAMES[split]}.txt") as temporary:
-            temporary.write_text("".join(f"{image_id}\n" for image_id in listed))
+            temporary.write_text("".join(f"{image_id}\n" for image_id in listed), "utf-8")
     return len(ids)
 
 

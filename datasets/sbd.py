@@ -46,7 +46,7 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
         if progress is not None:
             progress(done, len(ids))
     with atomic(listed) as temporary:
-        temporary.write_text("".join(f"{image_id}\n" for image_id in ids))
+        temporary.write_text("".join(f"{image_id}\n" for image_id in ids), "utf-8")
     (folder / UNFINISHED).unlink()
     return len(ids)
 

@@ -302,3 +302,11 @@ def test_commands_of_a_sweep_say_what_is_missing(work, tmp_path, words, message)
 
 def test_nothing_to_deliver_is_no_error(tmp_path):
     assert seedbed(tmp_path, "sync").stdout == "0 trials delivered, 0 left\n"
+
+
+def test_the_number_of_classes_says_that_background_is_one_of_them(capsys):
+    from benchmark.commands.shared import print_records
+    from benchmark.records import Record
+
+    print_records([Record("segmentation", "val", "classes", "none", None, 7.0, 7)])
+    assert "classes, with background  7" in capsys.readouterr().out

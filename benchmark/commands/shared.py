@@ -112,12 +112,14 @@ def processes(workers: int | None) -> int:
 
 
 def print_records(records: Sequence[Record], by_class: bool = False) -> None:
-    """Print the records as a table: one row a level, split and metric, one column a selection."""
+    """Print the records as a table: one row per level, split and metric, one column per selection."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for record in records:
         if record.label is not None and not by_class:
             continue
-        metric = record.metric if record.label is None else f"{record.metric} {record.label}"
+        # Of 6 classes an mIoU is the mean over 7 labels.
+        name = "classes, with background" if record.metric == "classes" else record.metric
+        metric = name if record.label is None else f"{name} {record.label}"
         cells = rows.setdefault((record.level, record.split, metric), {})
         cells[record.selection] = _shown(record)
     header = ["level", "split", "metric", "", "fixed", "tuned", "oracle"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,8 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
     if settings.address is not None:
         environment |= shipped_code(apart)
     reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
+    if settings.address is None:
+        give_token()
     try:
         _knock(settings.address)
         ray.init(
@@ -92,6 +95,17 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
         yield
     finally:
         ray.shutdown()
+
+
+def give_token() -> None:
+    """Give a Ray of our own a token of its own if the home folder, where Ray keeps one, cannot be written to."""
+    try:
+        (Path.home() / ".ray").mkdir(parents=True, exist_ok=True)
+        writable = os.access(Path.home() / ".ray", os.W_OK)
+    except (OSError, RuntimeError):
+        writable = False
+    if not writable:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _knock(address: str | None, seconds: float = 10.0) -> None:

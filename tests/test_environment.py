@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmark import environment
 from benchmark.cli import app, main
+from benchmark.cluster import give_token
 from benchmark.environment import SOCKET_FOLDER, shorten_temporary_folder
 from benchmark.errors import ConfigError
 
@@ -86,3 +87,15 @@ def test_a_port_in_use_is_said(tmp_path, monkeypatch):
     assert str(result.exception) == (
         f"cannot listen at 127.0.0.1:{port} (Address already in use); choose another --port or --host"
     )
+
+
+def test_without_a_home_folder_to_write_to_ray_has_a_token_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    give_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    give_token()
+    assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    monkeypatch.delenv("RAY_AUTH_TOKEN")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,7 +193,7 @@ def sweep(
     minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
     print(f"sweep {settings.name}: {result.finished} of {result.expected} trials have ended  ({minutes})")
     print(f"records: {result.folder}")
-    where = "" if work == WORK else f" --work {work}"
+    where = "" if work == WORK else f" --work {shlex.quote(str(work))}"
     if result.undelivered:
         print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where}")
     print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where}")

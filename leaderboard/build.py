@@ -80,13 +80,18 @@ def write_leaderboard(
         images = read_images(snapshot.parent / IMAGES)
     table = read_snapshot(snapshot) if isinstance(snapshot, Path) else snapshot
     out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".unfinished-", dir=out) as temporary:
-        made = _write(table, Path(temporary), images, sources)
-        names = [path.relative_to(temporary) for path in made.paths]
-        # The overview comes last: it is what makes a folder look like a finished site.
-        for name in sorted(_files(Path(temporary)), key=lambda name: name == Path(INDEX)):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (Path(temporary) / name).replace(out / name)
+    try:
+        with TemporaryDirectory(prefix=".unfinished-", dir=out) as temporary:
+            made = _write(table, Path(temporary), images, sources)
+            names = [path.relative_to(temporary) for path in made.paths]
+            # The overview comes last: it is what makes a folder look like a finished site.
+            for name in sorted(_files(Path(temporary)), key=lambda name: name == Path(INDEX)):
+                (out / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(temporary) / name).replace(out / name)
+    except OSError as error:
+        # A write to a full disk fails without saying where.
+        error.filename = error.filename or str(out)
+        raise
     return Leaderboard(made.board, [out / name for name in names])
 
 

@@ -90,13 +90,22 @@ def validate(stage: Any) -> None:
 
     Raises ConfigError that names stage, field, value and what is valid.
     """
-    parameters = declared(type(stage))
-    for name, hint in hints(type(stage)).items():
-        where = f"{type(stage).__name__}.{name}"
-        value = conform(where, getattr(stage, name), hint)
-        for number in value if isinstance(value, tuple) else (value,):
-            _check_bounds(where, number, parameters[name])
-        object.__setattr__(stage, name, value)
+    for name in hints(type(stage)):
+        object.__setattr__(stage, name, checked(type(stage), name, getattr(stage, name)))
+
+
+def checked(stage: type[object], name: str, value: Any) -> Any:
+    """Return a value as the type of the field `name` of a stage or method class.
+
+    Raises ConfigError for an unknown field, a wrong type, and a value that is out of bounds.
+    """
+    if name not in hints(stage):
+        raise unknown_name(f"setting of {stage.__name__}", name, hints(stage))
+    where = f"{stage.__name__}.{name}"
+    value = conform(where, value, hints(stage)[name])
+    for number in value if isinstance(value, tuple) else (value,):
+        _check_bounds(where, number, declared(stage)[name])
+    return value
 
 
 def parse(stage: type[object], name: str, text: str) -> Any:
@@ -119,8 +128,7 @@ def override(stages: Sequence[Configured], settings: Mapping[str, Any]) -> list[
         stage_name, _, field_name = key.partition(".")
         if stage_name not in known:
             raise unknown_name("stage", stage_name, known)
-        valid = hints(known[stage_name])
-        if field_name not in valid:
+        if field_name not in (valid := hints(known[stage_name])):
             raise unknown_name(f"setting of {stage_name}", field_name, valid)
         parsed = parse(known[stage_name], field_name, value) if isinstance(value, str) else value
         changes.setdefault(stage_name, {})[field_name] = parsed
@@ -162,7 +170,9 @@ def conform(where: str, value: Any, hint: Any) -> Any:
     else:
         fits = False
     if not fits:
-        raise ConfigError(f"{where} = {value!r}: expected {describe(hint)}")
+        # YAML reads `no` as false and `2012` as a number.
+        quotes = "; in YAML, put it in quotes" if hint is str and not isinstance(value, str) else ""
+        raise ConfigError(f"{where} = {value!r}: expected {describe(hint)}{quotes}")
     return value
 
 

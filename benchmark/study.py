@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark.errors import ConfigError, unknown_name
+from benchmark.hparams import conform
 from benchmark.paths import expanded
-from benchmark.sweep_settings import Variant
+from benchmark.sweep_settings import Variant, check_table
 
 if TYPE_CHECKING:
     from leaderboard.reported import ReportedPaper, ReportedTable
@@ -41,7 +42,17 @@ KEYS = (
     "claims",
     "notes",
 )
-OPTIONS = ("method", "refiner", "settings", "segment", "segmentation_backbone", "measure", "missing", "words")
+OPTIONS: Mapping[str, Any] = {
+    "method": str,
+    "refiner": str,
+    "settings": Mapping,
+    "segment": bool,
+    "segmentation_backbone": str | None,
+    "measure": str,
+    "missing": str,
+    "words": Mapping,
+}
+"""The options of a cell, with their types."""
 VARYING = ("method", "refiner", "settings", "segment", "segmentation_backbone")
 
 
@@ -102,15 +113,15 @@ def study_names() -> list[str]:
 
 def read_study(name: str) -> Study:
     """Read a study by its name, or a YAML file. Raises ConfigError for an unknown one and for a wrong key."""
-    import yaml
+    from benchmark.yaml_file import read_yaml
 
-    path = expanded(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.exists():
+    if name.endswith((".yaml", ".yml")):
+        path = expanded(name)
+    elif name in study_names():
+        path = FOLDER / f"{name}.yaml"
+    else:
         raise unknown_name("study", name, study_names())
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({error})") from None
+    content = read_yaml(path)
     try:
         return _study(path.stem, content)
     except ConfigError as error:
@@ -124,6 +135,10 @@ def _study(name: str, content: Any) -> Study:
     for key in ("title", "table", "base", "rows", "columns"):
         if key not in content:
             raise ConfigError(f"a study needs {key}")
+    for key in ("title", "table"):
+        conform(key, content[key], str)
+    for key in ("backbone", "segmentation_backbone"):
+        conform(key, content.get(key), str | None)
     paper, reported = table(content["table"])
     base = _options("base", content["base"])
     by_class = content["columns"] == CLASSES
@@ -142,7 +157,7 @@ def _study(name: str, content: Any) -> Study:
         for column in (c for c in reported.columns if c in columns):
             label = row if by_class else f"{row}, {column}"
             spots[row, column] = _spot(label, _merged(base, columns[column], rows[row]), variants)
-    claims = tuple(_claim(claim, spots) for claim in content.get("claims", ()))
+    claims = tuple(_claim(claim, spots) for claim in _list("claims", content, Any))
     return Study(
         name=name,
         title=content["title"],
@@ -153,8 +168,8 @@ def _study(name: str, content: Any) -> Study:
         spots=spots,
         variants=variants,
         claims=claims,
-        notes=tuple(content.get("notes", ())),
-        maps_on=tuple(content.get("maps_on", ("train",))),
+        notes=_list("notes", content, str),
+        maps_on=_list("maps_on", content, Literal["train", "val"]) or ("train",),
         backbone=content.get("backbone"),
         segmentation_backbone=content.get("segmentation_backbone"),
         by_class=by_class,
@@ -216,10 +231,27 @@ def _grid(what: str, content: Any) -> dict[str, Mapping[str, Any]]:
 
 
 def _options(what: str, content: Any) -> Mapping[str, Any]:
-    options = _table(content, what, OPTIONS)
-    if not isinstance(options.get("settings", {}), Mapping):
-        raise ConfigError(f"{what}: settings: expected a table of `Stage.field: value`")
+    options = {
+        k: v for k, v in _table(content, what, OPTIONS).items() if v is not None or k not in ("settings", "words")
+    }
+    for key, value in options.items():
+        if key == "settings":
+            check_table(f"{what}: settings", value)
+        elif key == "words":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{what}: words: expected a table of texts")
+        else:
+            conform(f"{what}: {key}", value, OPTIONS[key])
     return options
+
+
+def _list(key: str, content: Mapping[str, Any], kind: Any) -> tuple[Any, ...]:
+    """Return a list of a study; one word stands for a list of one."""
+    value = content.get(key) or ()
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}: expected a list")
+    return tuple(value if kind is Any else conform(key, value, tuple[kind, ...]))
 
 
 def _claim(content: Any, spots: Mapping[tuple[str, str], Spot]) -> Claim:
@@ -227,10 +259,10 @@ def _claim(content: Any, spots: Mapping[tuple[str, str], Spot]) -> Claim:
     places = []
     for key in ("higher", "lower"):
         place = claim.get(key)
-        if not isinstance(place, list) or tuple(place) not in spots:
+        if not isinstance(place, list) or tuple(map(str, place)) not in spots:
             raise ConfigError(f"claim {claim.get('text')!r}: {key} = {place!r} is no [row, column] of the table")
         places.append((str(place[0]), str(place[1])))
-    return Claim(str(claim["text"]), *places)
+    return Claim(str(claim.get("text", "")), *places)
 
 
 def _table(content: Any, what: str, valid: Iterable[str]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -13,7 +14,8 @@ from benchmark.hparams import conform
 from benchmark.initialisation import is_file
 from benchmark.paths import expanded
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A sweep's name is a folder's name, which no file system takes if it is much longer."""
 ALL = "all"
 WEIGHTS = ("weights", "segmentation_weights")
 """The settings that may be files."""
@@ -102,17 +104,18 @@ class SweepSettings:
             if declared.name in ("settings", "variants"):
                 if not isinstance(value, Mapping):
                     raise ConfigError(f"{declared.name}: expected a table")
+                if declared.name == "settings":
+                    check_table("settings", value)
                 continue
             if isinstance(value, list):
                 value = tuple(value)
             value = conform(declared.name, value, _hints()[declared.name])
             low = declared.metadata.get("low")
             for number in value if isinstance(value, tuple) else (value,):
-                if low is not None and number is not None and not number >= low:
+                if low is not None and number is not None and not low <= number < math.inf:
                     raise ConfigError(f"{declared.name} = {number}: at least {low:g}")
             object.__setattr__(self, declared.name, value)
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(f"name = {self.name!r}: letters, digits, points, dashes and underscores only")
+        check_name(self.name)
         for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune", "maps_on"):
             values = getattr(self, what)
             if not values:
@@ -127,6 +130,8 @@ class SweepSettings:
                 raise ConfigError(f"{what}: {ALL!r} stands alone")
         if self.trials and self.search_seed in self.seeds:
             raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; a search has its own")
+        if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ConfigError(f"gpus_per_trial = {self.gpus_per_trial:g}: at most 1, or a whole number")
 
     def resolved(self) -> SweepSettings:
         """Return the settings with `all` methods and refiners by name, so that later ones do not join a sweep.
@@ -203,19 +208,20 @@ class SweepSettings:
 
     def differences(self, other: SweepSettings) -> list[str]:
         """Return the names of the settings that decide the numbers and differ."""
-        mine, others = self.what(), other.what()
+        mine, others = _plain(self.what()), _plain(other.what())
         return [name for name in mine if mine[name] != others[name]]
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, by one rename."""
         import yaml
 
+        from datasets.files import atomic
+
         plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
         plain["settings"] = dict(self.settings)
         plain["variants"] = {name: asdict(variant) for name, variant in self.variants.items()}
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(yaml.safe_dump(plain, sort_keys=False))
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            temporary.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
 
 
 def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
@@ -223,20 +229,21 @@ def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
 
     Raises ConfigError for a missing or broken file, and for an unknown key, naming the valid ones.
     """
-    import yaml
+    from benchmark.yaml_file import read_yaml
 
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({error})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a table of settings. Valid: {', '.join(sorted(_hints()))}")
+        raise ConfigError(
+            f"{path}: expected a table of settings, not {_kind(content)}. Valid: {', '.join(sorted(_hints()))}"
+        )
     try:
         return settings_of({**content, **changes})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _kind(content: Any) -> str:
+    return "an empty file" if content is None else f"a {type(content).__name__}"
 
 
 def settings_of(content: Mapping[str, Any]) -> SweepSettings:
@@ -252,6 +259,9 @@ def settings_of(content: Mapping[str, Any]) -> SweepSettings:
             raise ConfigError(f"a sweep needs {key}")
     values: dict[str, Any] = {}
     for key, value in content.items():
+        if value is None and key in ("settings", "variants"):
+            # A table whose lines are all commented out.
+            continue
         many = get_origin(_hints()[key]) is tuple
         if key == "variants" and isinstance(value, Mapping):
             values[key] = {str(name): _variant(str(name), content) for name, content in value.items()}
@@ -280,11 +290,52 @@ def _variant(name: str, content: Any) -> Variant:
             raise unknown_name(f"key of variants.{name}", str(key), hints)
         if key != "settings":
             conform(f"variants.{name}.{key}", value, hints[key])
-        elif not isinstance(value, Mapping):
-            raise ConfigError(f"variants.{name}.settings: expected a table of `Stage.field: value`")
+        else:
+            check_table(f"variants.{name}.settings", value)
     if "method" not in content:
         raise ConfigError(f"variants.{name} needs a method")
     return Variant(**content)
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that a sweep cannot have."""
+    if not NAME.fullmatch(name):
+        shown = repr(name if len(name) <= 40 else name[:40] + "…")
+        raise ConfigError(
+            f"name = {shown}: expected up to 200 letters, digits, points, dashes and underscores, "
+            "the first a letter or a digit"
+        )
+
+
+def check_table(where: str, content: Any) -> None:
+    """Raise ConfigError unless `content` is a table of `Stage.field: value`."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a table of `Stage.field: value`")
+    for key, value in content.items():
+        if isinstance(value, Mapping) and "." not in str(key):
+            field_name = next(iter(value), "field")
+            raise ConfigError(f"{where}: {key} is a table; write {key}.{field_name}: value")
+        if not isinstance(key, str) or not all(key.partition(".")):
+            raise ConfigError(f"{where}: {key!r} is no setting; write Stage.field: value")
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting such that `0.05` of a YAML file equals `"0.05"` of the command line, and so on."""
+    if isinstance(value, Variant):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str) and "," in value:
+        return [_plain(item.strip()) for item in value.split(",") if item.strip()]
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        text = str(value).strip()
+        return text.lower() if text.lower() in ("true", "false", "none") else text
 
 
 def _absolute(text: Any) -> Any:
@@ -293,7 +344,8 @@ def _absolute(text: Any) -> Any:
 
 
 def saved_settings(sweeps: Path, name: str) -> SweepSettings:
-    """Return the settings of an earlier sweep. Raises ConfigError where there is none of that name."""
+    """Return the settings of an earlier sweep. Raises ConfigError if there is none of that name."""
+    check_name(name)
     path = sweeps / name / "sweep.yaml"
     if not path.exists():
         known = sorted(p.parent.name for p in sweeps.glob("*/sweep.yaml"))
@@ -315,11 +367,14 @@ def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings
         if is_file(changes.get(key)) and is_file(getattr(settings, key)):
             moved[key] = str(expanded(changes.pop(key)).resolve())
     settings = replace(settings, **moved)
-    for declared in fields(settings):
-        if declared.name in changes and not declared.metadata.get("where"):
-            option = "--set" if declared.name == "settings" else "--" + declared.name.replace("_", "-")
-            raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
-    return replace(settings, **changes)
+    if "settings" in changes:
+        changes["settings"] = {**settings.settings, **changes["settings"]}
+    changed = settings_of({**{f.name: getattr(settings, f.name) for f in fields(settings)}, **changes})
+    for name in settings.differences(changed):
+        option = "--set" if name == "settings" else "--" + name.replace("_", "-")
+        raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
+    where = {f.name: getattr(changed, f.name) for f in fields(settings) if f.metadata.get("where")}
+    return replace(settings, **where)
 
 
 def _hints() -> dict[str, Any]:

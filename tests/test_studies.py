@@ -114,6 +114,22 @@ def test_a_study_of_ones_own_is_one_file(tmp_path):
         ({"rows": {"CAM": {"measure": "{x}/b"}}}, "no word for 'x'"),
         ({"claims": [{"text": "so", "higher": ["ICD"], "lower": ["CAM", "mAP"]}]}, "is no [row, column]"),
         ({"claims": [{"txt": "so"}]}, "unknown key of claim 'txt'"),
+        ({"claims": 3}, "claims: expected a list"),
+        ({"claims": [3]}, "claim: expected a table"),
+        ({"claims": [{"text": "so", "higher": [["ICD"], "mAP"], "lower": ["CAM", "mAP"]}]}, "is no [row, column]"),
+        ({"title": 3}, "title = 3: expected text"),
+        ({"table": ["icd_t1"]}, "table = ['icd_t1']: expected text"),
+        ({"backbone": 16}, "backbone = 16: expected text"),
+        ({"notes": [3]}, "notes = 3: expected text"),
+        ({"maps_on": "test"}, "maps_on = 'test': expected one of 'train', 'val'"),
+        ({"rows": {"CAM": {"segment": "yes"}}}, "rows: CAM: segment = 'yes': expected true or false"),
+        ({"rows": {"CAM": {"method": 3}}}, "rows: CAM: method = 3: expected text"),
+        ({"rows": {"CAM": {"words": 3}}}, "rows: CAM: words: expected a table"),
+        (
+            {"rows": {"CAM": {"settings": {"TrainCam": {"lr": 1}}}}},
+            "TrainCam is a table; write TrainCam.lr: value",
+        ),
+        ({"rows": [1]}, "rows: expected a table"),
     ],
 )
 def test_what_is_wrong_in_a_study_is_refused_by_name(tmp_path, changes, message):

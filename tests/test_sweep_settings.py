@@ -31,6 +31,29 @@ def test_defaults_are_the_protocols():
         ({"seeds": [1, 1]}, "seeds: 1, 1 names one of them twice"),
         ({"seeds": []}, "seeds: give at least one"),
         ({"name": "a/b"}, "name = 'a/b'"),
+        *(
+            ({"name": name}, f"name = {name!r}: expected up to 200 letters")
+            for name in ("", "..", "-x", "my sweep")
+        ),
+        *(
+            ({"name": name}, f"name = {name!r}: expected up to 200 letters")
+            for name in ("größe", "a\nb", ".hidden")
+        ),
+        ({"name": "x" * 201}, "name = 'xxx"),
+        ({"name": 2012}, "name = 2012: expected text; in YAML, put it in quotes"),
+        ({"refiners": False}, "refiners = False: expected text; in YAML, put it in quotes"),
+        ({"refiners": None}, "refiners = None: expected"),
+        ({"datasets": {"voc2012": "x"}}, "datasets = {'voc2012': 'x'}: expected"),
+        ({"seeds": [0, 1.5]}, "seeds = 1.5: expected whole number"),
+        ({"seeds": [True]}, "seeds = True: expected whole number"),
+        ({"seeds": [-1]}, "seeds = -1: at least 0"),
+        ({"settings": {"TrainCam": {"lr": 0.1}}}, "settings: TrainCam is a table; write TrainCam.lr: value"),
+        ({"settings": {1: 2}}, "settings: 1 is no setting; write Stage.field: value"),
+        ({"settings": {"lr": 2}}, "settings: 'lr' is no setting; write Stage.field: value"),
+        ({"settings": ["TrainCam.lr=0.1"]}, "settings: expected a table"),
+        ({"variants": {"a": {"settings": {"TrainCam": {"lr": 1}}, "method": "cam"}}}, "TrainCam is a table"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial = 1.5: at most 1, or a whole number"),
+        ({"gpus_per_trial": float("inf")}, "gpus_per_trial = inf"),
         ({"selections": ["best"]}, "expected one of 'fixed', 'tuned', 'oracle'"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial = -0.5: at least 0"),
         ({"gpus_per_trial": float("nan")}, "gpus_per_trial = nan: at least 0"),
@@ -126,6 +149,12 @@ def test_a_broken_file_is_named(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["", "..", "a/b", "x" * 300, "-x", "a\0b"])
+def test_a_sweep_that_cannot_be_is_not_looked_for(tmp_path, name):
+    with pytest.raises(ConfigError, match="name = "):
+        saved_settings(tmp_path, name)
+
+
 def test_an_unknown_sweep_names_those_there_are(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "sweep.yaml").write_text("")
@@ -167,6 +196,35 @@ def test_tilde_and_variables_are_expanded_in_paths(tmp_path, monkeypatch):
     assert settings.weights == f"{tmp_path}/w.pth"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.05", 0.05),
+        ("5e-2", 0.05),
+        ("1", 1.0),
+        ("true", True),
+        ("none", None),
+        ("0.5,1.0", [0.5, 1]),
+        ("adamw", "adamw"),
+    ],
+)
+def test_a_setting_of_the_command_line_is_that_of_a_file(text, value):
+    from_options, from_file = (settings_of({**MINIMAL, "settings": {"A.x": v}}) for v in (text, value))
+    assert from_options.differences(from_file) == []
+    assert change(from_file, {"settings": {"A.x": text}}) == from_file
+    with pytest.raises(ConfigError, match="--set cannot change"):
+        change(from_file, {"settings": {"A.x": "7"}})
+
+
+def test_what_is_the_same_may_be_said_again_when_a_sweep_is_resumed():
+    settings = settings_of({**MINIMAL, "trials": 3, "settings": {"A.x": 1, "A.y": "sgd"}})
+    assert change(settings, {"trials": 3, "settings": {"A.x": "1"}, "datasets": ["chimera-voc"]}) == settings
+
+
+def test_a_table_without_lines_is_an_empty_one():
+    assert settings_of({**MINIMAL, "settings": None, "variants": None}) == settings_of(MINIMAL)
+
+
 def test_paths_are_absolute_from_the_beginning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = settings_of({**MINIMAL, "datasets": ["voc2012=here", "chimera-voc"], "weights": "w.pth"})
@@ -183,9 +241,9 @@ def test_paths_are_absolute_from_the_beginning(tmp_path, monkeypatch):
 def test_options_take_several_words(monkeypatch):
     seen = []
     monkeypatch.setattr("typer.core.TyperCommand.parse_args", lambda self, context, words: seen.extend(words))
-    words = ["x.yaml", "--seeds", "0", "1", "--name", "n", "--datasets", "a", "b", "--dry-run"]
+    words = ["x.yaml", "--seeds", "-1", "0", "1", "--name", "n", "--datasets", "a", "b", "--dry-run"]
     SpacedLists("sweep").parse_args(None, words)
-    expected = "x.yaml --seeds 0 --seeds 1 --name n --datasets a --datasets b --dry-run"
+    expected = "x.yaml --seeds -1 --seeds 0 --seeds 1 --name n --datasets a --datasets b --dry-run"
     assert seen == expected.split()
 
 

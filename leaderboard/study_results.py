@@ -107,7 +107,8 @@ def read_studies(folder: Path) -> tuple[Study, ...]:
 
 def _read(path: Path) -> Study:
     try:
-        return study_of(json.loads(path.read_text("utf-8")))
+        # Python's JSON may hold NaN and Infinity, which are no numbers of a table.
+        return study_of(json.loads(path.read_text("utf-8"), parse_constant=lambda _: None))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the table of a study ({error!r}); run the study again") from None
 

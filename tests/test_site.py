@@ -314,6 +314,14 @@ def test_a_study_without_a_condition_of_the_paper_has_a_dash(tmp_path):
     assert study()["rows"][0]["label"] == found.rows[0].label
 
 
+def test_a_study_shows_no_nan(tmp_path):
+    rows = study()["rows"]
+    rows[0]["cells"][0] |= {"ours": float("nan"), "difference": float("inf")}
+    write_study(tmp_path, rows=rows)
+    (found,) = read_studies(tmp_path / "studies")
+    assert (found.rows[0].cells[0].ours, found.rows[0].cells[0].difference) == (None, None)
+
+
 def test_differences_have_a_sign_and_no_negative_zero():
     assert [signed(value) for value in (1.234, -1.236, -0.001, 0.0)] == ["+1.23", "−1.24", "+0.00", "+0.00"]
 

@@ -47,6 +47,9 @@ class TrainingStage(Stage):
     biases: Literal["as_weights", "no_decay", "psa"] = hp(
         "as_weights", source="PSA code: 2 × lr, no weight decay; ICD code: no weight decay"
     )
+    precision: Literal["bfloat16", "float32"] = hp(
+        "bfloat16", source="of convolutions on a GPU, which is faster; the authors' codes: float32"
+    )
 
     @property
     def stop_after(self) -> int:
@@ -140,7 +143,7 @@ def fit(
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - decayed / total) ** settings.power
                 moved = _to_device(batch, ctx.device)
-                with torch.autocast("cuda", torch.bfloat16, enabled=ctx.device != "cpu"):
+                with mixed_precision(ctx.device, settings.precision):
                     named = losses(moved, epoch + step / steps)
                 minimised = [value.float() for name, value in named.items() if name not in settings.measured]
                 loss = torch.stack(minimised).sum()
@@ -155,6 +158,11 @@ def fit(
     report = {"groups": _describe(optimiser, rates), "history": history}
     (out / REPORT_FILE).write_text(json.dumps(report, indent=1))
     network.eval()
+
+
+def mixed_precision(device: str, precision: Literal["bfloat16", "float32"]) -> torch.autocast:
+    """Return the context of a forward pass: autocast to bfloat16 on a GPU if `precision` says so, else none."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu" and precision == "bfloat16")
 
 
 class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):

@@ -168,6 +168,7 @@ class InferCam(Stage):
     scales: tuple[float, ...] = hp((1.0, 0.5, 1.5, 2.0), low=0.1, high=4, source="PSA and IRN code")
     flip: bool = hp(True, source="PSA and IRN code")
     square_root: bool = hp(False, source="PSA code, VGG-16 only: the square root of the map at each scale")
+    cell: int = hp(4, low=1, high=64, source="pixels of the image to a cell of the stored maps; PSA code: 1")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the maps of the context's split."""
@@ -179,7 +180,7 @@ class InferCam(Stage):
             return maps.sqrt() if self.square_root else maps
 
         def grid(_: str, height: int, width: int) -> tuple[int, int]:
-            return -(-height // 4), -(-width // 4)
+            return -(-height // self.cell), -(-width // self.cell)
 
         with MapWriter(out) as writer:
             for image_id, maps in multi_scale(

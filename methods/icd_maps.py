@@ -6,8 +6,8 @@ greatest product of CAM and ICD score keeps its ICD score, and the others are cu
 the threshold 0 is the paper's class, background is where all scores are negative, and outside overlaps the scores
 are ICD's own. Where the authors' code leaves a pixel undefined (255), the best score is 0: a score within 1e-5 of
 0, or, in an image of several classes, CAM products of all classes within 1e-5 of each other, as where no class
-that ICD sees has a positive CAM. A threshold makes that background, and metrics count 255 so, too; the CRF preset
-`icd` (methods/refine/crf.py) finds these cells again and leaves them open.
+that ICD sees has a positive CAM. In the thresholded masks these cells are 255 again (`seed_mask`), which metrics
+count as background, and from which no segmentation network learns; the CRF preset `icd` leaves them open.
 
 With saliency maps (`InferIcdWithSaliency`) the authors' code, which then has no CRF, says background where
 saliency is below 0.01; where less than 1 % of the image reaches that, ICD's own background must agree. Here that
@@ -43,7 +43,7 @@ from benchmark.stage import Context, Kind, Stage
 from datasets.base import Dataset, SplitView
 from datasets.files import decode_mask, write_mask
 from methods.icd_losses import Refinement, extremes_to_one, membership, refine
-from methods.refine.crf import UNSURE
+from methods.refine.none import UNSURE
 from methods.saliency_masks import salient_area
 
 Scores = NDArray[np.float32]

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmark.checkpoint import save_network
+from benchmark.maps import MapReader
 from benchmark.stage import Context, Kind, Meta
 from datasets.base import Split
 from methods import cam
 from methods.cam import METHOD, CamNetwork, InferCam, TrainCam, multi_label_soft_margin, normalised_maps
 from methods.sc_cam import Subcategories, TrainSubcategories
+from tests.fakes import FolderDataset, random_scene
 
 VOC = {"classes": 20, "long_side": 500}
 
@@ -88,6 +91,19 @@ def test_maps_of_absent_classes_are_left_out_and_the_others_reach_one():
     assert result.labels.tolist() == [3]
     np.testing.assert_allclose(result.scores, [[[0, 0.5 / (0.5 + 1e-5)], [0, 0]]], rtol=1e-6)
     assert normalised_maps(maps, (), (8, 8)).scores.shape == (0, 2, 2)
+
+
+@pytest.mark.parametrize("cell", [4, 1])
+def test_maps_are_stored_in_cells_of_so_many_pixels(tmp_path, cell):
+    """PSA code: at the image's full size."""
+    image, mask = random_scene(0, 22, 35, (1, 2))
+    data = FolderDataset(tmp_path / "data", {"a": image}, {"a": mask})
+    network = CamNetwork("tiny", len(data.classes), stride=8, dropout=0.0, pretrained=False).eval()
+    save_network(tmp_path, network)
+    InferCam(cell=cell).run(data, {Kind.CHECKPOINT: tmp_path}, tmp_path, Context(0, Split.TRAIN, tmp_path))
+    maps = MapReader(tmp_path).read("a")
+    assert maps.scores.shape[1:] == (-(-22 // cell), -(-35 // cell))
+    assert maps.size == (22, 35)
 
 
 def test_pooling_and_the_classifier_commute():

@@ -13,11 +13,11 @@ from methods.refine.crf import (
     background_by_exponent,
     crf_mask,
     dense_crf,
-    icd_seed,
     icd_unary,
     label_unary,
     score_unary,
 )
+from methods.refine.none import seed_mask
 
 
 def test_the_presets_are_those_of_the_papers_codes():
@@ -55,17 +55,17 @@ def signed_maps() -> ScoreMaps:
 
 
 def test_icd_labels_are_undefined_where_the_best_score_is_0():
-    assert icd_seed(signed_maps(), 0.0).tolist() == [[7, 7, 0, 0], [255, 255, 12, 12]]
+    assert seed_mask(signed_maps(), 0.0).tolist() == [[7, 7, 0, 0], [255, 255, 12, 12]]
     # Cells of two pixels are undefined as a whole, and their neighbours are not.
     stored = maps_of([7, 12], np.array([[[0.6, 0.0]], [[-0.3, -0.4]]]), (1, 4))
-    assert icd_seed(stored, 0.0).tolist() == [[7, 7, 255, 255]]
+    assert seed_mask(stored, 0.0).tolist() == [[7, 7, 255, 255]]
 
 
 def test_a_score_of_0_is_background_in_maps_that_are_not_signed():
-    assert icd_seed(maps_of([7], np.array([[[0.5, 0.0]]]), (1, 2)), 0.1).tolist() == [[7, 0]]
+    assert seed_mask(maps_of([7], np.array([[[0.5, 0.0]]]), (1, 2)), 0.1).tolist() == [[7, 0]]
     with_background = maps_of([0, 7], np.array([[[0.0, 1.0]], [[0.0, -0.5]]]), (1, 2))
-    assert icd_seed(with_background, 0.0).tolist() == [[0, 0]]
-    assert icd_seed(maps_of([], np.zeros((0, 1, 1)), (1, 2)), 0.0).tolist() == [[0, 0]]
+    assert seed_mask(with_background, 0.0).tolist() == [[0, 0]]
+    assert seed_mask(maps_of([], np.zeros((0, 1, 1)), (1, 2)), 0.0).tolist() == [[0, 0]]
 
 
 def test_undefined_pixels_reach_icds_crf_as_uniform_scores(monkeypatch):

@@ -22,10 +22,8 @@ from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
 from datasets.base import IGNORE_INDEX, Dataset, SplitView
 from datasets.files import write_mask
-from methods.refine.none import SelectThreshold, read_threshold, threshold_mask
+from methods.refine.none import SelectThreshold, read_threshold, seed_mask, threshold_mask
 
-UNSURE = 1e-5
-"""Scores and products of ICD that differ by no more are equal (ICD code)."""
 LEAST_LIKELY = 0.1
 """A pixel whose best label is less likely after ICD's CRF has none (ICD code)."""
 
@@ -105,25 +103,6 @@ def icd_unary(labels: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
     return -np.log(scores / scores.sum(0)).astype(np.float32)
 
 
-def icd_seed(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
-    """Return the labels that ICD's CRF starts from, (H, W): `threshold_mask`, and 255 where they are undefined.
-
-    Undefined are the pixels of a stored cell whose best signed score is 0 (methods/icd_maps.py). Maps without
-    negative scores or with a background channel are no signed ones: there 0 means background.
-    """
-    labels = threshold_mask(maps, threshold)
-    scores = maps.scores.astype(np.float32, copy=False)
-    if len(maps.labels) == 0 or maps.labels[0] == 0 or scores.min() >= 0:
-        return labels
-    undefined = np.abs(scores.max(0)) <= UNSURE
-    rows, columns = (
-        ((np.arange(length) + 0.5) * (cells / length)).astype(np.intp)
-        for length, cells in zip(maps.size, undefined.shape, strict=True)
-    )
-    labels[undefined[rows[:, None], columns]] = IGNORE_INDEX
-    return labels
-
-
 def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
     """Return the background score (1 − max over classes)^exponent, (H, W), of maps (K, H, W) in [0, 1]."""
     return (1 - scores.max(0)) ** np.float32(exponent)
@@ -192,7 +171,7 @@ def crf_mask(
         unary = score_unary(scores)
     elif stage.preset == "icd":
         present = np.arange(classes + 1, dtype=np.uint8)
-        unary = icd_unary(icd_seed(maps, threshold), classes + 1)
+        unary = icd_unary(seed_mask(maps, threshold), classes + 1)
     else:
         positions = np.searchsorted(present, threshold_mask(maps, threshold)).astype(np.uint8)
         unary = label_unary(positions, len(present))

@@ -22,8 +22,11 @@ from benchmark.hparams import hp
 from benchmark.maps import MapReader, ScoreMaps, opened
 from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
-from datasets.base import Dataset, Split
+from datasets.base import IGNORE_INDEX, Dataset, Split
 from datasets.files import write_mask
+
+UNSURE = 1e-5
+"""Signed scores and products that differ by no more are equal (ICD code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,9 @@ def read_threshold(folder: Path) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMasks(Stage):
-    """Pseudo-masks by threshold alone."""
+    """Pseudo-masks by threshold alone; 255 where signed maps are undefined."""
 
-    version = 1
+    version = 2
     consumes = (Kind.SCORES, Kind.THRESHOLD)
     produces = Kind.MASKS
     seeded = False
@@ -116,6 +119,25 @@ def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
     return best
 
 
+def seed_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
+    """Return `threshold_mask`, but 255 where signed maps (ICD) are undefined: neither a class nor background.
+
+    Those are the pixels of a stored cell whose best score is 0 (methods/icd_maps.py). Maps without negative scores
+    or with a background channel are not signed: there 0 means background.
+    """
+    labels = threshold_mask(maps, threshold)
+    scores = maps.scores.astype(np.float32, copy=False)
+    if len(maps.labels) == 0 or maps.labels[0] == 0 or scores.min() >= 0:
+        return labels
+    undefined = np.abs(scores.max(0)) <= UNSURE
+    rows, columns = (
+        ((np.arange(length) + 0.5) * (cells / length)).astype(np.intp)
+        for length, cells in zip(maps.size, undefined.shape, strict=True)
+    )
+    labels[undefined[rows[:, None], columns]] = IGNORE_INDEX
+    return labels
+
+
 @dataclass(frozen=True)
 class _Threshold:
     """Makes and writes the mask of one image; sent to worker processes."""
@@ -126,7 +148,7 @@ class _Threshold:
 
     def __call__(self, image_id: str) -> None:
         maps = opened(self.scores).read(image_id)
-        write_mask(self.out / f"{image_id}.png", threshold_mask(maps, self.threshold))
+        write_mask(self.out / f"{image_id}.png", seed_mask(maps, self.threshold))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ changes a bit of the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from benchmark.metrics import (
     threshold_index,
 )
 from benchmark.parallel import map_in_order
+from benchmark.plausibility import Plausibility, explain
 from datasets.base import IGNORE_INDEX, SplitView
 
 CHUNK = 32
@@ -48,6 +49,7 @@ class MapScores:
     pixel_ap: PixelAp
     signed: SignedSeeds
     images: int
+    plausibility: Plausibility = field(default_factory=Plausibility)
 
     @classmethod
     def empty(cls, classes: int, thresholds: NDArray[np.float32] = THRESHOLDS) -> MapScores:
@@ -62,6 +64,7 @@ class MapScores:
         self.pixel_ap.merge(other.pixel_ap)
         self.signed.merge(other.signed)
         self.images += other.images
+        self.plausibility.merge(other.plausibility)
 
 
 @dataclass
@@ -70,11 +73,13 @@ class MaskScores:
 
     confusion: Confusion
     images: int
+    plausibility: Plausibility = field(default_factory=Plausibility)
 
     def merge(self, other: MaskScores) -> None:
         """Add another part of the split."""
         self.confusion.merge(other.confusion)
         self.images += other.images
+        self.plausibility.merge(other.plausibility)
 
 
 def score_maps(
@@ -186,6 +191,9 @@ class _ScoreMapChunk:
         for image_id in ids:
             try:
                 truth, maps = self.view.mask(image_id), self.source.read(image_id)
+                if not len(maps.labels):
+                    # PSA's dictionary of an image without classes does not tell its size.
+                    maps = replace(maps, size=self.view.size(image_id))
                 _check(self.view, image_id, maps.size, maps.labels)
             except DataError as error:
                 problems.append(str(error))
@@ -198,6 +206,9 @@ class _ScoreMapChunk:
             if self.signed:
                 state.signed.update(truth, foreground, full)
             state.images += 1
+            highest = float(maps.scores.max(initial=0))
+            state.plausibility.highest = max(state.plausibility.highest, highest)
+            state.plausibility.update(self.view, image_id, truth, np.where(2 * score >= score.max(), best, 0))
             own.append((image_id, curve, soft))
         return state, own, problems
 
@@ -218,6 +229,7 @@ class _ScoreMaskChunk:
                 problems.append(str(error))
                 continue
             own.append((image_id, state.confusion.update(truth, mask, self.ignore_predicted)))
+            state.plausibility.update(self.view, image_id, truth, mask)
             state.images += 1
         return state, own, problems
 
@@ -228,7 +240,8 @@ def _check(view: SplitView, image_id: str, size: tuple[int, int], labels: NDArra
         raise DataError(f"{image_id}: the result is {size[1]}x{size[0]}, the image {width}x{height} pixels")
     unknown = sorted({int(v) for v in labels} - {*range(len(view.classes) + 1), IGNORE_INDEX})
     if unknown:
-        raise DataError(f"{image_id}: the result has labels {unknown}, outside 0..{len(view.classes)} and 255")
+        limits = f"outside 0..{len(view.classes)} and 255{explain(view, unknown)}"
+        raise DataError(f"{image_id}: the result has labels {unknown}, {limits}")
 
 
 def _chunks(

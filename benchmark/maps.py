@@ -193,6 +193,8 @@ class MapReader:
         shape = (len(row["labels"]), row["map_height"].as_py(), row["map_width"].as_py())
         try:
             scores = np.frombuffer(row["scores"].as_buffer(), "<f2").reshape(shape)
+            if not np.isfinite(scores).all():
+                raise ValueError("scores that are not finite")
             labels = np.array(row["labels"].as_py(), np.int16)
             return ScoreMaps(labels, scores, (row["height"].as_py(), row["width"].as_py()))
         except ValueError as error:
@@ -222,6 +224,9 @@ def _open_maps(path: Path, inode: int, modified: int, size: int) -> _MapsFile:
         for number, batch in enumerate(batches)
         for index, image_id in enumerate(batch.column("id").to_pylist())
     }
+    images = sum(batch.num_rows for batch in batches)
+    if len(rows) < images:
+        raise DataError(f"{path}: {images} maps of {len(rows)} images; the ids must differ")
     return _MapsFile(batches, rows)
 
 

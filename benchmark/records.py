@@ -58,7 +58,9 @@ class Record:
     def name(self) -> str:
         """The record's name in an experiment tracker: `seed.train/mIoU_tuned`, `val/IoU_cat`."""
         place = self.split if self.level == "segmentation" else f"{self.level}.{self.split}"
-        parts = [self.metric, self.label, None if self.selection == "none" else self.selection]
+        # A tracker takes `/` for a folder.
+        label = self.label and self.label.replace("/", "_")
+        parts = [self.metric, label, None if self.selection == "none" else self.selection]
         return f"{place}/{'_'.join(part for part in parts if part)}"
 
 

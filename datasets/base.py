@@ -65,6 +65,8 @@ class Dataset(ABC):
     root: Path
     classes: tuple[str, ...]
     """Foreground class names; the label of `classes[i]` is i + 1."""
+    category_ids: tuple[int, ...] = ()
+    """The numbers of the classes in the annotations, if they have some that are not the labels."""
     tag_source: str
     """Where the tags come from, in words for the log (`Annotations/*.xml`, a file name, `masks`)."""
     mask_source: str

@@ -47,6 +47,7 @@ class CocoDataset(Dataset):
         self.root, self.name = root, name
         self._masks, self._saliency = masks or root / MASKS, saliency
         manifest = require_current(root, self._masks, crowd)
+        self.category_ids = tuple(manifest.get("category_ids", ()))
         self._files: Mapping[str, Mapping[str, str]] = manifest.get("files", {})
         labels = self._masks / "labels.json"
         content = read_json(labels)

@@ -43,6 +43,8 @@ class Annotations:
 
     path: Path
     classes: tuple[str, ...]
+    category_ids: list[int | str]
+    """In the order of the classes."""
     images: list[CocoImage]
     """In the order of their stems."""
 
@@ -85,7 +87,7 @@ def read_annotations(path: Path, folder: str) -> Annotations:
             f"{path}: none of its {len(content['annotations'])} annotations has an outline (`segmentation`), "
             "from which masks are drawn"
         )
-    return Annotations(path, classes, sorted(images.values(), key=lambda image: image.stem))
+    return Annotations(path, classes, list(labels), sorted(images.values(), key=lambda image: image.stem))
 
 
 def refuse_shared_stems(root: Path, names: Mapping[str, Mapping[str, str]]) -> None:

@@ -77,7 +77,7 @@ def rasterise(
     _write_json(masks / "labels.json", labels)
     files = {folder: _unusual_names(part) for folder, part in parts.items()}
     complete = {"complete": True, "masks": count, "left_out": ledger.content, "files": files}
-    _write_json(masks / "manifest.json", {**manifest, **complete})
+    _write_json(masks / "manifest.json", {**manifest, **complete, "category_ids": val.category_ids})
     return count
 
 

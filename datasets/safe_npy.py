@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def load_npy(path: Path) -> object:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if content.startswith(b"version https://git-lfs"):
+        raise DataError(f"{path}: a pointer of Git LFS and not the file itself; run `git lfs pull`")
     file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
@@ -126,8 +129,17 @@ def _storage(content: bytes) -> np.ndarray:
     """Return the numbers of a torch storage, read by torch's own loader for files that are not trusted."""
     import torch
 
-    storage = torch.load(io.BytesIO(content), weights_only=True)
-    return torch.empty(0, dtype=storage.dtype).set_(storage.untyped()).numpy()
+    # The content names the device that the tensor was on.
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # files of storages are what people have
+        tensor = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _parameter(data: Any, *_: object) -> Any:
+    """Stand for torch's way to build a parameter."""
+    return data
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -165,6 +177,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     # IRN saves its `keys` and `cam` as tensors.
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("_codecs", "encode"): _encode,
     ("builtins", "bytes"): lambda: b"",  # how protocols below 3 say that an array is empty

@@ -47,6 +47,7 @@ from benchmark.records import Record, write_records
 from benchmark.stage import Context, Kind, Meta, Method, Stage
 from benchmark.training import Batch
 from datasets.base import Dataset, Split, SplitView
+from datasets.classes import class_key
 from datasets.transforms import Examples
 from methods.cam import (
     CamNetwork,
@@ -267,7 +268,9 @@ class ShowSubcategories(Stage):
         write_records(out / RECORDS_FILE, records)
         for label in sorted(sizes, key=lambda label: (-sizes[label], label))[: self.sheets]:
             rows = [[i for _, i in sorted(found)[: self.columns]] for _, found in sorted(members[label].items())]
-            contact_sheet(view, rows, self.columns).save(out / f"clusters_{view.classes[label - 1]}.png")
+            contact_sheet(view, rows, self.columns).save(
+                out / f"clusters_{class_key(view.classes[label - 1])}.png"
+            )
         if self.tsne:
             network = cast(SubcategoryNetwork, load_network(inputs[Kind.CHECKPOINT]))
             draw_tsne(network.subcategories.weight[:, :, 0, 0].detach().numpy(), view.classes, out / "tsne.png")
@@ -299,7 +302,9 @@ def draw_tsne(weights: NDArray[np.float32], classes: Sequence[str], path: Path) 
     axes = figure.subplots()
     for number, (name, group) in enumerate(zip(classes, np.split(places, len(classes)), strict=True)):
         marker = "osD^v<>ph*"[number // 10 % 10]
-        axes.scatter(group[:, 0], group[:, 1], s=16, marker=marker, color=f"C{number % 10}", label=name)
+        # matplotlib takes what is between two dollars for mathematics.
+        text = name.replace("$", r"\$")
+        axes.scatter(group[:, 0], group[:, 1], s=16, marker=marker, color=f"C{number % 10}", label=text)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.legend(fontsize="small", ncols=1 + len(classes) // 25, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -162,6 +162,21 @@ def test_the_tensors_in_irns_own_files_are_read_as_arrays(tmp_path):
     np.testing.assert_array_equal(content["high_res"], cam.numpy())
 
 
+def test_tensors_that_were_saved_on_a_gpu_are_read(tmp_path, monkeypatch):
+    """The bytes of a storage name its device; here they do so without a GPU."""
+    import torch
+
+    cam = torch.rand(2, 3)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    np.save(tmp_path / "gpu.npy", {"high_res": cam, "half": cam.bfloat16(), "parameter": torch.nn.Parameter(cam)})
+    monkeypatch.undo()
+    assert b"cuda:0" in (tmp_path / "gpu.npy").read_bytes()
+    content = load_npy(tmp_path / "gpu.npy")
+    np.testing.assert_array_equal(content["high_res"], cam.numpy())
+    np.testing.assert_array_equal(content["half"], cam.bfloat16().float().numpy())
+    np.testing.assert_array_equal(content["parameter"], cam.numpy())
+
+
 def test_a_tensor_that_points_outside_its_storage_is_refused(tmp_path):
     import torch
 

@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from benchmark.cli import app
 from benchmark.errors import ConfigError, DataError, MaskForbiddenError
 from benchmark.evaluate import CHUNK, confusions_at, score_maps, score_masks
-from benchmark.foreign import IrnMaps, MapSource, PngMasks, PsaMaps, open_maps
+from benchmark.foreign import IrnMaps, MapSource, PngMasks, PsaMaps, open_maps, open_masks
 from benchmark.maps import MapReader, MapWriter, ScoreMaps
 from benchmark.metrics import Confusion, thresholds_with
 from benchmark.records import Record, read_records, records_of_map_scores, records_of_mask_scores, write_records
@@ -250,6 +252,14 @@ def test_masks_that_are_missing_or_misfit_are_named(tmp_path, view):
         ({"keys": np.array([-1]), "high_res": np.ones((1, 18, 24))}, "counted from 0"),
         ({"keys": np.array([0]), "high_res": np.full((1, 18, 24), np.nan)}, "not finite"),
         ({0: np.ones((18, 24)), 1: np.ones((18, 23))}, "different sizes"),
+        ({"keys": np.array([0.5]), "high_res": np.ones((1, 18, 24))}, "expected whole numbers"),
+        ({"keys": np.array(["0"]), "high_res": np.ones((1, 18, 24))}, "expected whole numbers"),
+        ({"keys": np.array([0]), "high_res": np.full((1, 18, 24), "x")}, "expected numbers"),
+        ({"keys": np.array([0]), "high_res": np.ones((1, 18, 24), complex)}, "expected numbers"),
+        ({"keys": np.array([0]), "high_res": np.ones((1, 0, 24))}, "no pixels"),
+        ({"keys": np.array([0]), "high_res": np.ones((18, 24))}, "1 classes"),
+        ({"keys": np.array([70_000]), "high_res": np.ones((1, 18, 24))}, "counted from 0"),
+        ({0: np.full((18, 24), np.inf)}, "not finite"),
         ({"cat": np.ones((18, 24))}, "cat"),
         ([1, 2], "dictionary"),
     ],
@@ -270,6 +280,160 @@ def test_a_pickle_that_names_a_function_is_refused(tmp_path):
 def test_a_folder_without_maps_is_named(tmp_path):
     with pytest.raises(DataError, match="no localisation maps"):
         open_maps(tmp_path)
+
+
+def test_two_results_of_one_image_are_refused(tmp_path, content):
+    write_psa(tmp_path, content)
+    write_mask(tmp_path / "i001.png", np.zeros((2, 2), np.uint8))
+    for first, second in (("i001.npy", "i001.NPY"), ("i001.png", "i001.PNG")):
+        (tmp_path / second).write_bytes((tmp_path / first).read_bytes())
+        with pytest.raises(DataError, match=f"both {second} and {first} may be the result"):
+            (open_maps if first.endswith("npy") else open_masks)(tmp_path)
+
+
+def test_files_of_other_names_are_pointed_at(tmp_path):
+    write_mask(tmp_path / "i000_pred.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match=r"i000\.png: no such file; there is i000_pred\.png"):
+        open_masks(tmp_path).read("i000")
+    (tmp_path / "deeper" / "results").mkdir(parents=True)
+    write_mask(tmp_path / "deeper" / "results" / "i000.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match=r"deeper: no PNG masks .*in its folders results"):
+        open_masks(tmp_path / "deeper")
+    with pytest.raises(DataError, match="absent: no such folder"):
+        open_masks(tmp_path / "absent")
+
+
+def test_files_of_a_mac_and_others_are_no_results(tmp_path, view, content):
+    source = write_irn(tmp_path, content)
+    expected = records_of(source, view)
+    for name in ("._i000.npy", "Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"x")
+    assert records_of(open_maps(tmp_path), view) == expected
+
+
+def test_broken_files_are_all_named_whatever_comes_first(tmp_path, view, content):
+    write_irn(tmp_path, content)
+    (tmp_path / "i000.npy").write_bytes(b"")
+    (tmp_path / "i001.npy").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / "i002.npy").unlink()
+    save(tmp_path / "i003.npy", {"keys": np.array([0]), "high_res": np.full((1, 18, 24), np.nan)})
+    with pytest.raises(DataError, match="4 of 40") as caught:
+        score_maps(open_maps(tmp_path), view)
+    for text in ("i000", "i001.npy: a pointer of Git LFS", "i002", "i003"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {"keys": [], "high_res": []}, {"keys": [], "high_res": np.zeros((0, 20, 24))}]
+)
+def test_an_image_without_classes_has_no_maps(tmp_path, view, content, value):
+    """COCO has images without annotations; PSA's dictionary of one is empty."""
+    write_irn(tmp_path, content) if "keys" in value else write_psa(tmp_path, content)
+    save(tmp_path / "i002.npy", value)
+    scores = score_maps(open_maps(tmp_path), view)
+    assert scores.images == IMAGES
+
+
+def test_an_arrow_file_with_an_image_twice_is_refused(tmp_path, content):
+    with MapWriter(tmp_path) as writer:
+        for image_id in ("i000", "i001"):
+            writer._ids.clear()
+            writer.write("same", content[image_id])
+    with pytest.raises(DataError, match="2 maps of 1 images"):
+        open_maps(tmp_path)
+
+
+# --- signs of another numbering or scale -------------------------------------------------------------------
+
+
+def numbered(folder: Path, view: SplitView, table: list[int]) -> list[str]:
+    """Score the true masks with `table[label]` for each label, and return the warnings."""
+    folder.mkdir(exist_ok=True)
+    lookup = np.array([*table, *[255] * (256 - len(table))], np.uint8)
+    for image_id in view.ids:
+        write_mask(folder / f"{image_id}.png", lookup[view.mask(image_id)])
+    return list(score_masks(open_masks(folder), view).plausibility.warnings())
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> SplitView:
+    """Eight images of eight classes; the JSON's category ids have holes."""
+    images, masks = {}, {}
+    for number in range(8):
+        images[f"i{number}"], mask = random_scene(number, 18, 24, [1])
+        masks[f"i{number}"] = np.where(mask == 1, number + 1, 0).astype(np.uint8)
+    data = FolderDataset(tmp_path_factory.mktemp("many"), images, masks, [f"c{n}" for n in range(8)])
+    data.category_ids = (1, 3, 4, 6, 7, 8, 11, 12)
+    return data.split("val")
+
+
+def test_masks_in_another_numbering_are_told(tmp_path, many):
+    assert numbered(tmp_path / "right", many, [0, 1, 2, 3, 4, 5, 6, 7, 8]) == []
+    (text,) = numbered(tmp_path / "zero", many, [255, 0, 1, 2, 3, 4, 5, 6, 7])
+    assert text.startswith("7 of 7 classes in the results")
+    assert "counted from 0 without background, only 0" in text
+    (text,) = numbered(tmp_path / "ids", many, [0, 1, 3, 4, 6, 7, 8, 8, 8])
+    assert "the JSON's category ids, only 2" in text
+    (text,) = numbered(tmp_path / "shuffled", many, [0, 5, 6, 7, 8, 1, 2, 3, 4])
+    assert "8 of 8 classes" in text
+    assert "a poor result, or another numbering" in text
+
+
+def test_labels_beyond_the_classes_are_explained(tmp_path, many):
+    with pytest.raises(
+        DataError, match=r"labels \[11\], outside 0\.\.8 and 255; they may be the JSON's category ids"
+    ):
+        numbered(tmp_path, many, [0, 1, 3, 4, 6, 7, 8, 11, 12])
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_maps_whose_keys_are_shifted_are_told(tmp_path, many, background):
+    for image_id in many.ids[:7]:
+        mask = many.mask(image_id)
+        keys, maps = [int(mask.max())], (mask > 0)[None].astype(np.float32)
+        if background:
+            keys, maps = [0, *keys], np.concatenate([np.full_like(maps, 0.3), maps])
+        save(tmp_path / f"{image_id}.npy", {"keys": np.array(keys), "high_res": maps})
+    save(tmp_path / "i7.npy", {"keys": np.array([7]), "high_res": (many.mask("i7") > 0)[None].astype(np.float32)})
+    (text,) = score_maps(open_maps(tmp_path), many).plausibility.warnings()
+    assert "7 of 8 classes" in text
+    assert "shifted by one" in text
+
+
+def test_maps_above_1_are_told(tmp_path, many):
+    for image_id in many.ids:
+        mask = many.mask(image_id)
+        save(tmp_path / f"{image_id}.npy", {int(mask.max()) - 1: (255 * (mask > 0)).astype(np.uint8)})
+    (text,) = score_maps(open_maps(tmp_path), many).plausibility.warnings()
+    assert text.startswith("scores reach 255, above 1")
+
+
+def test_true_masks_in_another_numbering_than_the_tags_are_told(tmp_path):
+    images, masks = zip(*(random_scene(n, 18, 24, [1]) for n in range(4)), strict=True)
+    names = [f"i{n}" for n in range(4)]
+    tags = dict.fromkeys(names, (2,))
+    data = FolderDataset(
+        tmp_path, dict(zip(names, images, strict=True)), dict(zip(names, masks, strict=True)), tags=tags
+    )
+    (text,) = numbered(tmp_path / "results", data.split("val"), [0, 1, 2])
+    assert text.startswith("4 of 4 classes in the true masks are no tags")
+
+
+def test_the_command_says_what_it_scored(tmp_path, chimera_root, chimera):
+    view = chimera.split("val")
+    numbered(tmp_path / "masks", view, [255, *range(len(view.classes))])
+    arguments = ["evaluate", "--dataset", "chimera", "--root", str(chimera_root), "--workers", "0", "--quiet"]
+    shown = CliRunner().invoke(
+        app,
+        [*arguments, "--masks", str(tmp_path / "masks"), "--out", str(tmp_path / "out"), "--work", str(tmp_path)],
+    )
+    assert shown.exit_code == 0
+    last = shown.stdout.splitlines()[-1]
+    assert last.startswith(f"scored {len(view)} images of val of ")
+    assert str(tmp_path / "masks") in last
+    assert last.endswith(f"records and per-image statistics in {tmp_path / 'out'}")
+    assert shown.stderr.startswith("warning: ")
+    assert "counted from 0 without background" in shown.stderr
 
 
 def test_a_split_without_masks_is_refused(tmp_path, view, content):

@@ -42,8 +42,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score saved maps or masks, ours or somebody else's, against the true masks."""
-    from benchmark.evaluate import score_maps, score_masks
-    from benchmark.foreign import PngMasks, open_maps
+    from benchmark.evaluate import MapScores, MaskScores, score_maps, score_masks
+    from benchmark.foreign import open_maps, open_masks
     from benchmark.metrics import thresholds_with
     from benchmark.records import records_of_map_scores, records_of_mask_scores, write_records
     from benchmark.runs import artifact_of
@@ -66,6 +66,7 @@ def evaluate(
             "per_image": per_image,
             "progress": lambda done, _: bar.show(done),
         }
+        scores: MapScores | MaskScores
         if maps is not None:
             scores = score_maps(
                 open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options
@@ -73,9 +74,13 @@ def evaluate(
             records = records_of_map_scores(scores, data.classes, "seed", split, threshold, None)
         else:
             assert masks is not None
-            records = records_of_mask_scores(
-                score_masks(PngMasks(masks), view, **options), data.classes, "segmentation", split, "none"
-            )
+            scores = score_masks(open_masks(masks), view, **options)
+            records = records_of_mask_scores(scores, data.classes, "segmentation", split, "none")
     if out is not None:
         write_records(out / "records.parquet", records)
     print_records(records, by_class=True)
+    for warning in scores.plausibility.warnings():
+        reporter.warn(warning)
+    what = f"maps in {maps}" if maps is not None else f"masks in {masks}"
+    where = "not written (--out DIR)" if out is None else f"records and per-image statistics in {out}"
+    print(f"\nscored {scores.images} images of {split} of {data.display_name}: {what}; {where}")

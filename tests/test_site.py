@@ -329,7 +329,7 @@ def test_differences_have_a_sign_and_no_negative_zero():
 def test_a_plain_table_is_escaped_in_each_format():
     table = Table(("a|b", "50%"), (("<x>", "y_z & *q*"),))
     assert exports.markdown(table) == "| a\\|b | 50% |\n| --- | --- |\n| \\<x\\> | y_z \\& \\*q\\* |\n"
-    assert r"\textless{}x\textgreater{} & y\_z \& *q* \\" in exports.latex(table)
+    assert r"\textless{}x\textgreater{} & y\_z \& {*}q{*} \\" in exports.latex(table)
     assert exports.comma_separated(table) == "a|b,50%\n<x>,y_z & *q*\n"
 
 

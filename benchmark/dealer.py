@@ -8,201 +8,27 @@ store, so that nothing is computed twice and no machine waits. Nothing here know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from benchmark.errors import unknown_name
-from benchmark.job import BEGUN, JOB, Job, Outcome, Phase, SettingsName, read_outcome, write_outcome, write_text
-from benchmark.pipeline import Machine, Step
-from benchmark.plan import Plan, plan_trial
-from benchmark.progress import Reporter
-from benchmark.registry import METHODS
-from benchmark.search import CellStudy, Settings, check_tune, search_space, storage_at
-from benchmark.stage import Stage
-from benchmark.sweep_settings import Cell, SweepSettings
-from benchmark.trial import Trial
-from benchmark.workfolder import Place, WorkFolder
-from datasets.base import Dataset, Split
-from datasets.check import preflight, val_in_training
-
-OBJECTIVE = "pseudo_mask.tune/mIoU"
-"""Maximised by the search (with the selection's name behind it); needs no segmentation network."""
-
-
-@dataclass
-class CellPlan:
-    """A cell with all that its trials share."""
-
-    cell: Cell
-    place: Place
-    data: Dataset
-    digest: str
-    default: Plan
-    """The plan of a confirming trial with the default settings."""
-    fixed: Settings
-    """The sweep's settings that this cell's stages have."""
-
-    def facts(self) -> dict[str, Any]:
-        """Return what is told of every trial of the cell, and of the cell where a trial is missing."""
-        trial, stages, method = self.default.trial, self.default.chain.stages, self.default.chain.method
-        values = [stage.settings() for stage in stages]
-        crf = next((v["preset"] for v in values if "preset" in v), "none")
-        scales = next((v["scales"] for s, v in zip(stages, values, strict=True) if "scales" in v), None)
-        chosen = next((v["selection"] for v in values if "selection" in v), "none")
-        # Read from the stage, so that no way of setting it escapes the mark.
-        network = self.default.chain.segment[0].settings() if self.default.chain.segment else {}
-        initialisation = network.get("weights", trial.weights)
-        masks = "+COCO masks" if initialisation == "coco" else ""
-        val = "+val images" if trial.allow_val_in_training and val_in_training(self.data) else ""
-        return {
-            "method": self.cell.method,
-            "refiner": self.cell.refiner,
-            "dataset": self.cell.dataset,
-            "variant": self.cell.variant,
-            "supervision": "" if method is None else method.supervision + masks + val,
-            "backbone": trial.backbone,
-            "initialisation": trial.weights,
-            "segmentation_backbone": network.get("backbone", trial.backbone),
-            "segmentation_initialisation": initialisation,
-            "crf_preset": crf,
-            "multi_scale": "none" if scales is None else ",".join(f"{scale:g}" for scale in scales),
-            "segmentation": "deeplab" if self.default.chain.segment else "none",
-            "selection": chosen,
-            "tuning_masks": len(self.data.ids(Split.TUNE)),
-            "data_digest": self.digest,
-            "segment": trial.segment,
-        }
-
-
-@dataclass
-class SweepPlan:
-    """All cells of a sweep, checked: every name known, every setting valid, every chain possible."""
-
-    settings: SweepSettings
-    work: WorkFolder
-    cells: list[CellPlan]
-
-    @property
-    def folder(self) -> Path:
-        return self.work.sweeps / self.settings.name
-
-    def trial(self, cell: CellPlan, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
-        """Return the trial of a cell with a seed and changed settings."""
-        settings = {**cell.fixed, **changes}
-        if phase == "search":
-            chain = cell.default.chain
-            searched = {type(s).__name__ for s in chain.configured} - {type(s).__name__ for s in chain.segment}
-            settings = {key: value for key, value in settings.items() if key.partition(".")[0] in searched}
-        return _trial(self.settings, cell.cell, seed, settings, phase)
-
-    def plan(self, cell: CellPlan, trial: Trial) -> Plan:
-        """Return what a trial of a cell will compute."""
-        return plan_trial(trial, cell.data, self.work, Machine(), cell.digest)
-
-    def space(self, cell: CellPlan) -> dict[str, Any]:
-        """Return the search space of a cell; the segmentation network is no part of a search."""
-        chain = cell.default.chain
-        return search_space([*chain.localise, *chain.refine], self.settings.tune, cell.fixed)
-
-    def job(
-        self,
-        cell: CellPlan,
-        phase: Phase,
-        name: SettingsName,
-        number: int | None,
-        seed: int,
-        changes: Mapping[str, Any],
-        rivals: list[list[float]] | None = None,
-    ) -> Job:
-        """Return the job of one trial."""
-        trial = self.trial(cell, seed, changes, phase)
-        return Job(
-            self.settings.name,
-            cell.cell,
-            phase,
-            name,
-            number,
-            trial,
-            cell.place,
-            cell.digest,
-            cell.facts(),
-            rivals,
-        )
-
-    def expected(self) -> int:
-        """Return the number of trials of the whole sweep."""
-        confirming = len(self.settings.seeds) * (2 if self.settings.trials else 1)
-        return len(self.cells) * (self.settings.trials + confirming)
-
-    def description(self) -> dict[str, Any]:
-        """Return what the leaderboard must know to show what is missing (`sweep.json`)."""
-        return {
-            "version": 1,
-            "name": self.settings.name,
-            "trials": self.settings.trials,
-            "search_seed": self.settings.search_seed,
-            "seeds": list(self.settings.seeds),
-            "tune": list(self.settings.tune),
-            "objective": OBJECTIVE,
-            "cells": [cell.facts() for cell in self.cells],
-        }
-
-
-def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepPlan:
-    """Open the data sets, build every chain and check every setting. Raises ConfigError, DataError."""
-    plan = SweepPlan(settings, work, [])
-    places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
-    opened = {name: place.open() for name, place in places.items()}
-    for data in opened.values():
-        preflight(data, allow_val_in_training=settings.allow_val_in_training, processes=settings.workers)
-    digests = {name: work.digest(data, reporter) for name, data in opened.items()}
-    known: set[str] = set()
-    for cell in settings.cells():
-        place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
-        # A setting of the method may bring in stages that other settings are about.
-        method = type(METHODS.load(cell.method)).__name__
-        given = settings.settings_of(cell)
-        own = {key: value for key, value in given.items() if key.partition(".")[0] == method}
-        bare = plan_trial(_trial(settings, cell, settings.seeds[0], own, "confirm"), data, work, Machine(), digest)
-        names = {type(stage).__name__ for stage in bare.chain.configured}
-        known |= names
-        fixed = {key: value for key, value in given.items() if key.partition(".")[0] in names}
-        if cell.variant and (lost := {*settings.variants[cell.variant].settings} - {*fixed}):
-            raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
-        trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
-        default = plan_trial(trial, data, work, Machine(), digest)
-        plan.cells.append(CellPlan(cell, place, data, digest, default, fixed))
-    for key in settings.settings:
-        if key.partition(".")[0] not in known:
-            raise unknown_name("stage", key.partition(".")[0], known)
-    if settings.trials:
-        chains: list[list[Stage]] = [[*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells]
-        check_tune(chains, settings.tune)
-    return plan
-
-
-def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
-    variant = settings.variants[cell.variant] if cell.variant else None
-    own = None if variant is None else variant.segmentation_backbone
-    return Trial(
-        dataset=cell.dataset,
-        method=cell.method,
-        refiner=cell.refiner,
-        seed=seed,
-        backbone=settings.backbone,
-        weights=settings.weights,
-        segmentation_backbone=own or settings.segmentation_backbone,
-        segmentation_weights=settings.segmentation_weights,
-        size=settings.size,
-        segment=settings.segment if variant is None else variant.segment,
-        selections=settings.selections,
-        maps_on=settings.maps_on,
-        allow_val_in_training=settings.allow_val_in_training,
-        settings=dict(changes),
-        measure_on="tune" if phase == "search" else "report",
-    )
+from benchmark.errors import ConfigError, unknown_name
+from benchmark.hparams import checked
+from benchmark.job import (
+    BEGUN,
+    JOB,
+    Job,
+    Outcome,
+    Phase,
+    SettingsName,
+    read_job,
+    read_outcome,
+    write_outcome,
+    write_text,
+)
+from benchmark.pipeline import Step
+from benchmark.search import CellStudy, Settings, extremes, storage_at
+from benchmark.sweep_plan import CellPlan, SweepPlan
+from benchmark.sweep_settings import Cell
 
 
 @dataclass
@@ -242,8 +68,8 @@ class Dealer:
         ]
         self._running: dict[str, tuple[Job, dict[str, Step]]] = {}
         self._steps: dict[str, dict[str, Step]] = {}
-        self.finished = 0
-        self.computed_seconds: dict[Phase, list[float]] = {"search": [], "confirm": []}
+        self.ended: list[tuple[Job, Outcome]] = []
+        """All trials that have ended, those of earlier drivers too."""
 
     def folder(self, job: Job) -> Path:
         """Return the folder of a trial."""
@@ -280,9 +106,42 @@ class Dealer:
         return None
 
     @property
+    def finished(self) -> int:
+        """How many trials have ended, in whatever way."""
+        return len(self.ended)
+
+    @property
     def done(self) -> bool:
         """Whether every trial has ended."""
         return self.finished == self.plan.expected()
+
+    def changes(self) -> list[str]:
+        """Say how this code's search spaces differ from those with which unfinished searches go on.
+
+        Raises ConfigError if this code cannot run what an unfinished search draws or drew.
+        """
+        notes = []
+        for state in self._cells:
+            if state.study.notes and (state.waiting or state.begun < self.plan.settings.trials):
+                self._check_space(state)
+                notes += [f"{state.plan.cell}: {note}" for note in state.study.notes]
+        return notes
+
+    def _check_space(self, state: _CellState) -> None:
+        classes = {type(stage).__name__: type(stage) for stage in state.plan.default.chain.configured}
+        for key, (space, _) in state.study.space.items():
+            stage, _, name = key.partition(".")
+            try:
+                if stage not in classes:
+                    raise unknown_name("stage", stage, classes)
+                for value in extremes(space):
+                    checked(classes[stage], name, value)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{state.plan.cell}: the search began with other code, and this code cannot go on with {key} "
+                    f"({error}). Use the code that it began with, or give the sweep a new name: what is in the "
+                    "store is not computed again"
+                ) from None
 
     def finish(self, outcome: Outcome) -> Job:
         """Note how a dealt trial ended, and return it."""
@@ -292,8 +151,6 @@ class Dealer:
             write_outcome(self.folder(job), outcome)
         self._note(self._state(job), job, outcome)
         del self._running[outcome.key]
-        if outcome.computed:
-            self.computed_seconds[job.phase].append(outcome.finished - outcome.started)
         return job
 
     def give_up(self, key: str, reason: str) -> Outcome:
@@ -308,10 +165,25 @@ class Dealer:
         state.waiting.insert(0, job)
         state.dealt -= 1
 
-    def remaining(self) -> dict[Phase, int]:
-        """Return how many trials of each phase have not ended."""
-        search = sum(not s.study.finished(n) for s in self._cells for n in range(self.plan.settings.trials))
-        return {"search": search, "confirm": self.plan.expected() - self.finished - search}
+    def remaining(self) -> dict[tuple[Cell, Phase], int]:
+        """Return how many trials of each cell and phase have not ended."""
+        settings = self.plan.settings
+        confirming = len(settings.seeds) * (2 if settings.trials else 1)
+        left: dict[tuple[Cell, Phase], int] = {}
+        for state in self._cells:
+            left[state.plan.cell, "search"] = settings.trials
+            left[state.plan.cell, "confirm"] = confirming
+        for job, _ in self.ended:
+            left[job.cell, job.phase] -= 1
+        return left
+
+    def seconds(self) -> dict[tuple[Cell, Phase], list[float]]:
+        """Return how long trials took that computed something and did not fail, by cell and phase."""
+        found: dict[tuple[Cell, Phase], list[float]] = {}
+        for job, outcome in self.ended:
+            if outcome.computed and outcome.status != "failed":
+                found.setdefault((job.cell, job.phase), []).append(outcome.finished - outcome.started)
+        return found
 
     def best(self, job: Job) -> float | None:
         """Return the best objective so far in the cell of a job."""
@@ -324,7 +196,7 @@ class Dealer:
         settings = self.plan.settings
         while state.begun < settings.trials and state.study.ready(state.begun):
             number = state.begun
-            changes = state.study.begin(number)
+            changes = state.study.begin(number, self._dealt(state, number))
             name: SettingsName = "suggested" if number else "default"
             rivals = state.study.rivals(number) if settings.early_stopping else None
             job = self.plan.job(
@@ -346,6 +218,17 @@ class Dealer:
             # Where no search trial came to its end, the best known settings are the default ones.
             self._confirm(state, "best", state.study.begin(best) if best else {})
 
+    def _dealt(self, state: _CellState, number: int) -> Settings | None:
+        """Return what was drawn for a search trial that ran but that the study has lost."""
+        if number == 0 or state.study.knows(number):
+            return None
+        settings = self.plan.settings
+        folder = self.folder(self.plan.job(state.plan, "search", "suggested", number, settings.search_seed, {}))
+        if read_outcome(folder) is None:
+            return None
+        drawn = {key: v for key, v in read_job(folder).trial.settings.items() if key in state.study.space}
+        return drawn if drawn.keys() == state.study.space.keys() else None
+
     def _confirm(self, state: _CellState, name: SettingsName, changes: Settings) -> None:
         state.confirming.add(name)
         for seed in self.plan.settings.seeds:
@@ -362,7 +245,7 @@ class Dealer:
         if job.number is not None:
             losses = outcome.losses if self.plan.settings.early_stopping else ()
             state.study.finish(job.number, outcome.status, outcome.objective, losses)
-        self.finished += 1
+        self.ended.append((job, outcome))
         self._steps.pop(job.key, None)
 
     def _state(self, job: Job) -> _CellState:

@@ -54,12 +54,14 @@ class Deaths:
             self._since = None
             self._counts[folder] += 1
             count = self._counts[folder]
-            return f"its worker died {count} times" if count > DEATHS else ""
+            return f"its worker died {count} times{self._last_error()}" if count > DEATHS else ""
         now = self._clock()
         self._until = now + PAUSE
         if self._since is None or any((other / BEGUN).exists() for other in others):
             self._since = now
         if now - self._since > PATIENCE:
-            last = f"; the last error: {self.cause}" if self.cause else ""
-            raise ConfigError(f"no worker could begin a trial for {PATIENCE / 60:.0f} minutes{last}")
+            raise ConfigError(f"no worker could begin a trial for {PATIENCE / 60:.0f} minutes{self._last_error()}")
         return ""
+
+    def _last_error(self) -> str:
+        return f"; the last error: {self.cause}" if self.cause else ""

@@ -1,26 +1,32 @@
 """What a sweep will do and cost, before it runs (`seedbed sweep --dry-run`).
 
 Suggestions are not known before the search, so random ones stand for them: which stages they share is the same.
-Costs are the mean durations of the same stage in this store, on the same data set where there are any.
+Costs come from the durations in this store: of the same stage with the same backbone, image size, number of images
+and device, else scaled by pixels and images from the closest one, and called rough.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import optuna
 
-from benchmark.dealer import CellPlan, SweepPlan, plan_sweep
+from benchmark.cost import Conditions, conditions_of
+from benchmark.dry_run import DryRunFolder, PlannedChimera
 from benchmark.errors import ConfigError
 from benchmark.pipeline import Step
 from benchmark.progress import Reporter
 from benchmark.seeding import derive_seed
 from benchmark.store import Store
+from benchmark.sweep_plan import CellPlan, SweepPlan, plan_sweep
 from benchmark.sweep_settings import Cell, SweepSettings
 from benchmark.trial import Trial
 from benchmark.workfolder import WorkFolder
+from datasets.base import Dataset
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,15 @@ class CellForecast:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How long a step will take."""
+
+    seconds: float
+    rough: bool
+    """Whether it is scaled from images of another size or number."""
+
+
+@dataclass(frozen=True)
 class StageForecast:
     """How often a stage is needed, how many different artifacts that is, and what the missing ones cost."""
 
@@ -41,16 +56,33 @@ class StageForecast:
     needed: int
     distinct: int
     stored: int
-    seconds: float | None
-    """Mean duration; None where the store has never timed the stage and something is to be computed."""
+    estimates: tuple[Estimate, ...]
+    """Of those steps that are to be computed and of which this store has timed a comparable one."""
 
     @property
-    def hours(self) -> float | None:
-        """Hours for what is not in the store."""
-        missing = self.distinct - self.stored
-        if missing == 0:
-            return 0.0
-        return None if self.seconds is None else missing * self.seconds / 3600
+    def missing(self) -> int:
+        """How many artifacts are to be computed."""
+        return self.distinct - self.stored
+
+    @property
+    def not_timed(self) -> int:
+        """How many artifacts are to be computed that have no estimate."""
+        return self.missing - len(self.estimates)
+
+    @property
+    def rough(self) -> bool:
+        """Whether an estimate is scaled from images of another size or number."""
+        return any(estimate.rough for estimate in self.estimates)
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean of the estimates; None without any."""
+        return fmean(estimate.seconds for estimate in self.estimates) if self.estimates else None
+
+    @property
+    def hours(self) -> float:
+        """Sum of the estimates."""
+        return sum(estimate.seconds for estimate in self.estimates) / 3600
 
 
 @dataclass(frozen=True)
@@ -59,6 +91,10 @@ class Forecast:
 
     cells: list[CellForecast]
     stages: list[StageForecast]
+    device: str | None
+    """`cpu` or `cuda`; None if it is not known what the cluster's machines have."""
+    not_generated: tuple[str, ...]
+    """Data sets that the sweep will generate."""
 
     @property
     def trials(self) -> int:
@@ -67,11 +103,11 @@ class Forecast:
 
 
 def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> Forecast:
-    """Return what a sweep would do. Runs nothing. Raises ConfigError and DataError as the sweep would."""
+    """Return what a sweep would do. Runs and writes nothing. Raises ConfigError and DataError as the sweep."""
+    work = DryRunFolder(work.root)
     plan = plan_sweep(settings, work, reporter)
     needed: Counter[str] = Counter()
-    steps: dict[str, dict[str, Step]] = defaultdict(dict)
-    data: dict[str, str] = {}
+    steps: dict[str, dict[str, tuple[Step, Dataset]]] = defaultdict(dict)
     cells = []
     for cell in plan.cells:
         searching = confirming = 0
@@ -85,19 +121,30 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
                 continue
             for key, step in planned.items():
                 needed[type(step.stage).__name__] += 1
-                steps[type(step.stage).__name__][key] = step
-                data[key] = cell.digest
+                steps[type(step.stage).__name__][key] = (step, cell.data)
         searched = sorted(plan.space(cell)) if settings.trials > 1 else []
         cells.append(CellForecast(cell.cell, searching, confirming, searched))
+    device = _device(settings)
     times = _Durations(work.store)
     stages = []
     for name, distinct in steps.items():
-        missing = [key for key in distinct if work.store.get(key) is None]
-        known = [times.mean(name, data[key]) for key in missing]
-        seconds = [value for value in known if value is not None]
-        mean = sum(seconds) / len(seconds) if seconds else None
-        stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), mean))
-    return Forecast(cells, sorted(stages, key=lambda row: -(row.hours or 0)))
+        missing = [found for key, found in distinct.items() if work.store.get(key) is None]
+        estimates = [times.estimate(step, data, device) for step, data in missing] if device else []
+        known = tuple(estimate for estimate in estimates if estimate is not None)
+        stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), known))
+    to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
+    return Forecast(cells, sorted(stages, key=lambda row: -row.hours), device, to_generate)
+
+
+def _device(settings: SweepSettings) -> str | None:
+    """Return what the trials will run on; None if that depends on a cluster."""
+    if settings.gpus_per_trial is not None:
+        return "cuda" if settings.gpus_per_trial else "cpu"
+    if settings.address is not None:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
@@ -118,15 +165,24 @@ def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
 
 
 class _Durations:
-    """Seconds that stages took, from the store."""
+    """Seconds that steps took, from the store."""
 
     def __init__(self, store: Store) -> None:
-        self._on_data: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self._anywhere: dict[str, list[float]] = defaultdict(list)
+        self._known: dict[tuple[str, str, str], list[tuple[Conditions, float]]] = defaultdict(list)
         for entry in store.entries():
-            self._on_data[entry.stage, entry.record["identity"]["data"]].append(entry.seconds)
-            self._anywhere[entry.stage].append(entry.seconds)
+            # Entries of earlier versions do not say what their duration depended on.
+            if found := entry.record.get("conditions"):
+                conditions = Conditions(**found)
+                place = (entry.stage, conditions.device, conditions.backbone)
+                self._known[place].append((conditions, entry.seconds))
 
-    def mean(self, stage: str, data: str) -> float | None:
-        seconds = self._on_data.get((stage, data)) or self._anywhere.get(stage)
-        return sum(seconds) / len(seconds) if seconds else None
+    def estimate(self, step: Step, data: Dataset, device: str) -> Estimate | None:
+        """Return how long a step will take by those of the same stage, device and backbone; None without any."""
+        wanted = conditions_of(step, data, device)
+        known = self._known.get((type(step.stage).__name__, wanted.device, wanted.backbone))
+        if not known:
+            return None
+        same = [(c, seconds) for c, seconds in known if (c.side, c.images) == (wanted.side, wanted.images)]
+        closest = min(known, key=lambda sample: abs(math.log(max(1, sample[0].work) / max(1, wanted.work))))
+        scaled = [seconds * wanted.work / max(1, c.work) for c, seconds in same or [closest]]
+        return Estimate(fmean(scaled), rough=not same)

@@ -6,6 +6,7 @@ sweeps/NAME/trials/KEY/
     config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
     per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
     system.json      load of the machine while it ran                 log.txt           what it printed
+    error.txt        the traceback of a failure
     begun            empty: a worker has begun it (benchmark/deaths.py)
 """
 
@@ -13,16 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmark.errors import DataError
 from benchmark.search import Status
 from benchmark.sweep_settings import Cell
 from benchmark.trial import Trial
 from benchmark.workfolder import Place
+from datasets.files import atomic
 
 Phase = Literal["search", "confirm"]
 SettingsName = Literal["default", "suggested", "best"]
@@ -43,7 +45,7 @@ class Job:
     digest: str
     """The data set's content digest."""
     facts: Mapping[str, Any]
-    """What the tracker and the leaderboard say about the cell (benchmark/dealer.py: facts_of)."""
+    """What the tracker and the leaderboard say about the cell (benchmark/sweep_plan.py: facts)."""
     rivals: Sequence[Sequence[float]] | None = None
     """Loss curves to compare the first training with; None: no early stopping."""
 
@@ -107,6 +109,7 @@ class Outcome:
 RESULT = "result.json"
 JOB = "job.json"
 BEGUN = "begun"
+ERROR = "error.txt"
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -115,20 +118,45 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the trial in `folder` ended, None where it has not."""
+    """Return how the trial in `folder` ended; None if it has not, or if its `result.json` is damaged."""
     try:
-        return Outcome(**json.loads((folder / RESULT).read_text()))
-    except FileNotFoundError:
+        return Outcome(**json.loads((folder / RESULT).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
 
 
 def read_job(folder: Path) -> Job:
-    """Return the job of a trial's folder."""
-    return Job.from_json((folder / JOB).read_text())
+    """Return the job of a trial's folder. Raises DataError if the file is missing or damaged."""
+    try:
+        return Job.from_json((folder / JOB).read_text("utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{folder / JOB}: missing, empty or cut off ({type(error).__name__}); "
+            f"`seedbed sweep --resume {folder.parents[1].name}` writes it again"
+        ) from None
+
+
+def damaged_file(folder: Path) -> Path | None:
+    """Return a file of an ended trial that is missing, empty or cut off (a power loss); None if all are whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not (folder / JOB).exists():
+        return folder / JOB
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return path
+    for path in sorted(folder.rglob("*.parquet")):
+        try:
+            pq.read_metadata(path)
+        except (OSError, pa.ArrowInvalid):
+            return path
+    return None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file, by one rename."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        temporary.write_text(text, "utf-8")

@@ -58,6 +58,24 @@ DATASETS = Family("data set", "datasets", "DATASET")
 
 
 @functools.cache
+def stage_classes() -> dict[str, type[object]]:
+    """Return the class of every method and stage that can have settings, by name. Imports all plug-ins."""
+    import methods.segment  # noqa: F401  # its stages follow every method
+    from benchmark.stage import Stage
+
+    found: dict[str, type[object]] = {
+        type(METHODS.load(name)).__name__: type(METHODS.load(name)) for name in METHODS.names()
+    }
+    for name in REFINERS.names():
+        REFINERS.load(name)
+    waiting: list[type[object]] = [Stage]
+    while waiting:
+        waiting += (below := waiting.pop().__subclasses__())
+        found |= {stage.__name__: stage for stage in below}
+    return found
+
+
+@functools.cache
 def _files(package: str, constant: str) -> dict[str, str]:
     (folder,) = importlib.import_module(package).__path__
     found = {}

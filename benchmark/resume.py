@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.dealer import SweepPlan
+import optuna
+
 from benchmark.environment import code_version
 from benchmark.errors import ConfigError, DataError
-from benchmark.job import read_job, read_outcome, write_text
+from benchmark.job import ERROR, JOB, RESULT, Job, Outcome, damaged_file, read_job, read_outcome, write_text
+from benchmark.progress import Reporter
+from benchmark.search import named_errors, storage_at
+from benchmark.sweep_plan import SweepPlan
 from benchmark.sweep_settings import SweepSettings, read_settings
 
 WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
@@ -20,6 +25,7 @@ WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "
 
 
 def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
+    """Raise ConfigError if the sweep in `folder` began with other settings."""
     path = folder / "sweep.yaml"
     # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
     if not path.exists() or not (folder / "sweep.json").exists():
@@ -31,8 +37,26 @@ def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
         )
 
 
-def describe(folder: Path, plan: SweepPlan) -> None:
-    """Write `sweep.json`. Raises DataError where the data is not what the sweep began with."""
+@contextmanager
+def naming_other_code(folder: Path) -> Iterator[None]:
+    """Add the way out to a ConfigError if the sweep in `folder` began with other code, whose settings differ."""
+    try:
+        yield
+    except ConfigError as error:
+        before = _description(folder / "sweep.json", Reporter())
+        if before is None or before["code"] == code_version():
+            raise
+        raise ConfigError(
+            f"{error}. The sweep began with other code ({before['code'][:12]}): use that, or give the sweep a new "
+            "name; what is in the store is not computed again"
+        ) from None
+
+
+def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
+    """Write `sweep.json`.
+
+    Raises DataError if the data is not what the sweep began with, ConfigError if its cells are not.
+    """
     path = folder / "sweep.json"
     description = {
         **plan.description(),
@@ -40,12 +64,29 @@ def describe(folder: Path, plan: SweepPlan) -> None:
         "expected": plan.expected(),
         "code": code_version(),
     }
-    if path.exists():
-        before = json.loads(path.read_text())
-        for old, new in zip(before["cells"], description["cells"], strict=True):
-            _check_same_content(old, new)
+    before = _description(path, reporter)
+    if before is not None:
+        old, new = ({_cell(facts): facts for facts in d["cells"]} for d in (before, description))
+        if lost := sorted(old.keys() ^ new.keys()):
+            raise ConfigError(
+                f"{path}: {' × '.join(filter(None, lost[0]))} is not a cell of both this code and the code that "
+                "the sweep began with; give the sweep a new name"
+            )
+        for cell, facts in new.items():
+            _check_same_content(old[cell], facts)
         description |= {"id": before["id"], "code": before["code"]}
     write_text(path, json.dumps(description, indent=1))
+
+
+def _description(path: Path, reporter: Reporter) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        return content if {"cells", "id", "code"} <= content.keys() else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        reporter.say(f"note: {path} is empty or cut off; it is written again")
+        return None
 
 
 def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -75,17 +116,60 @@ def update_places(folder: Path, plan: SweepPlan) -> None:
             write_text(path, replace(job, place=place).to_json())
 
 
-def forget_failures(folder: Path) -> int:
-    """Make the confirming trials of a sweep that failed wait again, and return how many they are.
+def _cell(facts: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(facts.get(name, "")) for name in ("method", "refiner", "dataset", "variant"))
 
-    A search trial that failed stays failed: later suggestions were made knowing it.
+
+def forget_damaged(folder: Path, reporter: Reporter) -> None:
+    """Make trials of a sweep wait again of which a file is empty or cut off, as after a power loss."""
+    for result in sorted((folder / "trials").glob(f"*/{RESULT}")):
+        if (damaged := damaged_file(result.parent)) is not None:
+            reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
+            _forget(result.parent)
+    for job in sorted((folder / "trials").glob(f"*/{JOB}")):
+        if damaged_file(job.parent) == job:
+            # It is written again when the trial is dealt.
+            job.unlink()
+
+
+def forget_failures(folder: Path) -> int:
+    """Make the failed trials of a sweep that can run again wait again, and return how many they are."""
+    ended = [
+        (read_job(path.parent), outcome)
+        for path in sorted((folder / "trials").glob(f"*/{RESULT}"))
+        if (outcome := read_outcome(path.parent)) is not None
+    ]
+    again = to_retry(ended)
+    for name in {str(job.cell) for job in again if job.phase == "search"}:
+        studies = folder / "studies.db"
+        with named_errors(studies):
+            storage = storage_at(studies)
+            if name in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=name, storage=storage)
+    for job in again:
+        _forget(folder / "trials" / job.key)
+    return len(again)
+
+
+def to_retry(ended: Iterable[tuple[Job, Outcome]]) -> list[Job]:
+    """Return the jobs that `--resume` runs again.
+
+    A confirming trial that failed runs again. A search trial that failed does not, since later suggestions were
+    made knowing it; but if all search trials of a cell failed, the search and what was confirmed of its best
+    settings begin again.
     """
-    count = 0
-    for path in sorted((folder / "trials").glob("*/result.json")):
-        outcome = read_outcome(path.parent)
-        phase = json.loads((path.parent / "job.json").read_text())["phase"]
-        if outcome is not None and outcome.status == "failed" and phase == "confirm":
-            for left in ("delivered.json", "error.txt", "result.json"):
-                (path.parent / left).unlink(missing_ok=True)
-            count += 1
-    return count
+    ended = list(ended)
+    searched = {job.cell for job, _ in ended if job.phase == "search"}
+    useful = {job.cell for job, outcome in ended if job.phase == "search" and outcome.status != "failed"}
+    barren = searched - useful
+    return [
+        job
+        for job, outcome in ended
+        if (job.cell in barren and (job.phase == "search" or job.settings == "best"))
+        or (job.phase == "confirm" and outcome.status == "failed")
+    ]
+
+
+def _forget(trial: Path) -> None:
+    for left in ("delivered.json", ERROR, RESULT):
+        (trial / left).unlink(missing_ok=True)

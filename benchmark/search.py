@@ -7,16 +7,20 @@ on disk (SQLite) is what `optuna-dashboard` shows; the sampler itself works on a
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from benchmark.errors import ConfigError
+from benchmark.errors import ConfigError, StoreError
 from benchmark.hparams import declared
 from benchmark.paths import sqlite_url
 from benchmark.seeding import derive_seed
@@ -26,6 +30,12 @@ from benchmark.sweep_settings import ALL
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 Settings = dict[str, Any]
+Space = Mapping[str, tuple[BaseDistribution, Any]]
+"""Distribution and default of each searched setting, by `Stage.field`."""
+OBJECTIVE = "pseudo_mask.tune/mIoU"
+"""Maximised by the search (with the selection's name behind it); needs no segmentation network."""
+PATIENCE = 600
+"""Seconds to wait for a studies file that another program has locked."""
 Status = Literal["complete", "pruned", "failed"]
 STATES: dict[Status, TrialState] = {
     "complete": TrialState.COMPLETE,
@@ -55,13 +65,25 @@ def search_space(
     return space
 
 
-def check_tune(chains: Sequence[Sequence[Stage]], tune: Sequence[str]) -> None:
-    """Raise ConfigError where a word of `tune` names nothing that any of the chains can search."""
+def check_tune(
+    chains: Sequence[Sequence[Stage]],
+    tune: Sequence[str],
+    elsewhere: Callable[[], Iterable[type[object]]] = tuple,
+) -> list[str]:
+    """Return the words of `tune` that name nothing in any of the chains, but something of the classes `elsewhere`.
+
+    Raises ConfigError for a word that names nothing at all, and if no word names anything in the chains.
+    """
     searchable = {key for stages in chains for key in search_space(stages, ["."], {})}
-    for word in tune:
-        if word != ALL and not any(_asked(key, True, [word]) for key in searchable):
+    ignored = [w for w in tune if w != ALL and not any(_asked(key, True, [w]) for key in searchable)]
+    if not ignored:
+        return []
+    others = {f"{c.__name__}.{n}" for c in elsewhere() for n, parameter in declared(c).items() if parameter.space}
+    for word in ignored:
+        if len(ignored) == len(tune) or not any(_asked(key, True, [word]) for key in others):
             valid = ", ".join([ALL, *sorted(searchable)])
             raise ConfigError(f"tune: nothing to search is called {word!r}. Valid: {valid}")
+    return ignored
 
 
 def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:
@@ -73,10 +95,33 @@ def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:
     return False
 
 
-def storage_at(path: Path) -> optuna.storages.BaseStorage:
-    """Open, or make, the SQLite file that holds a sweep's studies."""
-    # Somebody may look at the file with optuna-dashboard at the same time.
-    return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 60}})
+def storage_at(path: Path) -> optuna.storages.RDBStorage:
+    """Open, or make, the SQLite file that holds a sweep's studies.
+
+    Raises StoreError if the file is damaged, or locked by another program for more than PATIENCE seconds.
+    """
+    with named_errors(path):
+        # Somebody may look at the file with optuna-dashboard at the same time.
+        return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+
+
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into a StoreError that names the studies file and says what to do."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        causes = (error, error.__cause__, getattr(error, "orig", None))
+        text = next((str(cause) for cause in reversed(causes) if cause is not None), "").splitlines()[0]
+        if "locked" in text or "busy" in text:
+            problem = f"locked by another program for more than {PATIENCE / 60:g} minutes; close it"
+        elif "full" in text or "readonly" in text or "unable to open" in text:
+            problem = f"cannot be written ({text}); make room or allow writing"
+        else:
+            problem = f"damaged ({text}); remove it: the sweep makes it again from the results of its trials"
+        raise StoreError(
+            f"{path}: {problem}, then go on with: seedbed sweep --resume {path.parent.name}"
+        ) from None
 
 
 def drawn(
@@ -93,40 +138,95 @@ def drawn(
     return {trial.number: dict(trial.params) for trial in trials}, space
 
 
+def recorded_space(current: Space, trials: Sequence[FrozenTrial]) -> tuple[Space, list[str]]:
+    """Return the space that a search goes on with, and how `current`, this code's, differs from it.
+
+    A search keeps the distributions that it began with: Optuna refuses other choices within a study, and bounds
+    that move would make trials incomparable. The first trial, which has the defaults, need not have all settings.
+    """
+    found = {key: distribution for trial in trials for key, distribution in trial.distributions.items()}
+    begun = any(trial.number > 0 for trial in trials)
+    space, notes = {}, []
+    for key, (distribution, default) in current.items():
+        if key not in found and begun:
+            notes.append(f"{key}: not searched, as when the sweep began")
+            continue
+        before = found.get(key, distribution)
+        if before != distribution:
+            notes.append(
+                f"{key}: searched {described(before)}, as when the sweep began, not {described(distribution)}"
+            )
+        space[key] = (before, default)
+    for key in sorted(found.keys() - current.keys()) if begun else ():
+        notes.append(f"{key}: searched {described(found[key])}, as when the sweep began")
+        space[key] = (found[key], None)
+    return space, notes
+
+
+def described(space: BaseDistribution) -> str:
+    """Return what a distribution draws from, in words."""
+    if isinstance(space, CategoricalDistribution):
+        return "among " + ", ".join(map(str, space.choices))
+    low, high, log = space.low, space.high, space.log  # type: ignore[attr-defined]
+    return f"from {low:g} to {high:g}" + (", logarithmically" if log else "")
+
+
+def extremes(space: BaseDistribution) -> tuple[Any, ...]:
+    """Return the values whose validity means that all values of a distribution are valid."""
+    if isinstance(space, CategoricalDistribution):
+        return tuple(space.choices)
+    return space.low, space.high  # type: ignore[attr-defined]
+
+
 class CellStudy:
-    """The study of one cell."""
+    """The study of one cell. Every method that writes may raise StoreError (see `storage_at`)."""
 
     def __init__(
         self,
-        storage: optuna.storages.BaseStorage,
+        storage: optuna.storages.RDBStorage,
         name: str,
-        space: Mapping[str, tuple[BaseDistribution, Any]],
+        space: Space,
         seed: int,
         trials: int,
         window: int,
     ) -> None:
-        self.space, self.window = space, window
+        self.window = window
+        self._path = Path(str(storage.engine.url.database))
         self._name, self._seed = name, seed
         self._startup = min(10, max(2, trials // 3))
-        self._study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True
-        )
-        self._trials = self._study.get_trials()
+        with named_errors(self._path):
+            self._study = optuna.create_study(
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+            if self._study.metric_names != [OBJECTIVE]:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    self._study.set_metric_names([OBJECTIVE])
+            self._trials = self._study.get_trials()
+        self.space, self.notes = recorded_space(space, self._trials)
 
     def ready(self, number: int) -> bool:
         """Say whether suggestion `number` can be made: all that it may see has ended."""
         return all(trial.state.is_finished() for trial in self._visible(number))
 
-    def begin(self, number: int) -> Settings:
-        """Return the settings of trial `number`, and note it as running where it is not known yet."""
-        if number < len(self._trials):
+    def knows(self, number: int) -> bool:
+        """Say whether trial `number` has begun."""
+        return number < len(self._trials)
+
+    def begin(self, number: int, dealt: Settings | None = None) -> Settings:
+        """Return the settings of trial `number`, and note it as running if it is not known yet.
+
+        `dealt` are the settings with which it ran already, in case that the studies file was lost.
+        """
+        if self.knows(number):
             return dict(self._trials[number].params)
-        settings = self.suggest(number)
+        settings = dealt or self.suggest(number)
         spaces = {key: self.space[key][0] for key in settings}
-        self._study.add_trial(
-            optuna.trial.create_trial(state=TrialState.RUNNING, params=settings, distributions=spaces)
-        )
-        self._trials = self._study.get_trials()
+        with named_errors(self._path):
+            self._study.add_trial(
+                optuna.trial.create_trial(state=TrialState.RUNNING, params=settings, distributions=spaces)
+            )
+            self._trials = self._study.get_trials()
         return settings
 
     def suggest(self, number: int) -> Settings:
@@ -150,12 +250,13 @@ class CellStudy:
             return
         if status == "complete" and (value is None or not math.isfinite(value)):
             status = "failed"
-        running = optuna.trial.Trial(self._study, trial._trial_id)
-        for epoch, loss in enumerate(losses, 1):
-            if math.isfinite(loss):
-                running.report(-loss, epoch)
-        self._study.tell(number, value if status == "complete" else None, STATES[status])
-        self._trials = self._study.get_trials()
+        with named_errors(self._path):
+            running = optuna.trial.Trial(self._study, trial._trial_id)
+            for epoch, loss in enumerate(losses, 1):
+                if math.isfinite(loss):
+                    running.report(-loss, epoch)
+            self._study.tell(number, value if status == "complete" else None, STATES[status])
+            self._trials = self._study.get_trials()
 
     def finished(self, number: int) -> bool:
         """Say whether trial `number` has ended."""

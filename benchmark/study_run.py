@@ -12,10 +12,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmark.environment import code_version
-from benchmark.errors import ConfigError
+from benchmark.errors import ConfigError, DataError
 from benchmark.estimates import difference_over_images, difference_over_seeds, over_images, over_seeds
 from benchmark.job import Job, read_job, read_outcome, write_text
 from benchmark.paths import slug, without_folders
@@ -28,6 +28,9 @@ from benchmark.trial import SMALL_IMAGES
 from benchmark.workfolder import WorkFolder
 from datasets.check import preflight
 from leaderboard.bootstrap import Interval
+
+if TYPE_CHECKING:
+    from benchmark.sweep_progress import SweepResult
 
 HOURS = "cost/hours"
 CITED = "reported only"
@@ -93,13 +96,12 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
 
 
 def run_study(
-    study: Study, settings: SweepSettings, work: WorkFolder, reporter: Reporter, accept_changed_code: bool = False
-) -> None:
-    """Run the trials of a study, or go on with them, as `run_sweep`; those that failed are tried again."""
-    if study.variants:
-        from benchmark.sweep import run_sweep
+    settings: SweepSettings, work: WorkFolder, reporter: Reporter, accept_changed_code: bool = False
+) -> SweepResult:
+    """Run the trials of a study, or go on with them, as `run_sweep`; those that failed before run again."""
+    from benchmark.sweep import run_sweep
 
-        run_sweep(settings, work, reporter, retry_failed=True, accept_changed_code=accept_changed_code)
+    return run_sweep(settings, work, reporter, retry_failed=True, accept_changed_code=accept_changed_code)
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,13 @@ def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
         failure = "has not ended" if outcome is None else outcome.reason if outcome.status != "complete" else ""
         failure = without_folders(failure, *job.place.folders())
         if outcome is not None and not failure:
-            records = read_records(path.parent / "records.parquet")
-            values = {record.name: record.value for record in records if record.value is not None}
-            values[HOURS] = sum(outcome.stages.values()) / 3600
+            try:
+                records = read_records(path.parent / "records.parquet")
+            except DataError as error:
+                failure = without_folders(str(error), *job.place.folders())
+            else:
+                values = {record.name: record.value for record in records if record.value is not None}
+                values[HOURS] = sum(outcome.stages.values()) / 3600
         found[job.cell.variant, job.trial.seed] = Measured(job, failure, values, path.parent)
     return found
 

@@ -11,15 +11,17 @@ new Tune run over what is left. The driver deals trials out (benchmark/dealer.py
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,30 +32,27 @@ from ray.tune import Callback, Trainable
 from ray.tune.search import Searcher
 
 from benchmark.cluster import Pulse, check_nodes, connected
-from benchmark.dealer import Dealer, SweepPlan, plan_sweep
+from benchmark.dealer import Dealer
 from benchmark.deaths import Deaths
 from benchmark.errors import ConfigError, DataError
-from benchmark.job import Job, Outcome, read_outcome
+from benchmark.job import ERROR, Job, Outcome, read_outcome, write_text
 from benchmark.mlflow_store import check_uri
 from benchmark.progress import Reporter
-from benchmark.resume import check_same_sweep, describe, forget_failures, update_places
+from benchmark.resume import (
+    check_same_sweep,
+    describe,
+    forget_damaged,
+    forget_failures,
+    naming_other_code,
+    update_places,
+)
 from benchmark.sweep_changes import check_code, check_job
-from benchmark.sweep_progress import SweepProgress
+from benchmark.sweep_plan import SweepPlan, plan_sweep
+from benchmark.sweep_progress import SweepProgress, SweepResult
 from benchmark.sweep_settings import SweepSettings
 from benchmark.tracking import Delivery
 from benchmark.worker import reason_of, run_job
 from benchmark.workfolder import WorkFolder
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep has come to."""
-
-    folder: Path
-    finished: int
-    expected: int
-    undelivered: int
-    seconds: float
 
 
 def run_sweep(
@@ -63,12 +62,13 @@ def run_sweep(
     retry_failed: bool = False,
     accept_changed_code: bool = False,
 ) -> SweepResult:
-    """Run a sweep, or go on with it, to its end; `retry_failed` tries failed confirming trials again.
+    """Run a sweep, or go on with it, to its end; `retry_failed` runs failed trials again (`resume.to_retry`).
 
     Results that earlier code made are refused unless `accept_changed_code` (benchmark/sweep_changes.py).
 
-    Raises ConfigError for those, for settings that disagree with those of an earlier sweep of the same name, if
-    another process drives it, and if a node of the cluster does not see the data; DataError if the data changed.
+    Raises ConfigError for those, if the settings disagree with those of an earlier sweep of the same name, if
+    another process drives it, if a node of the cluster does not see the data, and if other code began the search
+    and this code cannot go on with it; DataError if the data changed.
     """
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
@@ -82,26 +82,31 @@ def run_sweep(
         if not (folder / "sweep.json").exists():
             settings.save(folder / "sweep.yaml")
         reporter.say(f"sweep {settings.name}: reading data sets and plans")
-        plan = plan_sweep(settings, work, reporter)
+        with naming_other_code(folder):
+            plan = plan_sweep(settings, work, reporter)
         check_code(plan, accept_changed_code, reporter)
-        describe(folder, plan)
+        describe(folder, plan, reporter)
         # Saved once the content is known to be the same: data sets and weights may lie at new places.
         settings.save(folder / "sweep.yaml")
+        forget_damaged(folder, reporter)
         update_places(folder, plan)
         if retry_failed and (count := forget_failures(folder)):
-            reporter.say(f"{count} failed trials are tried again")
+            reporter.say(f"{count} trials run again")
         dealer = Dealer(plan)
+        dealer.refresh()
+        for change in dealer.changes():
+            reporter.say(f"note: {change}")
         delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
         delivery.start()
         status = "KILLED"
         try:
-            if not _all_done(dealer):
+            if not dealer.done:
                 _tune(plan, dealer, delivery, reporter, accept_changed_code)
             status = "FINISHED" if dealer.done else "KILLED"
         finally:
             delivery.stop(status)
     seconds = time.monotonic() - started
-    return SweepResult(folder, dealer.finished, plan.expected(), delivery.undelivered, seconds)
+    return SweepResult(settings.name, folder, plan.expected(), dealer.ended, delivery.undelivered, seconds)
 
 
 class TrialActor(Trainable):
@@ -125,6 +130,9 @@ class TrialActor(Trainable):
         try:
             outcome = run_job(job, WorkFolder(Path(config["work"])), config["device"], config["workers"])
         except Exception as error:
+            work = WorkFolder(Path(config["work"]))
+            with contextlib.suppress(OSError):
+                write_text(work.sweeps / job.sweep / "trials" / job.key / ERROR, traceback.format_exc())
             outcome = Outcome(job.key, "failed", reason_of(error))
         return {"done": True, "outcome": json.dumps(asdict(outcome))}
 
@@ -315,9 +323,3 @@ def _only_driver(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _all_done(dealer: Dealer) -> bool:
-    """Say whether nothing is left to run; takes up what ended before."""
-    dealer.refresh()
-    return dealer.done

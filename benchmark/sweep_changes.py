@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmark.changed_code import OPTION, Change, accept, changes_of, describe
-from benchmark.dealer import CellPlan, SweepPlan
 from benchmark.errors import ConfigError, SeedbedError
 from benchmark.job import Job, Outcome, read_job, read_outcome
 from benchmark.pipeline import Step
 from benchmark.progress import Reporter
+from benchmark.sweep_plan import CellPlan, SweepPlan
 from benchmark.trial import Trial
 
 

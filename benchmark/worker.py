@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from benchmark.environment import environment
 from benchmark.errors import SeedbedError
-from benchmark.job import BEGUN, Job, Outcome, read_outcome, write_outcome, write_text
+from benchmark.job import BEGUN, ERROR, Job, Outcome, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.plan import Plan, plan_trial
 from benchmark.progress import LogFile
@@ -38,6 +38,8 @@ from datasets.base import Dataset
 if TYPE_CHECKING:
     from benchmark.training import TrainingStage
 
+REASON = 500
+"""Length of a failure's reason in characters."""
 NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
 
 
@@ -78,7 +80,7 @@ def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) ->
         outcome = replace(outcome, status="failed", reason=reason_of(error))
         # A full disk may refuse even this.
         with contextlib.suppress(OSError):
-            write_text(folder / "error.txt", traceback.format_exc())
+            write_text(folder / ERROR, traceback.format_exc())
     now = environment()
     outcome = replace(
         outcome,
@@ -119,9 +121,16 @@ def objective_of(records: Sequence[Record]) -> float | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what went wrong in one line."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "")
-    return text if isinstance(error, SeedbedError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    """Return what went wrong in one line of at most REASON characters; the traceback is in `error.txt`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("Traceback (most recent call last)" in line for line in lines):
+        # A worker process of a loader puts its traceback before the error itself.
+        text = lines[-1]
+    else:
+        # `Error(s) in loading state_dict for VGG:` says nothing without the next line.
+        text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        text = text if isinstance(error, SeedbedError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= REASON else text[: REASON - 1] + "…"
 
 
 def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:

@@ -159,10 +159,21 @@ class Dataset(ABC):
 
     @cached_property
     def long_side(self) -> int:
-        """Median of the longer image side in pixels, over up to 64 images spread over `weak`."""
+        """Median of the longer image side in pixels, over up to 64 images spread over `weak`.
+
+        Images that cannot be read are left out: whoever needs them says so. Raises DataError if none can be read.
+        """
         ids = self.split(Split.WEAK).ids
         step = max(1, len(ids) // 64)
-        return int(np.median([max(image_size(self.image_path(i))) for i in ids[::step][:64]]))
+        sides, problems = [], []
+        for image_id in ids[::step][:64]:
+            try:
+                sides.append(max(image_size(self.image_path(image_id))))
+            except DataError as error:
+                problems.append(error)
+        if not sides:
+            raise problems[0]
+        return int(np.median(sides))
 
 
 class DatasetPlugin(Protocol):

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmark.dealer import Dealer, plan_sweep
+from benchmark.dealer import Dealer
 from benchmark.job import Job, Outcome, write_outcome
 from benchmark.progress import Reporter
 from benchmark.store import Store
+from benchmark.sweep_plan import plan_sweep
 from benchmark.sweep_settings import SweepSettings, settings_of
 from benchmark.workfolder import WorkFolder
 
 SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
+
+
+@dataclass(frozen=True)
+class Heard(Reporter):
+    """Keeps what a user is told."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Keep one line."""
+        self.lines.append(text)
 
 
 def small(root: Path, **changes: Any) -> SweepSettings:

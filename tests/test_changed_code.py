@@ -13,7 +13,6 @@ from typer.testing import CliRunner, Result
 
 from benchmark import source_modules
 from benchmark.cli import app
-from benchmark.dealer import plan_sweep
 from benchmark.errors import ConfigError
 from benchmark.job import Job, Outcome, write_outcome, write_text
 from benchmark.progress import Reporter
@@ -21,6 +20,7 @@ from benchmark.source import forget
 from benchmark.stage import cache_key
 from benchmark.store import Store
 from benchmark.sweep_changes import check_code, check_job
+from benchmark.sweep_plan import plan_sweep
 from benchmark.workfolder import WorkFolder
 from tests.sweeping import small
 

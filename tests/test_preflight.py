@@ -10,11 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.dealer import plan_sweep
+from benchmark.dry_run import DryRunFolder
 from benchmark.errors import DataError, SeedbedError
 from benchmark.pipeline import Machine
 from benchmark.progress import Reporter
 from benchmark.runs import run_trial
+from benchmark.sweep_plan import plan_sweep
 from benchmark.sweep_settings import settings_of
 from benchmark.trial import Trial
 from benchmark.workfolder import WorkFolder
@@ -151,7 +152,8 @@ def test_every_command_refuses_it_before_it_reads_an_image(overlapping: Path, tm
     def never(*_):
         raise AssertionError("read for the digest")
 
-    monkeypatch.setattr(Dataset, "digest", never)
+    for reader in (Dataset, DryRunFolder):
+        monkeypatch.setattr(reader, "digest", never)
     work = ["--work", str(tmp_path / "work"), "--quiet"]
     place = ["--dataset", "voc2012", "--root", str(overlapping)]
     for words in (

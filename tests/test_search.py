@@ -56,7 +56,11 @@ def test_words_name_stages_and_fields():
 def test_a_word_that_names_nothing_is_refused_with_the_valid_ones():
     with pytest.raises(ConfigError, match=r"'crv'.*CrfMasks\.bilateral_compat"):
         check_tune([STAGES], ["crv"])
-    check_tune([[TrainCam(), ThresholdMasks()], STAGES], ["crf"])
+    assert check_tune([[TrainCam(), ThresholdMasks()], STAGES], ["crf"]) == []
+    # What only another method has is told and ignored, so that one file serves several lists of methods.
+    assert check_tune([[TrainCam()]], ["lr", "crf"], lambda: [CrfMasks]) == ["crf"]
+    with pytest.raises(ConfigError, match="'crf'"):
+        check_tune([[TrainCam()]], ["crf"], lambda: [CrfMasks])
 
 
 def test_the_first_trial_is_the_default(tmp_path):

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from benchmark.commands.studies import command_of
-from benchmark.dealer import plan_sweep
 from benchmark.job import JOB, write_text
 from benchmark.progress import Reporter
 from benchmark.ratios import ratios_of
 from benchmark.study import Study, measure_of, read_study, study_names
 from benchmark.study_run import StudyRequest, measured, result_of, sweep_of
+from benchmark.sweep_plan import plan_sweep
 from benchmark.sweep_settings import SweepSettings
 from benchmark.worker import run_job
 from benchmark.workfolder import WorkFolder

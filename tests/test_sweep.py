@@ -155,8 +155,9 @@ def test_a_sweep_runs_every_cell_and_records_everything(straight):
     text = tables["leaderboard.md"].decode()
     assert "crf" in text
     assert "none" in text
-    assert "14 of 14 trials have ended" in sweep.output()
+    assert "14 of 14 trials finished" in sweep.output()
     assert re.search(r"\[3/14\] cam × \w+ × chimera-voc: .* (min|s) left", sweep.output())
+    assert re.search(r"\[\d+/14\] .*: best, seed 1  val mIoU \d", sweep.output())
 
 
 def test_the_same_command_again_ends_at_once_without_ray(straight):
@@ -429,8 +430,9 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
     sweep = Sweep(tmp_path, data)
     sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
     sizes = ["--trials", "0", "--seeds", "0", "1", "2", "--refiners", "none", "--no-segment"]
-    sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1")
-    assert "6 of 6 trials have ended" in sweep.output()
+    sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1", code=3)
+    assert "3 of 6 trials finished, 3 failed" in sweep.output()
+    assert "`seedbed sweep --resume s --work" in sweep.output()
     text = sweep.tables()["leaderboard.md"].decode()
     good, bad = sorted(text.split("## ")[1:3])[::-1]
     assert "failed" not in good.split("Columns")[0]
@@ -443,8 +445,8 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
     runs = client.search_runs(["1"], "tags.dataset = 'chimera-coco'")
     assert {run.info.status for run in runs} == {"FAILED"}
     before = len(sweep.output())
-    sweep.run("sweep", "--resume", "s")
-    assert "3 failed trials are tried again" in sweep.output()[before:]
+    sweep.run("sweep", "--resume", "s", code=3)
+    assert "3 trials run again" in sweep.output()[before:]
     assert len(client.search_runs(["1"])) == 1 + 6
 
 

@@ -228,5 +228,13 @@ def test_a_worker_does_not_know_mlflow_or_ray():
 def test_reasons_are_one_line():
     assert reason_of(ValueError("a\nb")) == "ValueError: a"
     assert reason_of(MemoryError()) == "MemoryError"
+    loader = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+    )
+    assert reason_of(ValueError(loader + "ValueError: it is broken\n")) == "ValueError: it is broken"
+    assert reason_of(RuntimeError("Error(s) in loading:\n\tMissing key")) == (
+        "RuntimeError: Error(s) in loading: Missing key"
+    )
+    assert len(reason_of(ValueError("x" * 9999))) == 500
     assert math.isfinite(len(reason_of(KeyError("x"))))
     assert Path(worker.__file__).name == "worker.py"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmark.commands.shared import WORK, AllowVal, Quiet, Root, Work, parse_settings, print_table, work_folder
-from benchmark.commands.sweep import print_forecast
+from benchmark.commands.sweep import INCOMPLETE, print_forecast, print_result
 from benchmark.initialisation import is_file
 from benchmark.progress import Reporter
 
@@ -83,7 +83,11 @@ def study(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run a paper's table, or go on with it, and print ours beside the paper's."""
+    """Run a paper's table, or go on with it, and print ours beside the paper's.
+
+    Exit code: 0 if all trials finished, 3 if some failed, 1 if the study was refused or stopped.
+    """
+    from benchmark.dry_run import DryRunFolder
     from benchmark.study import read_study
     from benchmark.study_run import StudyRequest, result_of, run_study, sweep_of, write_result
     from leaderboard.study_results import study_of
@@ -105,20 +109,24 @@ def study(
         settings=parse_settings(setting or []),
         where={key: value for key, value in machines.items() if value is not None},
     )
-    settings = sweep_of(chosen, request, folder, reporter)
+    settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder, reporter)
     if dry_run:
         if chosen.variants:
             print_forecast(settings, folder, reporter)
         else:
             print(f"{chosen.name}: nothing to run")
         return
-    run_study(chosen, settings, folder, reporter, accept_changed_code)
+    ran = run_study(settings, folder, reporter, accept_changed_code) if chosen.variants else None
     classes = folder.locate(dataset, root, reporter).open().classes
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
     write_result(out, result)
     print(terminal(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
+    if ran is not None and not ran.whole:
+        print()
+        print_result(ran, work)
+        raise typer.Exit(INCOMPLETE)
 
 
 def command_of(name: str, request: Any) -> str:

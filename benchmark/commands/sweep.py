@@ -15,9 +15,12 @@ from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
 
 if TYPE_CHECKING:
+    from benchmark.sweep_progress import SweepResult
     from benchmark.sweep_settings import SweepSettings
     from benchmark.workfolder import WorkFolder
 
+INCOMPLETE = 3
+"""Exit code of a sweep that came to its end although not all of its trials finished."""
 LISTS = ("--sweep", "--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
 
 
@@ -29,7 +32,7 @@ class SpacedLists(TyperCommand):
         spread: list[str] = []
         current = None
         for word in args:
-            if word.startswith("-"):
+            if word.startswith("-") and not word.removeprefix("-").isdecimal():
                 current = word if word in LISTS else None
                 if current is None:
                     spread.append(word)
@@ -151,7 +154,10 @@ def sweep(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run every method with every refiner on every data set: search, then confirm with all random seeds."""
+    """Run every method with every refiner on every data set: search, then confirm with all random seeds.
+
+    Exit code: 0 if all trials finished, 3 if some failed, 1 if the sweep was refused or stopped.
+    """
     options: dict[str, Any] = {
         "name": name,
         "methods": methods,
@@ -190,13 +196,25 @@ def sweep(
     result = run_sweep(
         settings, folder, reporter, retry_failed=resume is not None, accept_changed_code=accept_changed_code
     )
-    minutes = f"{result.seconds / 60:.1f} min" if result.seconds >= 90 else f"{result.seconds:.0f} s"
-    print(f"sweep {settings.name}: {result.finished} of {result.expected} trials have ended  ({minutes})")
+    print_result(result, work)
+    if result.confirmed:
+        print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where_of(work)}")
+    if not result.whole:
+        raise typer.Exit(INCOMPLETE)
+
+
+def where_of(work: Path) -> str:
+    """Return the option that names the work folder in a command, empty for the usual one."""
+    return "" if work == WORK else f" --work {shlex.quote(str(work))}"
+
+
+def print_result(result: SweepResult, work: Path) -> None:
+    """Print how many trials finished and failed, why, and where everything is."""
+    for line in result.lines(where_of(work)):
+        print(line)
     print(f"records: {result.folder}")
-    where = "" if work == WORK else f" --work {shlex.quote(str(work))}"
     if result.undelivered:
-        print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where}")
-    print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where}")
+        print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where_of(work)}")
 
 
 def _settings(
@@ -231,19 +249,32 @@ def print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Report
                 str(row.needed),
                 str(row.needed - row.distinct),
                 str(row.stored),
-                str(row.distinct - row.stored),
-                "unknown" if row.seconds is None else f"{row.seconds:.1f}",
-                "unknown" if row.hours is None else f"{row.hours:.2f}",
+                str(row.missing),
+                "" if row.seconds is None else f"{row.seconds:.1f}{' (rough)' if row.rough else ''}",
+                f"{row.hours:.2f}" if row.estimates or not row.missing else "not timed yet",
             ]
             for row in found.stages
         ],
     )
-    unknown = [row.stage for row in found.stages if row.hours is None]
-    known = sum(row.hours or 0 for row in found.stages)
-    if known or not unknown:
-        print(f"\nestimate: {known:.2f} hours, one trial after another")
+    unknown = [row.stage for row in found.stages if row.not_timed]
+    if len(unknown) < len(found.stages):
+        rough = any(row.rough for row in found.stages)
+        hours = sum(row.hours for row in found.stages)
+        print(
+            f"\n{'rough ' if rough else ''}estimate: {hours:.2f} hours on {found.device}, one trial after another"
+        )
+        if rough:
+            print("rough: scaled by pixels and images from data of another size")
     else:
         print("\nestimate: none")
-    if unknown:
-        print(f"without {', '.join(unknown)}, which this store has never timed")
-    print("suggestions are not known before the search: random ones stand for them")
+    if found.device is None:
+        print("not known: the cluster's machines; with --gpus-per-trial there is an estimate")
+    elif unknown:
+        print(
+            f"not timed yet in this store, with this backbone on {found.device}, and not in the estimate: "
+            f"{', '.join(unknown)}"
+        )
+    if found.not_generated:
+        print(f"not known: the content of {', '.join(found.not_generated)}, which the sweep will generate")
+    if settings.trials > 1:
+        print("suggestions are not known before the search: random ones stand for them")

@@ -7,6 +7,7 @@ trial, and what could not be delivered stays in the work folder until it can be.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -119,17 +120,21 @@ class Tracker:
         )
         return found[0].info.run_id if found else None
 
-    def sweep(self, name: str, description: Mapping[str, Any], code: str) -> str:
-        """Return the id of a sweep's parent run, made with `sweep.json` where it is not there yet.
+    def sweep(self, name: str, description: Mapping[str, Any], code: str, folder: Path | None = None) -> str:
+        """Return the id of a sweep's parent run, made with `sweep.json` if it is not there yet.
 
-        Raises ConfigError where the store has another sweep of this name, for example a colleague's.
+        Raises ConfigError if the store has another sweep of this name, for example a colleague's. One whose trials
+        were delivered from `folder` is the same, although its `sweep.json` was lost and has a new id.
         """
         self._relocate()
-        run = self.find(f"sweep:{name}")
-        if run is not None and self.client.get_run(run).data.tags.get("seedbed.id") != description.get("id", ""):
-            raise ConfigError(
-                f"{self.uri} has another sweep named {name!r}; delete that one there, or give this one a new name"
-            )
+        run, own = self.find(f"sweep:{name}"), description.get("id", "")
+        if run is not None and self.client.get_run(run).data.tags.get("seedbed.id") != own:
+            if folder is None or not self._delivered_below(run, folder):
+                raise ConfigError(
+                    f"{self.uri} has another sweep named {name!r}; delete that one there, or give this one a "
+                    "new name"
+                )
+            self.client.set_tag(run, "seedbed.id", own)
         if run is None:
             tags = {
                 "seedbed.kind": "sweep",
@@ -144,6 +149,16 @@ class Tracker:
             self.client.update_run(run, status="RUNNING")
         self.client.log_text(run, json.dumps(description, indent=1), "sweep.json")
         return run
+
+    def _delivered_below(self, parent: str, folder: Path) -> bool:
+        """Say whether a trial of the sweep in `folder` was delivered as a run below `parent`."""
+        from mlflow.exceptions import MlflowException
+
+        for path in sorted(folder.glob(f"trials/*/{DELIVERED}")):
+            with contextlib.suppress(ValueError, KeyError, TypeError, MlflowException):
+                run = self.client.get_run(json.loads(path.read_bytes())["run"])
+                return bool(run.data.tags.get("mlflow.parentRunId") == parent)
+        return False
 
     def close(self, run: str, status: str) -> None:
         """End a run: `FINISHED`, `FAILED` or `KILLED`."""
@@ -352,7 +367,9 @@ class Delivery:
             with self._forgiving():
                 tracker = Tracker(self._uri, self._work)
                 description = json.loads((self._folder / "sweep.json").read_text())
-                self._parent = tracker.sweep(self._folder.name, description, description.get("code", ""))
+                self._parent = tracker.sweep(
+                    self._folder.name, description, description.get("code", ""), self._folder
+                )
                 self._tracker = tracker
 
     def _deliver(self, folder: Path) -> None:
@@ -390,20 +407,31 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
     delivered = left = 0
     for path in sorted(work.sweeps.glob("*/sweep.json")):
         folder = path.parent
-        trials = sorted(result.parent for result in folder.glob("trials/*/result.json"))
+        results = sorted(result.parent for result in folder.glob("trials/*/result.json"))
+        trials = [trial for trial in results if read_outcome(trial) is not None]
+        if damaged := len(results) - len(trials):
+            reporter.say(
+                f"note: {damaged} results are damaged; seedbed sweep --resume {folder.name} runs them again"
+            )
+            left += damaged
         waiting = [trial for trial in trials if again or not (trial / DELIVERED).exists()]
         driven = _is_driven(folder)
         if not waiting and (driven or (folder / CLOSED).exists()):
             continue
-        place = uri or uri_of(work, folder.name)
+        try:
+            place, description = uri or uri_of(work, folder.name), json.loads(path.read_bytes())
+        except (ConfigError, ValueError) as error:
+            what = f"{path}: empty or cut off" if isinstance(error, ValueError) else str(error)
+            reporter.say(f"note: {what}; not delivered. `seedbed sweep --resume {folder.name}` repairs sweep.json")
+            left += len(waiting)
+            continue
         try:
             if place not in trackers:
                 trackers[place] = Tracker(None if place == default_uri(work) else place, work)
         except Exception as error:
             raise unusable(place, error) from None
-        description = json.loads(path.read_text())
         try:
-            parent = trackers[place].sweep(folder.name, description, description.get("code", ""))
+            parent = trackers[place].sweep(folder.name, description, description.get("code", ""), folder)
         except ConfigError as error:
             reporter.say(f"note: {error}")
             left += len(waiting)

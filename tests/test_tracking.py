@@ -19,7 +19,7 @@ from benchmark.records import Record, write_records
 from benchmark.tracking import METRICS_A_CALL, Delivery, Tracker, sync, uri_of
 from benchmark.workfolder import WorkFolder
 from leaderboard.collect import Store
-from tests.sweeping import dealer_of, small
+from tests.sweeping import Heard, dealer_of, small
 
 
 @pytest.fixture(scope="module")
@@ -371,3 +371,39 @@ def test_the_default_store_is_sqlite_in_the_work_folder(work):
     assert default_uri(work) == f"sqlite:///{work.root}/mlflow/mlflow.db"
     experiment = Tracker(None, work).client.get_experiment_by_name(EXPERIMENT)
     assert experiment.artifact_location == (work.root / "mlflow" / "artifacts").as_uri()
+
+
+def test_a_sweep_whose_description_was_lost_is_still_the_same_one(work, trials):
+    """It has a new id then; that its trials were delivered shows that the store's sweep is this one."""
+    path = trials[0].parents[1] / "sweep.json"
+    description = json.loads(path.read_text())
+    write_text(path, json.dumps({**description, "id": "first"}))
+    deliver_all(work)
+    write_text(path, json.dumps({**description, "id": "second"}))
+    (trials[1] / "delivered.json").unlink()
+    assert deliver_all(work).undelivered == 0
+    assert [run.data.tags["seedbed.id"] for run in runs_of(work, "sweep")[1]] == ["second"]
+    # A colleague's sweep of this name stays one of its own.
+    for trial in trials:
+        (trial / "delivered.json").unlink()
+    write_text(path, json.dumps({**description, "id": "third"}))
+    assert deliver_all(work).undelivered == 2
+
+
+@pytest.mark.parametrize(("name", "content"), [("sweep.json", ""), ("sweep.yaml", "\0\0"), ("sweep.json", "{")])
+def test_a_damaged_sweep_does_not_stop_the_delivery_of_others(work, trials, name, content):
+    import shutil
+
+    other = work.sweeps / "a-damaged-one"
+    shutil.copytree(trials[0].parents[1], other)
+    (other / name).write_text(content)
+    heard = Heard()
+    assert sync(work, None, heard) == (2, 2)
+    assert str(other / name) in heard.lines[0]
+
+
+def test_a_damaged_result_is_not_delivered_and_told(work, trials):
+    (trials[0] / "result.json").write_text("")
+    heard = Heard()
+    assert sync(work, None, heard) == (1, 1)
+    assert "1 results are damaged; seedbed sweep --resume small runs them again" in heard.lines[0]

@@ -152,7 +152,8 @@ def test_ignored_pixels_go_through_measurements_and_the_segmentation_network(chi
 def test_data_without_saliency_maps_is_refused_before_anything_is_read_or_trained(name, tmp_path, monkeypatch):
     scenes = {f"i{n}": random_scene(n, 40, 56, (1 + n % 2,)) for n in range(4)}
     images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
-    data: Dataset = FolderDataset(tmp_path / "data", images, masks)
+    training = dict.fromkeys((Split.WEAK, Split.TUNE, Split.TRAIN), list(scenes)[:3])
+    data: Dataset = FolderDataset(tmp_path / "data", images, masks, splits={**training, Split.VAL: ["i3"]})
     trial = Trial("mine", name, settings={f"{VARIANTS[name]}.saliency": True})
     monkeypatch.setattr(type(data), "digest", lambda *_: pytest.fail("the files were read"))
     with pytest.raises(

@@ -66,6 +66,11 @@ def declared(stage: type[object]) -> dict[str, HyperParameter]:
     return {f.name: f.metadata["hp"] for f in dataclasses.fields(cast(Any, stage)) if "hp" in f.metadata}
 
 
+def when(stage: type[object], name: str) -> tuple[str, Any] | None:
+    """Return the field and the value that give the field `name` its effect; None if it always has one."""
+    return declared(stage)[name].when if name in declared(stage) else None
+
+
 def values(stage: Any) -> dict[str, Any]:
     """Return the hyper-parameters of a stage or method by field name, as plain JSON values."""
     named = {name: getattr(stage, name) for name in declared(type(stage))}

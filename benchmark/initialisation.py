@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmark.errors import ConfigError
@@ -52,6 +52,18 @@ def _resolve(option: str, given: str | None, backbone: str, valid: str) -> tuple
         raise ConfigError(f"{option} {given}: no such file. Valid: {valid}, or a state-dict file")
     name = _digest(path.resolve(), path.stat().st_size, path.stat().st_mtime_ns)
     return name, {name: path}
+
+
+def check_weights(needed: Iterable[tuple[str, str]], files: Mapping[str, Path]) -> None:
+    """Read the weights of (backbone, initialisation) pairs before anything runs, so that none fails hours later.
+
+    `files` are the files of the `sha256:…` initialisations. Raises ConfigError if weights cannot be read or
+    downloaded, or do not fit their backbone.
+    """
+    from methods.backbones.base import check_weights
+
+    for backbone, weights in sorted(needed):
+        check_weights(backbone, weights, files)
 
 
 @functools.lru_cache(maxsize=8)

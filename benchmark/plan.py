@@ -9,7 +9,7 @@ from typing import Any, cast
 from benchmark.changed_code import Change, changes_of
 from benchmark.environment import environment
 from benchmark.errors import ConfigError
-from benchmark.hparams import values
+from benchmark.hparams import values, when
 from benchmark.paths import slug
 from benchmark.pipeline import Machine, Pipeline, Step
 from benchmark.records import Record, read_records
@@ -78,6 +78,16 @@ class Plan:
         for target in self.targets():
             visit(target.step)
         return missing
+
+    def weights_needed(self) -> set[tuple[str, str]]:
+        """Return the backbones and initialisations of all stages that must be computed."""
+        needed = set()
+        for step in self.missing().values():
+            settings = step.stage.settings()
+            condition = when(type(step.stage), "weights")
+            if "weights" in settings and (condition is None or settings[condition[0]] == condition[1]):
+                needed.add((settings["backbone"], settings["weights"]))
+        return needed
 
     def changes(self) -> list[Change]:
         """Return the results in the store that other code than today's made (benchmark/changed_code.py)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmark.changed_code import OPTION, Change, accept, describe
 from benchmark.errors import ConfigError, DataError
+from benchmark.initialisation import check_weights
 from benchmark.pipeline import Machine
 from benchmark.plan import Plan, plan_trial
 from benchmark.records import Record, write_records
@@ -52,6 +53,7 @@ def run_trial(
         processes=machine.workers,
     )
     plan = plan_trial(trial, data, work, machine)
+    check_weights(plan.weights_needed(), plan.machine.weights_files)
     changes = plan.changes()
     if accept_changed_code:
         accept(changes, work.store)

@@ -35,6 +35,7 @@ from benchmark.cluster import Pulse, check_nodes, connected
 from benchmark.dealer import Dealer
 from benchmark.deaths import Deaths
 from benchmark.errors import ConfigError, DataError
+from benchmark.initialisation import check_weights
 from benchmark.job import ERROR, Job, Outcome, read_outcome, write_text
 from benchmark.mlflow_store import check_uri
 from benchmark.progress import Reporter
@@ -85,6 +86,7 @@ def run_sweep(
         with naming_other_code(folder):
             plan = plan_sweep(settings, work, reporter)
         check_code(plan, accept_changed_code, reporter)
+        _check_weights(plan)
         describe(folder, plan, reporter)
         # Saved once the content is known to be the same: data sets and weights may lie at new places.
         settings.save(folder / "sweep.yaml")
@@ -220,6 +222,17 @@ class DealerSearcher(Searcher):
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Write nothing."""
+
+
+def _check_weights(plan: SweepPlan) -> None:
+    """Read the pretrained weights before any trial starts; nodes of a cluster download theirs themselves."""
+    needed: set[tuple[str, str]] = set()
+    files: dict[str, Path] = {}
+    for cell in plan.cells:
+        needed |= cell.default.weights_needed()
+        files |= cell.default.machine.weights_files
+    local = plan.settings.address is None
+    check_weights({pair for pair in needed if local or pair[1] in files}, files)
 
 
 def _tune(

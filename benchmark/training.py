@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -120,7 +121,7 @@ def fit(
     steps = len(sampler)
     total = steps * settings.epochs  # of the schedule, which a training that stops before its end has too
     checkpoint = ctx.scratch / "training.pt"
-    history, first = _resume(checkpoint, network, optimiser)
+    history, first = _resume(checkpoint, network, optimiser, ctx)
     loader = torch.utils.data.DataLoader(
         examples,
         batch_sampler=sampler,
@@ -153,7 +154,7 @@ def fit(
                 optimiser.step()
                 bar.show(done + 1, meter.note)
             history.append(meter.means())
-            save_tensors(checkpoint, _state(epoch + 1, network, optimiser, history))
+            save_tensors(checkpoint, _state(epoch + 1, network, optimiser, history, ctx.device))
             ctx.on_epoch(name, history)
     report = {"groups": _describe(optimiser, rates), "history": history}
     (out / REPORT_FILE).write_text(json.dumps(report, indent=1))
@@ -258,27 +259,49 @@ def _describe(optimiser: torch.optim.Optimizer, rates: Sequence[float]) -> list[
 
 
 def _state(
-    epoch: int, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]]
+    epoch: int, network: nn.Module, optimiser: torch.optim.Optimizer, history: list[dict[str, float]], device: str
 ) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "network": network.state_dict(),
         "optimiser": optimiser.state_dict(),
         "random": torch.get_rng_state(),
-        "random_gpu": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random_gpu": [torch.cuda.get_rng_state(device)] if device != "cpu" else [],
         "history": history,
     }
 
 
 def _resume(
-    checkpoint: Path, network: nn.Module, optimiser: torch.optim.Optimizer
+    checkpoint: Path, network: nn.Module, optimiser: torch.optim.Optimizer, ctx: Context
 ) -> tuple[list[dict[str, float]], int]:
+    """Restore what `_state` saved; a file that cannot be read, or is of another network, is removed."""
     if not checkpoint.exists():
         return [], 0
-    state = load_tensors(checkpoint)
-    network.load_state_dict(state["network"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["random"])
-    if state["random_gpu"]:
-        torch.cuda.set_rng_state_all(state["random_gpu"])
-    return state["history"], state["epoch"]
+    fresh = copy.deepcopy({"network": network.state_dict(), "optimiser": optimiser.state_dict()})
+    random = torch.get_rng_state()
+    try:
+        state = load_tensors(checkpoint)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        torch.set_rng_state(state["random"])
+        _restore_gpu(state["random_gpu"], ctx.device)
+        return list(state["history"]), int(state["epoch"])
+    except OSError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        ctx.reporter.warn(f"{checkpoint}: damaged ({reason}); it is dropped, and the training starts anew")
+        checkpoint.unlink(missing_ok=True)
+        network.load_state_dict(fresh["network"])
+        optimiser.load_state_dict(fresh["optimiser"])
+        torch.set_rng_state(random)
+        return [], 0
+
+
+def _restore_gpu(states: Sequence[Tensor], device: str) -> None:
+    """Set the random state of the GPU in use; older checkpoints have one state per GPU that was in sight."""
+    if device == "cpu" or not states:
+        return
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    torch.cuda.set_rng_state(states[index] if index < len(states) else states[0], device)

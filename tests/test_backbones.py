@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import http.client
+import urllib.error
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,12 @@ import torch
 from torch import nn
 
 from benchmark.errors import ConfigError
+from benchmark.progress import Reporter
 from benchmark.registry import BACKBONES
 from benchmark.stage import Context
 from benchmark.training import parameter_groups
 from datasets.base import Split
-from methods.backbones.base import build_backbone, initialise, initialise_from_coco
+from methods.backbones.base import build_backbone, check_weights, initialise, initialise_from_coco
 from methods.cam import CamNetwork, TrainCam
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
@@ -21,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("quick_weights")
 NAMES = BACKBONES.names()
 
 
-def context(files: dict[str, Path] | None = None) -> Context:
-    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files)
+def context(files: dict[str, Path] | None = None, quiet: bool = True) -> Context:
+    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files, reporter=Reporter(quiet))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,3 +223,103 @@ def test_layers_that_no_weights_fill_learn_at_the_heads_rate():
     head = sum(p.numel() for layers in (network.backbone.fc6, network.backbone.fc7) for p in layers.parameters())
     assert sum(p.numel() for p in fast.parameters) == head + count["classifier"]
     assert sum(p.numel() for p in slow.parameters) == count["backbone"] - head
+
+
+def _state() -> dict[str, torch.Tensor]:
+    return build_backbone("squeezenet", 16, pretrained=False).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s: {f"module.{k}": v for k, v in s.items()}, "the prefix 'module.' is left out"),
+        (lambda s: {"epoch": 3, "state_dict": s, "optimizer": {}}, "read from its key 'state_dict'"),
+        (lambda s: {"model": {f"module.{k}": v for k, v in s.items()}, "args": None}, "key 'model'; the prefix"),
+        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, "'_orig_mod.' is left out"),
+        (lambda s: {k: v.half() for k, v in s.items()}, None),
+    ],
+)
+def test_the_forms_in_which_people_have_weights_are_read_with_a_line_that_says_so(tmp_path, capsys, wrap, said):
+    state = _state()
+    torch.save(wrap(state), tmp_path / "w.pth")
+    backbone = build_backbone("squeezenet", 16, pretrained=True)
+    initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": tmp_path / "w.pth"}, quiet=False))
+    torch.testing.assert_close(backbone.features[0].weight, state["features.0.weight"], rtol=1e-3, atol=1e-4)
+    noted = capsys.readouterr().err
+    assert (said in noted and str(tmp_path / "w.pth") in noted) if said else noted == ""
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "an empty file"),
+        (lambda path: path.write_text("<html>404</html>"), "a web page, not weights"),
+        (lambda path: path.write_text("weights"), "not a state dict that can be read safely: cut, damaged"),
+        (lambda path: path.write_bytes(bytes(5000)), "not a state dict that can be read safely: cut, damaged"),
+        (lambda path: torch.save(torch.nn.Linear(1, 1), path), "it holds Python objects, perhaps a whole model"),
+        (lambda path: torch.save([torch.zeros(1)], path), "not a state dict, which maps names to tensors"),
+        (lambda path: torch.save({"epoch": 3, "optimizer": {}}, path), "it holds the keys epoch, optimizer"),
+        (lambda path: torch.save(dict(list(_state().items())[:10]), path), "does not fit .*missing: .* more"),
+        (
+            lambda path: torch.save({k: v * float("nan") for k, v in _state().items()}, path),
+            "with NaN or infinity",
+        ),
+        (lambda path: torch.save({k: v[:1] for k, v in _state().items()}, path), "of another shape: "),
+    ],
+)
+def test_other_files_are_refused_in_one_line_before_anything_runs(tmp_path, write, message):
+    path = tmp_path / "w.pth"
+    write(path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_weights("squeezenet", "sha256:x", {"sha256:x": path})
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_file_of_weights_is_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(_state(), path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=r"w.pth: not a state dict that can be read safely: cut, damaged"):
+        check_weights("squeezenet", "sha256:x", {"sha256:x": path})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_checked_without_building_the_backbone(name, tmp_path):
+    family = BACKBONES.load(name)
+    torch.save(build_backbone(name, family.strides[0], pretrained=False).state_dict(), tmp_path / "w.pth")
+    check_weights(name, "sha256:x", {"sha256:x": tmp_path / "w.pth"})
+    check_weights(name, "none", {})
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (urllib.error.URLError("[Errno -3] Temporary failure in name resolution"), "give them as --weights FILE"),
+        (
+            TimeoutError("timed out"),
+            r"cannot be downloaded from https://\S+ \(timed out\).* or use --weights none",
+        ),
+        (http.client.RemoteDisconnected("Remote end closed connection"), "cannot be downloaded"),
+        (RuntimeError('invalid hash value (expected "b66bff10")'), "cannot be downloaded .*invalid hash"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot write the downloaded weights .*TORCH_HOME"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot write the downloaded weights .*TORCH_HOME"),
+    ],
+)
+def test_without_a_network_or_a_cache_the_ways_out_are_named(monkeypatch, tmp_path, error, message):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(ConfigError, match=message):
+        check_weights("squeezenet", "imagenet", {})
+
+
+def test_a_damaged_file_in_torchs_cache_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub/checkpoints/squeezenet1_0-b66bff10.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half of it")
+    with pytest.raises(ConfigError, match=rf"{cached}: damaged \(.*\); remove it, and it is downloaded again"):
+        check_weights("squeezenet", "imagenet", {})

@@ -236,3 +236,47 @@ def test_a_training_that_stops_early_has_the_schedule_of_the_whole(tmp_path):
 def test_the_rate_can_fall_once_an_epoch(tmp_path):
     _, rates, _ = history_of(tmp_path, TrainToy(epochs=2, batch=4, lr=0.4, power=1.0, decay_every="epoch"))
     assert rates == pytest.approx([0.4] * 3 + [0.2] * 3)
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:1000]),
+    "zeros": lambda path: path.write_bytes(bytes(5000)),
+    "text": lambda path: path.write_text("lost"),
+    "another network": lambda path: torch.save(
+        {"network": {"w": torch.zeros(1)}, "optimiser": {}, "random": 0, "random_gpu": []}, path
+    ),
+    "keys are missing": lambda path: torch.save({}, path),
+    "no table": lambda path: torch.save([1], path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_dropped_and_the_training_starts_anew(tmp_path, capsys, damage):
+    stage = TrainToy(epochs=3, batch=4, lr=0.05, momentum=0.9)
+    whole = train(tmp_path / "whole", stage)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", stage, stop_in_epoch=2)
+    checkpoint = tmp_path / "killed/scratch/training.pt"
+    DAMAGES[damage](checkpoint)
+    again = train(tmp_path / "killed", stage)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {checkpoint}: damaged (")
+    assert warning.endswith("it is dropped, and the training starts anew")
+    assert len(json.loads((tmp_path / "killed/training.json").read_text())["history"]) == 3
+
+
+def test_a_checkpoint_made_with_more_gpus_in_sight_restores_the_state_of_the_one_in_use(monkeypatch):
+    from benchmark.training import _restore_gpu
+
+    restored: list[tuple[int, str]] = []
+    states = [torch.tensor([n], dtype=torch.uint8) for n in range(3)]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: restored.append((int(state), device)))
+    _restore_gpu(states, "cuda")
+    _restore_gpu(states, "cuda:2")
+    _restore_gpu(states[:1], "cuda:2")  # One state is kept, of the device in use.
+    _restore_gpu(states, "cpu")
+    _restore_gpu([], "cuda")
+    assert restored == [(0, "cuda"), (2, "cuda:2"), (0, "cuda:2")]

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from benchmark.checkpoint import load_tensors
 from benchmark.errors import ConfigError
 from benchmark.registry import BACKBONES
 from benchmark.stage import Context
+from benchmark.weights_files import published_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -170,54 +171,39 @@ def freeze_affine(network: nn.Module) -> None:
 def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> None:
     """Fill a backbone from `weights`: `none`, `imagenet` (torchvision's), or `sha256:…` of a state-dict file.
 
-    Raises ConfigError where the weights do not exist for this backbone or do not fit it, naming the tensors.
+    Raises ConfigError if the weights do not exist for this backbone or do not fit it, naming the tensors.
     """
-    family: BackboneFamily = BACKBONES.load(name)
-    if weights == "none":
-        return
-    if weights == "imagenet":
-        source = family.published("imagenet")
-        _fill(backbone, family, _download(source), source)
-        return
-    path = (ctx.weights_files or {}).get(weights)
-    if path is None:
-        raise ConfigError(
-            f"the file of the weights {weights!r} is not known; give it with --weights or --segmentation-weights"
-        )
-    _fill(backbone, family, _read(path), str(path))
+    if weights != "none":
+        state, source = _weights(name, weights, ctx.weights_files or {}, ctx.reporter.say)
+        backbone.load_state_dict(fitting(backbone, name, state, source), strict=False)
 
 
 def initialise_from_coco(backbone: Backbone, name: str) -> None:
     """Fill a backbone with that of torchvision's DeepLabV3, trained on COCO's masks of VOC's classes.
 
     That is pixel-level supervision: only a segmentation network may begin so. The classifiers are left out.
-    Raises ConfigError where there are no such weights for this backbone.
+    Raises ConfigError if there are no such weights for this backbone.
+    """
+    state, source = _coco_weights(name)
+    backbone.load_state_dict(fitting(backbone, name, state, source), strict=False)
+
+
+def check_weights(name: str, weights: str, files: Mapping[str, Path]) -> None:
+    """Raise what `initialise` or, for `coco`, `initialise_from_coco` would raise. Trains and keeps nothing."""
+    if weights != "none":
+        coco = weights == "coco"
+        state, source = _coco_weights(name) if coco else _weights(name, weights, files, lambda _: None)
+        with torch.device("meta"):
+            backbone = BACKBONES.load(name).build(BACKBONES.load(name).strides[0])
+        fitting(backbone, name, state, source)
+
+
+def fitting(backbone: Backbone, name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the tensors of a weights file that fill a backbone, which are all but those of the classifier.
+
+    Raises ConfigError if tensors are missing, unknown, of another shape, or not finite, naming them.
     """
     family: BackboneFamily = BACKBONES.load(name)
-    source = family.published("coco")
-    state = _download(source)
-    prefix = "backbone."
-    kept = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    _fill(backbone, family, kept, source)
-
-
-def _download(name: str) -> Mapping[str, Tensor]:
-    import torchvision
-
-    state: Mapping[str, Tensor] = torchvision.models.get_weight(name).get_state_dict(
-        progress=True, check_hash=True
-    )
-    return state
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_tensors(path)
-    except Exception as error:
-        raise ConfigError(f"{path}: not a state dict that can be read safely ({error})") from None
-
-
-def _fill(backbone: Backbone, family: BackboneFamily, state: Mapping[str, Tensor], source: str) -> None:
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith(family.classifier)}
     new = {id(p) for layers in backbone.new_layers() for p in layers.parameters()}
     filled_later = {name for name, p in backbone.named_parameters() if id(p) in new}
@@ -226,8 +212,39 @@ def _fill(backbone: Backbone, family: BackboneFamily, state: Mapping[str, Tensor
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     unknown = sorted(n for n in wanted if n not in own)
     reshaped = sorted(n for n in wanted if n in own and wanted[n].shape != own[n].shape)
-    if missing or unknown or reshaped:
-        parts = (("missing", missing), ("unknown", unknown), ("of another shape", reshaped))
-        listed = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in parts if names)
+    broken = sorted(n for n, tensor in wanted.items() if not tensor.isfinite().all())
+    if missing or unknown or reshaped or broken:
+        parts = (
+            ("missing", missing),
+            ("unknown", unknown),
+            ("of another shape", reshaped),
+            ("with NaN or infinity", broken),
+        )
+        listed = "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
         raise ConfigError(f"{source}: does not fit the backbone {family.name!r} ({listed})")
-    backbone.load_state_dict(wanted, strict=False)
+    return wanted
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _weights(
+    name: str, weights: str, files: Mapping[str, Path], say: Callable[[str], object]
+) -> tuple[Mapping[str, Tensor], str]:
+    """Return the tensors of weights by name, and where they are from."""
+    family: BackboneFamily = BACKBONES.load(name)
+    if weights == "imagenet":
+        source = family.published("imagenet")
+        return published_weights(source), source
+    if (path := files.get(weights)) is None:
+        raise ConfigError(
+            f"the file of the weights {weights!r} is not known; give it with --weights or --segmentation-weights"
+        )
+    return read_weights(path, say), str(path)
+
+
+def _coco_weights(name: str) -> tuple[Mapping[str, Tensor], str]:
+    source, prefix = BACKBONES.load(name).published("coco"), "backbone."
+    state = published_weights(source)
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, source

@@ -25,6 +25,7 @@ from benchmark.workfolder import WorkFolder
 from tests.sweeping import small
 
 Edit = Callable[[str, str, str], None]
+TRAIN_CAM = '"""Train the classifier on the tags of `weak`."""\n\n    '
 LOSS = ("methods.cam", "F.multilabel_soft_margin_loss(logits.float(), tags)", "logits.float().mean()")
 
 
@@ -108,7 +109,7 @@ def test_a_run_names_the_function_and_the_stage_until_the_change_is_accepted(wor
         ("methods.cam", "logits.relu()", "logits.abs()", "methods.cam.CamNetwork.maps (in InferCam)"),
         ("benchmark.seeding", "sha256", "sha512", "benchmark.seeding.derive_seed (in TrainCam)"),
         ("methods.backbones.squeezenet", "padding = (3, 3)", "padding = (4, 4)", None),
-        ("methods.cam", "version = 1\n\n    backbone", "version = 2\n\n    backbone", None),
+        ("methods.cam", f"{TRAIN_CAM}version = ", f"{TRAIN_CAM}version = 9", None),
         ("methods.cam", '"""Return the trained', '"""Return the', None),
     ],
 )

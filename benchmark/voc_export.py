@@ -116,7 +116,8 @@ def check_submission(folder: Path, view: SplitView) -> list[str]:
     """
     expected = {folder / f"{image_id}.png": view.size(image_id) for image_id in view.ids}
     problems = [text for path, size in expected.items() for text in _look(path, size, len(view.classes))]
-    extra = sorted(path for path in folder.glob("*") if path not in expected)
+    # A Mac writes .DS_Store and ._NAME; they do not go into the tar.
+    extra = sorted(path for path in folder.glob("[!.]*") if path not in expected)
     return [*problems, *(f"{path}: not in the test list; remove it" for path in extra)]
 
 
@@ -147,7 +148,7 @@ def write_tar(path: Path, folder: Path) -> None:
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as tar,
     ):
-        for mask in sorted(folder.glob("*.png")):
+        for mask in sorted(folder.glob("[!.]*.png")):
             content = mask.read_bytes()
             # A bare TarInfo has no time and no owner.
             member = tarfile.TarInfo(str(MASKS / mask.name))

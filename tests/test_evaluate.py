@@ -478,6 +478,13 @@ def test_records_of_masks_and_their_names(tmp_path, view):
     assert found["val/mIoU"].count == found["val/classes"].value == 3
 
 
+def test_names_in_a_tracker_have_no_folders_of_a_class_name():
+    assert (
+        Record("segmentation", "val", "IoU", "none", "cabinet//shelf/", 0.5, None).name
+        == "val/IoU_cabinet__shelf_"
+    )
+
+
 def test_records_survive_the_file_and_nan_becomes_null(tmp_path):
     records = [
         Record("seed", "train", "IoU", "tuned", "cat", 0.25, None),

@@ -25,6 +25,7 @@ from benchmark.voc_export import (
     export_test_masks,
     images_of_test,
     recorded_prediction,
+    write_tar,
 )
 from benchmark.workfolder import WorkFolder
 from datasets.base import Dataset, Split
@@ -175,6 +176,12 @@ def view(tmp_path: Path) -> Any:
 
 def test_right_masks_have_no_problem(view, tmp_path):
     assert check_submission(tmp_path / "masks", view) == []
+    for name in (".DS_Store", f"._{view.ids[0]}.png"):
+        (tmp_path / "masks" / name).write_bytes(b"a Mac's")
+    assert check_submission(tmp_path / "masks", view) == []
+    write_tar(tmp_path / "results.tgz", tmp_path / "masks")
+    with tarfile.open(tmp_path / "results.tgz") as packed:
+        assert {Path(name).name for name in packed.getnames()} == {f"{image_id}.png" for image_id in view.ids}
 
 
 def test_all_problems_are_told_at_once_each_with_its_file(view, tmp_path):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmark.checkpoint import save_network
 from benchmark.errors import ConfigError
 from benchmark.hparams import override
 from benchmark.pipeline import Machine, Pipeline
 from benchmark.records import read_records
-from benchmark.stage import Kind, Meta
+from benchmark.stage import Context, Kind, Meta
 from benchmark.store import Store
 from datasets.base import Split
 from methods.cam import TrainCam, multi_label_soft_margin
@@ -27,6 +28,7 @@ from methods.sc_cam import (
     TrainSubcategories,
     cluster,
 )
+from tests.fakes import FolderDataset, random_scene
 
 META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
 VOC = Meta(classes=20, long_side=500, backbone="resnet38", weights="sha256:x")
@@ -206,3 +208,25 @@ def test_contact_sheets_shares_and_the_weights_in_a_plane(clustered, chimera, tm
     nearest = min((d, i) for i, of, number, d in rows if (of, number) == (label, 0))[1]
     np.testing.assert_array_equal(sheet[:64, :64], chimera.split(Split.WEAK).image(nearest))
     assert Image.open(folder / "tsne.png").size[0] > 300
+
+
+def test_class_names_may_hold_any_character(tmp_path):
+    """Pictures come after all trainings, so a name must not stop them."""
+    names = ["cabinet/shelf", "tv & <co>", "a $b_{$", "_x", "größe"]
+    images = {f"i{n}": random_scene(n, 16, 16, [1])[0] for n in range(len(names))}
+    masks = {f"i{n}": np.full((16, 16), n + 1, np.uint8) for n in range(len(names))}
+    data = FolderDataset(tmp_path / "data", images, masks, names)
+    for folder in ("tags", "checkpoint", "out"):
+        (tmp_path / folder).mkdir()
+    rows = [(image_id, label, 0, 0.0) for label, image_id in enumerate(images, start=1)]
+    Subcategories(2, rows).write(tmp_path / "tags")
+    network = SubcategoryNetwork("tiny", len(names), 8, 0.0, False, clusters=2)
+    save_network(tmp_path / "checkpoint", network)
+    inputs = {Kind.TAGS: tmp_path / "tags", Kind.CHECKPOINT: tmp_path / "checkpoint"}
+    context = Context(seed=0, split=Split.TRAIN, scratch=tmp_path)
+    ShowSubcategories(tsne=True).run(data, inputs, tmp_path / "out", context)
+    found = {path.name for path in (tmp_path / "out").glob("*.png")}
+    written = ("cabinet_shelf", "tv _ _co_", "a _b___", "_x", "größe")
+    assert found == {"tsne.png", *(f"clusters_{name}.png" for name in written)}
+    shown = read_records(tmp_path / "out" / "records.parquet")
+    assert [record.label for record in shown] == [f"{name}.0" for name in names]

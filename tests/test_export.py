@@ -282,7 +282,7 @@ def test_a_prediction_that_this_code_does_not_know_is_refused(supervised):
     prediction = description["stages"][-1]
     for change, message in (
         ({"stage": "PredictMuskets"}, f"no stage that predicts masks .*PredictMuskets.*{supervised.run}"),
-        ({"version": 99}, "PredictMasks was version 99 and is now 1"),
+        ({"version": 99}, f"PredictMasks was version 99 and is now {PredictMasks.version}"),
         ({"scalls": [1.0]}, "unknown setting of PredictMasks 'scalls'"),
     ):
         changed = description | {"stages": [*description["stages"][:-1], prediction | change]}

@@ -161,7 +161,11 @@ def _missing_files(dataset: Dataset, full_supervision: bool) -> Iterator[Problem
 
 
 def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
-    """Return the errors that a few images show: of true masks in `train` and `val`, of saliency maps in `weak`."""
+    """Return the errors that a few images show: of true masks in `train` and `val`, of saliency maps in `weak`.
+
+    An image that cannot be read is not among them: it says nothing about the others, and the trial that needs it
+    fails with its name.
+    """
     chosen: dict[str, Split] = {}
     for split in LABELLED:
         ids = dataset.ids(split)
@@ -170,7 +174,8 @@ def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
     found = [_look(job) for job in jobs]
     problems = [problem for look, _ in found for problem in look]
     problems += _saliency_problems(jobs, [facts for _, facts in found])
-    return [problem for problem in problems if problem.severity == "error"]
+    images = {dataset.image_path(image_id) for image_id in chosen}
+    return [problem for problem in problems if problem.severity == "error" and problem.file not in images]
 
 
 def _pickling_error(dataset: Dataset) -> str:

@@ -169,6 +169,19 @@ def test_every_command_refuses_it_before_it_reads_an_image(overlapping: Path, tm
             CliRunner().invoke(app, [*words, *work, "--allow-val-in-training"], catch_exceptions=False)
 
 
+def test_a_broken_image_fails_the_trials_that_read_it_and_refuses_no_sweep(voc: Path, tmp_path: Path):
+    """Other cells of the sweep go on, and the leaderboard shows the failed one with its reason."""
+    for image in sorted((voc / "JPEGImages").glob("*.jpg"))[:2]:
+        image.write_bytes(image.read_bytes()[:100])
+    content = {"name": "s", "datasets": [f"voc2012={voc}"], "methods": ["cam"], "refiners": ["none"], "trials": 0}
+    plan = plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"), Reporter(quiet=True))
+    assert len(plan.cells) == 1
+    for image in (voc / "JPEGImages").glob("*.jpg"):
+        image.write_bytes(b"")
+    with pytest.raises(DataError, match="not a readable picture"):
+        plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"), Reporter(quiet=True))
+
+
 def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
     content = {"name": "s", "datasets": [f"voc2012={overlapping}"], "methods": ["cam"], "refiners": ["none"]}
     settings = settings_of({**content, "allow_val_in_training": True})

@@ -27,6 +27,8 @@ Departures:
 - Images are not padded to 513 pixels for inference: ⌈H/8⌉ × ⌈W/8⌉ cells span the image, not 65 × 65 the canvas.
 - Maps are stored in cells of 4 pixels (`InferIcd.cell`; 1 is the code's full size).
 - On smaller images (or with `--size`) the crop is 8n + 1 pixels, as 321 is.
+- Superpixels are resized with their image by the pixel at the centre; OpenCV's nearest in the code takes one up to
+  half a pixel up and left of it.
 - With saliency maps (`Icd.saliency`) no pixel of the seeds is undefined (methods/icd_maps.py).
 """
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from benchmark.maps import MapWriter, ScoreMaps
-from benchmark.stage import Meta
+from benchmark.stage import Context, Kind, Meta
 from datasets.base import Split
 from datasets.files import decode_mask
 from methods.backbones import resnet38
@@ -169,6 +169,18 @@ def test_the_label_of_a_cell_is_that_of_the_pixel_at_its_centre(monkeypatch):
     TrainIrn(radius=3, crop=64).losses(network, {"image": torch.zeros(1, 3, 64, 64), "mask": mask})
     assert torch.equal(seen[0], mask[:, 2::4, 2::4])
     np.testing.assert_array_equal(seen[0][0], pillow)
+
+
+def test_edges_learn_from_images_that_pillow_has_resized(tmp_path, monkeypatch):
+    """IRN code: bicubic on uint8, where DeepLab's and RRM's are OpenCV's."""
+    seen = []
+    monkeypatch.setattr(irn, "fit", lambda network, losses, examples, *rest: seen.append(examples.transform))
+    monkeypatch.setattr(irn, "save_network", lambda *rest: None)
+    scene = {"a": np.zeros((20, 20, 3), np.uint8)}, {"a": np.ones((20, 20), np.uint8)}
+    data = FolderDataset(tmp_path / "data", *scene, ["x"])
+    stage = TrainIrn(backbone="tiny", weights="none", freeze_backbone=False, crop=64, radius=3)
+    stage.run(data, {Kind.CONFIDENT_LABELS: tmp_path}, tmp_path, Context(0, Split.WEAK, tmp_path))
+    assert seen[0].transforms[0].resampling == "bicubic"
 
 
 def padded_image() -> tuple[EdgeNetwork, torch.Tensor]:

@@ -75,7 +75,9 @@ class Store:
         self._database = sqlite_file(tracking_uri)
         if self._database is not None and not self._database.is_file():
             # MLflow would create the file.
-            raise ConfigError(f"{self._database}: there is no such file; sweeps write it, see `seedbed sweep --help`")
+            raise ConfigError(
+                f"{self._database}: there is no such file; sweeps write it, see `seedbed sweep --help`"
+            )
         fail_fast()
         from mlflow.tracking import MlflowClient
 

@@ -21,7 +21,7 @@ from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
 from benchmark.environment import shorten_temporary_folder
-from benchmark.errors import SeedbedError, UntunedWarning, surroundings
+from benchmark.errors import SeedbedError, UntunedWarning, out_of_memory, surroundings
 from benchmark.output import safe_output
 from benchmark.paths import expanded
 
@@ -115,8 +115,13 @@ def main() -> None:
             raise
         except OSError as error:
             # The user's surroundings: no permission, a full disk, a file in the place of a folder.
-            print(f"error: {surroundings(error)}", file=sys.stderr)
+            print(f"error: {out_of_memory(error) or surroundings(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             sys.exit(130)
+        except Exception as error:
+            if (reason := out_of_memory(error)) is None:
+                raise
+            print(f"error: {reason}", file=sys.stderr)
+            sys.exit(1)

@@ -17,6 +17,10 @@ FULL = (
     "writing image file",
 )
 """How libraries that raise errors of their own report the same: pyarrow, SQLite, Pillow, and worker processes."""
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
+"""How torch, numpy and the operating system report that memory ran out."""
+LOST_PROCESS = ("terminated abruptly", "is killed by signal", "exited unexpectedly")
+"""How Python's process pools and torch's data loaders report a worker process that was killed."""
 
 
 class SeedbedError(Exception):
@@ -80,6 +84,24 @@ def unwritable(error: BaseException) -> str | None:
         if any(words in text for words in FULL):
             return next(line.strip() for line in str(cause).splitlines() if any(w in line.lower() for w in FULL))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return one line if memory ran out or a worker process was killed, with what to do; None for other errors."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else type(error).__name__
+    if any(words in first for words in LOST_PROCESS):
+        return (
+            f"the system killed a worker process, usually because memory ran out ({first}); "
+            "give fewer --workers and start the command again. What was finished is kept."
+        )
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(words in text for words in MEMORY):
+        return (
+            f"memory ran out ({first}); give a smaller batch (--set STAGE.batch=N), a smaller --size or fewer "
+            "--workers, and start the command again. What was finished is kept."
+        )
     return None
 
 

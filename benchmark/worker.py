@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from filelock import FileLock
 
 from benchmark.environment import environment
-from benchmark.errors import SeedbedError
+from benchmark.errors import SeedbedError, out_of_memory
 from benchmark.job import BEGUN, ERROR, Job, Outcome, read_outcome, write_outcome, write_text
 from benchmark.pipeline import Machine, Step
 from benchmark.plan import Plan, plan_trial
@@ -123,6 +123,8 @@ def objective_of(records: Sequence[Record]) -> float | None:
 def reason_of(error: BaseException) -> str:
     """Return what went wrong in one line of at most REASON characters; the traceback is in `error.txt`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not isinstance(error, SeedbedError) and (text := out_of_memory(error)) is not None:
+        return text
     if any("Traceback (most recent call last)" in line for line in lines):
         # A worker process of a loader puts its traceback before the error itself.
         text = lines[-1]

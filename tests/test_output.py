@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 
 import pytest
 
 from benchmark import cli
 from benchmark.output import safe_output
+from benchmark.parallel import map_in_order
 
 
 class Full(io.RawIOBase):
@@ -108,3 +110,39 @@ def test_the_version_is_that_of_the_package(capsys):
 
     assert ended("--version") == 0
     assert capsys.readouterr().out.startswith(f"seedbed {version('seedbed')} (torch ")
+
+
+def killed(number):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("lost", [killed, "loader", MemoryError(), "cuda"])
+def test_lost_workers_and_memory_get_one_line(lost, monkeypatch, capsys):
+    def command():
+        if callable(lost):
+            list(map_in_order(lost, range(2), 2))
+        if isinstance(lost, MemoryError):
+            raise lost
+        raise RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Killed. "
+            if lost == "loader"
+            else "CUDA out of memory. Tried to allocate 20.00 MiB."
+        )
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "memory ran out" in line
+    assert "--workers" in line
+
+
+def test_other_errors_of_the_program_keep_their_traceback(monkeypatch):
+    def command():
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main()

@@ -75,7 +75,7 @@ def test_images_are_found_by_their_file_name(tmp_path: Path, names: list[str], o
     assert rasterise(tmp_path) == 3
     data = DATASET.open(tmp_path)
     assert data.ids(Split.TRAIN) == tuple(sorted(Path(name).stem for name in on_disk))
-    assert check(data) == []
+    assert [p for p in check(data) if p.severity == "error"] == []
     for image_id, name in zip(data.ids(Split.TRAIN), sorted(on_disk, key=lambda n: Path(n).stem), strict=True):
         assert data.image_path(image_id) == tmp_path / "train2014" / name
 
@@ -146,7 +146,7 @@ def test_sizes_may_be_floats(tmp_path: Path):
     contents["train2014"]["images"][0] |= {"height": 8.0, "width": 8.0}
     write(tmp_path, "train2014", contents["train2014"])
     rasterise(tmp_path)
-    assert check(DATASET.open(tmp_path)) == []
+    assert [p for p in check(DATASET.open(tmp_path)) if p.severity == "error"] == []
 
 
 @pytest.mark.parametrize("size", [None, "8", 0, -8, 8.5, float("nan"), float("inf"), 10**6, True, [8]])

@@ -148,9 +148,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
     opened = {name: place.open() for name, place in places.items()}
     for data in opened.values():
-        # In a dry run a data set may not have been generated yet.
-        if data.root.exists():
-            preflight(data, allow_val_in_training=settings.allow_val_in_training, processes=settings.workers)
+        preflight(data, allow_val_in_training=settings.allow_val_in_training, processes=settings.workers)
     digests = {name: work.digest(data, reporter) for name, data in opened.items()}
     known: set[str] = set()
     for cell in settings.cells():

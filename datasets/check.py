@@ -62,8 +62,11 @@ def preflight(
 
     Looks at the lists, at the tags, at the existence of every file that a run needs, and at the pixels of a few
     masks and saliency maps, whose form is usually that of all. `full_supervision` also needs the masks of `weak`.
-    With `processes`, the data set must pickle.
+    With `processes`, the data set must pickle. A data set that a dry run plans, and that is not generated yet, has
+    nothing to look at.
     """
+    if not dataset.root.exists():
+        return
     problems = [problem for problem in dataset.layout_problems() if problem.severity == "error"]
     problems += _list_problems(dataset, LABELLED)
     overlaps = [] if allow_val_in_training else list(_overlaps(dataset, (Split.VAL,)))

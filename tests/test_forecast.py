@@ -119,6 +119,10 @@ def test_a_dry_run_writes_nothing_and_generates_nothing(tmp_path, monkeypatch):
         assert "4 trials in 1 cells" in text
         assert "estimate: none" in text
         assert "not timed yet" in text
+    study = ["study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", str(tmp_path / "work")]
+    ran = CliRunner().invoke(app, study)
+    assert ran.exit_code == 0, ran.exception
+    assert "24 trials in 8 cells" in ran.output
     assert list(tmp_path.iterdir()) == []
 
 

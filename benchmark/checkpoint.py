@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmark.determinism import make_deterministic
 from benchmark.errors import StoreError
+from benchmark.store import reading
 
 
 def save_network(folder: Path, network: nn.Module) -> None:
@@ -31,12 +32,15 @@ def save_network(folder: Path, network: nn.Module) -> None:
 def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """Build the network that `folder` describes, in eval mode on `device`."""
     make_deterministic()
-    description = json.loads((folder / "model.json").read_text())
-    module, _, name = description["network"].partition(":")
+    with reading(folder / "model.json") as path:
+        description = json.loads(path.read_text("utf-8"))
+        module, _, name = description["network"].partition(":")
+        arguments = dict(description["arguments"])
     if module.partition(".")[0] != "methods":
         raise StoreError(f"{folder / 'model.json'}: {module!r} is not a module of `methods`")
-    network: nn.Module = getattr(importlib.import_module(module), name)(**description["arguments"])
-    network.load_state_dict(load_tensors(folder / "model.pt"))
+    network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
+    with reading(folder / "model.pt") as path:
+        network.load_state_dict(load_tensors(path))
     return to_device(network, device).eval()
 
 

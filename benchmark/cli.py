@@ -21,7 +21,7 @@ from benchmark.commands.studies import studies, study
 from benchmark.commands.sweep import SpacedLists, sweep
 from benchmark.commands.tracking import sync, ui
 from benchmark.environment import shorten_temporary_folder
-from benchmark.errors import SeedbedError, UntunedWarning, out_of_memory, surroundings
+from benchmark.errors import SeedbedError, StoreError, UntunedWarning, full_disk, out_of_memory, surroundings
 from benchmark.output import safe_output
 from benchmark.paths import expanded
 
@@ -77,7 +77,21 @@ def _expand_paths(commands: typer.Typer) -> None:
 def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(**options: Any) -> Any:
-        return function(**{name: expanded(v) if isinstance(v, Path) else v for name, v in options.items()})
+        options = {name: expanded(v) if isinstance(v, Path) else v for name, v in options.items()}
+        try:
+            return function(**options)
+        except SeedbedError:
+            raise
+        except Exception as error:
+            if (reason := full_disk(error)) is None:
+                raise
+            # Errors of writing name no file; the command knows its folder.
+            places = (options.get(name) for name in ("out", "masks", "work"))
+            place = getattr(error, "filename", None) or next(filter(None, places), Path.cwd())
+            raise StoreError(
+                f"{place}: cannot write ({reason}); free space there, or choose another folder, and give the same "
+                "command again. What was finished is kept."
+            ) from error
 
     return call
 

@@ -105,6 +105,12 @@ def out_of_memory(error: BaseException) -> str | None:
     return None
 
 
+def full_disk(error: BaseException) -> str | None:
+    """Return what `unwritable` does, but None for a file that the user has no right to."""
+    reason = unwritable(error)
+    return None if reason in (os.strerror(errno.EACCES), os.strerror(errno.EPERM)) else reason
+
+
 def joined(head: str, problems: Sequence[str], most: int = 10) -> str:
     """Return one message about several problems: all on one line if there is one, else one line each.
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmark.errors import DataError
+from benchmark.store import way_out
 
 FILE = "maps.arrow"
 IMAGES_A_BATCH = 64
@@ -218,7 +219,7 @@ def _open_maps(path: Path, inode: int, modified: int, size: int) -> _MapsFile:
                 raise DataError(f"{path}: not a file of localisation maps; its columns are {reader.schema.names}")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: broken or not an Arrow file ({error}); make it again") from None
+        raise DataError(f"{path}: broken or not an Arrow file ({error}); {way_out(path)}") from None
     rows = {
         image_id: (number, index)
         for number, batch in enumerate(batches)

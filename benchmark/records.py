@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmark.errors import DataError
 from benchmark.metrics import Confusion, SoftScores, Values, mean_of_known
+from benchmark.store import way_out
 from datasets.files import atomic
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def read_records(path: Path) -> list[Record]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a file of records ({error})") from None
+        raise DataError(f"{path}: not a file of records ({error}); {way_out(path)}") from None
     version = (table.schema.metadata or {}).get(b"seedbed.records")
     if version != SCHEMA_VERSION:
         raise DataError(f"{path}: records of version {version!r}, this Seedbed reads {SCHEMA_VERSION!r}")

@@ -233,10 +233,25 @@ class Store:
 
 def damaged(path: Path, error: object) -> StoreError:
     """Return the error for a file of the store that cannot be read, with the command that removes its entry."""
-    key = next((path.parts[n + 2] for n, part in enumerate(path.parts[:-2]) if part == "entries"), None)
-    way = "make it again" if key is None else f"remove it with `seedbed cache rm {key[:12]}`, then run again"
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return StoreError(f"{path}: damaged ({reason}); {way}")
+    return StoreError(f"{path}: damaged ({reason}); {way_out(path)}")
+
+
+def way_out(path: Path) -> str:
+    """Return what to do about a damaged file: the command that removes its entry if it is in a store."""
+    key = next((path.parts[n + 2] for n, part in enumerate(path.parts[:-2]) if part == "entries"), None)
+    return "make it again" if key is None else f"remove it with `seedbed cache rm {key[:12]}`, then run again"
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Path]:
+    """Raise StoreError, with the way out, for any error that reading a file of the store ends in."""
+    try:
+        yield path
+    except (PermissionError, SeedbedError):
+        raise
+    except Exception as error:
+        raise damaged(path, error) from error
 
 
 def _keep_if_same_code(

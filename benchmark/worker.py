@@ -31,6 +31,7 @@ from benchmark.records import Record, write_records
 from benchmark.runs import copy_figures
 from benchmark.search import StoppedEarlyError, stop_if_above_median
 from benchmark.stage import Kind
+from benchmark.store import reading
 from benchmark.system_metrics import SystemMetrics
 from benchmark.workfolder import Place, WorkFolder
 from datasets.base import Dataset
@@ -174,10 +175,10 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
 
 
 def _history(entry: Path) -> list[dict[str, float]] | None:
-    try:
-        history: list[dict[str, float]] = json.loads((entry / "training.json").read_text())["history"]
-    except FileNotFoundError:
+    if not (entry / "training.json").exists():
         return None
+    with reading(entry / "training.json") as path:
+        history: list[dict[str, float]] = json.loads(path.read_text("utf-8"))["history"]
     return history
 
 

@@ -45,6 +45,7 @@ from benchmark.inference import multi_scale
 from benchmark.measure import RECORDS_FILE
 from benchmark.records import Record, write_records
 from benchmark.stage import Context, Kind, Meta, Method, Stage
+from benchmark.store import reading
 from benchmark.training import Batch
 from datasets.base import Dataset, Split, SplitView
 from datasets.classes import class_key
@@ -84,8 +85,11 @@ class Subcategories:
     @classmethod
     def read(cls, folder: Path) -> Subcategories:
         """Read what `write` wrote."""
-        table = pq.read_table(folder / FILE)
-        return cls(int(table.schema.metadata[b"clusters"]), list(zip(*table.to_pydict().values(), strict=True)))
+        with reading(folder / FILE) as path:
+            table = pq.read_table(path)
+            return cls(
+                int(table.schema.metadata[b"clusters"]), list(zip(*table.to_pydict().values(), strict=True))
+            )
 
     def table(self, ids: Sequence[str], classes: int) -> Tensor:
         """Return the sub-category tags of images, float32 (N, C · K) of 0 and 1."""

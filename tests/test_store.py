@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.errors import StoreError, unwritable
+from benchmark.errors import DataError, StoreError, unwritable
+from benchmark.maps import MapReader
 from benchmark.stage import cache_key
 from benchmark.store import Store, damaged
 
@@ -288,3 +289,34 @@ def test_the_cause_of_an_error_counts_and_what_it_replaced_does_not():
 
     assert unwritable(chained(clear=False)) == "No space left on device"
     assert unwritable(chained(clear=True)) is None
+
+
+@pytest.mark.parametrize("content", [b"", bytes(400), b"{", b"[]"])
+def test_a_file_of_the_right_size_and_the_wrong_content_is_named_where_it_is_read(tmp_path, content):
+    from benchmark.checkpoint import load_network, save_network
+    from benchmark.records import read_records
+    from methods.cam import CamNetwork
+    from methods.refine.none import read_threshold
+
+    folder = Store(tmp_path).path("abcdef0123456789")
+    folder.mkdir(parents=True)
+    for name in ("model.json", "model.pt"):
+        save_network(folder, CamNetwork("tiny", 2, 8, 0.0, False))
+        (folder / name).write_bytes(content)
+        with pytest.raises(
+            StoreError, match=rf"{name}: damaged .*`seedbed cache rm abcdef012345`, then run again"
+        ):
+            load_network(folder)
+    (folder / "threshold.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"threshold.json: damaged .*`seedbed cache rm abcdef012345`"):
+        read_threshold(folder)
+    (folder / "records.parquet").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"records.parquet: not a file of records .*`seedbed cache rm abcdef012345`"
+    ):
+        read_records(folder / "records.parquet")
+    (folder / "maps.arrow").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"maps.arrow: broken or not an Arrow file .*`seedbed cache rm abcdef012345`"
+    ):
+        MapReader(folder)

@@ -22,6 +22,7 @@ from benchmark.hparams import hp
 from benchmark.maps import MapReader, ScoreMaps, opened
 from benchmark.parallel import for_each_image
 from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.store import reading
 from datasets.base import IGNORE_INDEX, Dataset, Split
 from datasets.files import write_mask
 
@@ -70,7 +71,8 @@ class SelectThreshold(Stage):
 
 def read_threshold(folder: Path) -> float:
     """Return the threshold that SelectThreshold wrote."""
-    return float(json.loads((folder / "threshold.json").read_text())["threshold"])
+    with reading(folder / "threshold.json") as path:
+        return float(json.loads(path.read_text("utf-8"))["threshold"])
 
 
 @dataclass(frozen=True, kw_only=True)

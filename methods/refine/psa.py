@@ -48,6 +48,7 @@ from benchmark.maps import MapReader, MapWriter, ScoreMaps, opened
 from benchmark.parallel import for_each_image
 from benchmark.seeding import derive_seed
 from benchmark.stage import Context, Kind, Meta, Stage
+from benchmark.store import reading
 from benchmark.training import Batch, Group, TrainingStage, fit, parameter_groups
 from datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from datasets.transforms import Examples, unscaled
@@ -118,7 +119,7 @@ class _Stacks:
     folder: Path
 
     def __call__(self, image_id: str) -> NDArray[np.float32]:
-        with np.load(self.folder / f"{image_id}.npz") as stacks:
+        with reading(self.folder / f"{image_id}.npz") as path, np.load(path) as stacks:
             return np.concatenate([stacks["low"], stacks["high"]]).astype(np.float32)
 
 

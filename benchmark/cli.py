@@ -85,6 +85,8 @@ def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if (reason := full_disk(error)) is None:
                 raise
+            if sys.stdout is not None:
+                sys.stdout.flush()  # Raises if it is the output that cannot be written.
             # Errors of writing name no file; the command knows its folder.
             places = (options.get(name) for name in ("out", "masks", "work"))
             place = getattr(error, "filename", None) or next(filter(None, places), Path.cwd())

@@ -82,5 +82,5 @@ def evaluate(
     for warning in scores.plausibility.warnings():
         reporter.warn(warning)
     what = f"maps in {maps}" if maps is not None else f"masks in {masks}"
-    where = "not written (--out DIR)" if out is None else f"records and per-image statistics in {out}"
+    where = "--out DIR saves the records" if out is None else f"records and per-image statistics in {out}"
     print(f"\nscored {scores.images} images of {split} of {data.display_name}: {what}; {where}")

@@ -127,9 +127,107 @@ def test_settings_of_the_stage_on_masks_reach_it_and_the_search_measures_it(chim
     assert plan.chain.refine[-1] == SaliencyMasks(threshold=0.5)
     measured = next(step for step in plan.steps().values() if type(step.stage).__name__ == "MeasureMasks")
     assert type(measured.inputs[Kind.MASKS].stage) is SaliencyMasks
+    with pytest.raises(ConfigError, match="unknown stage 'SaliencyMasks'"):
+        build_chain(Trial("chimera", "esol", settings={"SaliencyMasks.threshold": 0.5}), META)
+
+
+@pytest.mark.slow
+def test_ignored_pixels_go_through_measurements_and_the_segmentation_network(chimera, tmp_path):
+    short = {"TrainEsolClassifier.epochs": 2, "Expand.epochs": 1, "Shrink.epochs": 1}
+    settings = {"Esol.saliency": True, "TrainSegmentation.epochs": 1, **short}
+    work = WorkFolder(tmp_path)
+    result = run_trial(Trial("chimera", "esol", settings=settings), chimera, work, Machine())
+    description = read_run(work, result.run)
+    assert description["supervision"] == "I+S"
+    mask = decode_mask(work.store.path(description["artifacts"]["masks"]) / f"{chimera.ids(Split.TRAIN)[0]}.png")
+    assert (mask == 255).any()
+    levels = {record.level for record in read_records(result.folder / "records.parquet")}
+    assert {"seed", "pseudo_mask", "segmentation"} <= levels
+
+
+# Without maps, and with bad ones
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_data_without_saliency_maps_is_refused_before_anything_is_read_or_trained(name, tmp_path, monkeypatch):
+    scenes = {f"i{n}": random_scene(n, 40, 56, (1 + n % 2,)) for n in range(4)}
+    images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
+    training = dict.fromkeys((Split.WEAK, Split.TUNE, Split.TRAIN), list(scenes)[:3])
+    data: Dataset = FolderDataset(tmp_path / "data", images, masks, splits={**training, Split.VAL: ["i3"]})
+    trial = Trial("mine", name, settings={f"{VARIANTS[name]}.saliency": True})
+    monkeypatch.setattr(type(data), "digest", lambda *_: pytest.fail("the files were read"))
+    with pytest.raises(
+        ConfigError, match=rf"mine: {name} .*needs saliency maps.*--saliency DIR.*\[datasets\.mine\]"
+    ):
+        run_trial(trial, data, WorkFolder(tmp_path / "work"), Machine())
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+def test_the_command_says_that_saliency_maps_are_needed(tmp_path):
+    make_voc(tmp_path / "VOC2012")
+    words = ("run", "--method", "icd", "--dataset", "voc2012", "--root", "VOC2012", "--set", "Icd.saliency=true")
+    refused = seedbed(tmp_path, *words, check=False)
+    assert refused.returncode == 1
+    assert "voc2012: icd with these settings needs saliency maps" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture
+def own(chimera_root: Path, tmp_path: Path) -> Dataset:
+    """Return the tiny Chimera with saliency maps of the test's own, in `tmp_path/maps`."""
+    (tmp_path / "maps").mkdir()
+    for path in (chimera_root / "Saliency").iterdir():
+        (tmp_path / "maps" / path.name).write_bytes(path.read_bytes())
+    return DATASET.open(chimera_root, saliency=tmp_path / "maps")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: Image.new("L", (64, 32)).save(path), "the saliency map is 64x32, its image 64x64 pixels"),
+        (lambda path: path.write_bytes(path.read_bytes()[:300]), "broken or truncated picture"),
+        (lambda path: Image.new("RGB", (64, 64)).save(path), "expected an 8-bit grey one"),
+        (Path.unlink, "no such file"),
+    ],
+)
+def test_a_bad_saliency_map_is_one_error_that_names_it(own, tmp_path, spoil, message):
+    view = own.split(Split.TRAIN)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for image_id in view.ids:
+        write_mask(masks / f"{image_id}.png", view.mask(image_id))
+    path = tmp_path / "maps" / f"{view.ids[-1]}.png"
+    spoil(path)
+    with pytest.raises(DataError, match=rf"^{path}: .*{message}") as caught:
+        SaliencyMasks().run(own, {Kind.MASKS: masks}, tmp_path, Context(0, Split.TRAIN, tmp_path, workers=2))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# How rows are marked
+
+
+def test_a_sweep_marks_the_rows_of_the_variants_and_keeps_them_in_a_group_of_their_own(chimera_root, tmp_path):
+    settings = {f"{name}.saliency": True for name in VARIANTS.values()} | {"TrainCam.epochs": 1}
+    sweep = small(chimera_root, methods=["cam", *VARIANTS], settings=settings)
+    dealer = dealer_of(sweep, tmp_path)
+    wanted = {"cam": "I", **dict.fromkeys(VARIANTS, "I+S")}
+    assert {cell.cell.method: cell.facts()["supervision"] for cell in dealer.plan.cells} == wanted
+    first = dealer.deal()
+    assert first is not None
+    assert first.facts["supervision"] == wanted[first.cell.method]
+    table = table_of(list(SweepDescription.parse(dealer.plan.description()).expected()))
+    groups = {group.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
+    assert groups == {"I": {"cam"}, "I+S": set(VARIANTS)}
+
+
+def test_a_sweep_takes_settings_of_the_stages_that_the_variant_brings_in(chimera_root, tmp_path, capsys):
+    settings = {"Esol.saliency": "true", "SaliencyMasks.threshold": 0.5}
+    dealer = dealer_of(small(chimera_root, methods=["esol"], settings=settings), tmp_path)
+    assert {cell.default.chain.refine[-1] for cell in dealer.plan.cells} == {SaliencyMasks(threshold=0.5)}
     without = dealer_of(small(chimera_root, methods=["esol"], settings={"SaliencyMasks.threshold": 0.5}), tmp_path)
     assert SaliencyMasks not in {type(cell.default.chain.refine[-1]) for cell in without.plan.cells}
-    assert "settings, which are ignored: SaliencyMasks.threshold" in capsys.readouterr().err
+    assert "these settings, which are ignored: SaliencyMasks.threshold" in capsys.readouterr().err
 
 
 def test_a_sweep_over_data_without_saliency_maps_is_refused(tmp_path):

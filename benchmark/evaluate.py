@@ -206,7 +206,7 @@ class _ScoreMapChunk:
             if self.signed:
                 state.signed.update(truth, foreground, full)
             state.images += 1
-            highest = float(maps.scores.max(initial=0))
+            highest = float(maps.scores.max(initial=-np.inf))
             state.plausibility.highest = max(state.plausibility.highest, highest)
             state.plausibility.update(self.view, image_id, truth, np.where(2 * score >= score.max(), best, 0))
             own.append((image_id, curve, soft))

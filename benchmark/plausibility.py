@@ -6,6 +6,7 @@ shows it; likewise a class in a true mask fits if the image is tagged with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from datasets.base import IGNORE_INDEX, TAGS_FROM_MASKS, SplitView
 LEAST_SHARE = 0.01
 MARGIN = 0.25
 """Another numbering is named if it fits this share of the classes more."""
+LEAST_PEAK = 0.25
+"""Maps in the range 0..1 whose highest score is below this are hardly normalised."""
 TOLERANCE = 1.01
 """Enlarged maps may exceed 1 a little."""
 FROM_ZERO = "counted from 0 without background"
@@ -32,16 +35,19 @@ class Plausibility:
     shown: int = 0
     fits: dict[str, int] = field(default_factory=dict)
     """Of the classes in the results, by numbering; the data set's own is ""."""
+    true: int = 0
+    """Classes in the true masks."""
     truths: int = 0
     tagged: int = 0
-    """Of the classes in the true masks."""
-    highest: float = 0.0
-    """The highest score."""
+    """Of the classes in the true masks, if there are tags to compare with."""
+    highest: float = -math.inf
+    """The highest score of all maps."""
 
     def update(self, view: SplitView, image_id: str, truth: NDArray[np.uint8], result: NDArray[np.uint8]) -> None:
         """Count an image: its true mask (H, W), and the labels of its result, an array of any shape."""
         true, found = _labels(truth), _labels(result)
         self.shown += len(found)
+        self.true += len(true)
         for name, labels in numberings(view):
             fitting = sum(labels.get(value) in true for value in found)
             self.fits[name] = self.fits.get(name, 0) + fitting
@@ -56,6 +62,7 @@ class Plausibility:
     def merge(self, other: Plausibility) -> None:
         """Add another part of the split."""
         self.shown += other.shown
+        self.true += other.true
         for name, count in other.fits.items():
             self.fits[name] = self.fits.get(name, 0) + count
         self.truths += other.truths
@@ -78,6 +85,13 @@ class Plausibility:
                 f"scores reach {self.highest:g}, above 1; thresholds are for maps in the range 0..1, so divide "
                 "the maps by their maximum"
             )
+        elif -math.inf < self.highest < LEAST_PEAK:
+            yield (
+                f"scores reach only {self.highest:g}; thresholds are for maps in the range 0..1, so scale the "
+                "maps to that range"
+            )
+        if self.true and not self.shown:
+            yield f"no result shows a class; the true masks of their images show {self.true}"
         if self.tagged < self.truths / 2:
             yield (
                 f"{self.truths - self.tagged} of {self.truths} classes in the true masks are no tags of their "

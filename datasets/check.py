@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from benchmark.errors import DataError
 from benchmark.parallel import map_in_order
 from datasets.base import IGNORE_INDEX, TAGS_FROM_MASKS, Dataset, Problem, Progress, Split
-from datasets.files import decode_grey, decode_image, decode_mask
+from datasets.files import decode_grey, decode_image, decode_mask, is_turned
 from datasets.tags import Tags, mask_labels
 
 NAMED = 20
 """Maximum number of problems that `preflight` names; it counts all."""
 SAMPLE = 8
 """Images per split whose pixels `preflight` reads."""
+DARK = 128
+"""Saliency maps of a data set that stay below this are not scaled to 0..255."""
+UNTAGGED = "no image of `weak` is tagged with a class"
 LABELLED = (Split.WEAK, Split.TRAIN, Split.VAL)
 
 
@@ -30,9 +33,10 @@ def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None
 
     Errors: a list, image, mask or saliency map that is missing or broken; sizes that differ; a mask with unknown
     labels; an id twice in a list, or in two of training, `val` and `test`; an empty split; no or unknown tags;
-    saliency maps of 0 and 1. Warnings: tags and mask that disagree; images of `weak` without a mask, which only
-    the fully supervised bound needs; classes without a training image; splits without a counted pixel; saliency
-    maps that are black, or brighter on background than on objects. Every image and mask is decoded whole.
+    masks that mostly show other classes than the tags; saliency maps that stay below half of 255. Warnings: tags
+    and mask that disagree; images of `weak` without a mask, which only the fully supervised bound needs; classes
+    without a training image; images with an EXIF orientation; splits without a counted pixel; saliency maps that
+    are black, or brighter on background than on objects. Every image and mask is decoded whole.
     """
     problems = [*dataset.layout_problems(), *_list_problems(dataset, (*LABELLED, Split.TEST)), *_overlaps(dataset)]
     jobs = list(_jobs(dataset))
@@ -51,7 +55,13 @@ def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None
     from_masks = dataset.tag_source == TAGS_FROM_MASKS
     tags = {job.image_id: facts[job.image_id].labels if from_masks else job.tags for job in jobs}
     problems += [*_untrained_classes(dataset, tags), *_uncounted_splits(dataset, facts)]
-    problems += _saliency_problems(jobs, facts.values())
+    turned = [job.image for job in jobs if facts[job.image_id].turned]
+    if turned:
+        text = (
+            f"{len(turned)} images have an EXIF orientation, this is the first; they are read as they are stored"
+        )
+        problems.append(Problem("warning", turned[0], f"{text}, so their masks must not be turned either"))
+    problems += [*_other_classes(jobs, facts.values()), *_saliency_problems(jobs, facts.values())]
     return problems
 
 
@@ -72,7 +82,7 @@ def preflight(
     overlaps = [] if allow_val_in_training else list(_overlaps(dataset, (Split.VAL,)))
     problems += [*overlaps, *_missing_files(dataset, full_supervision)]
     if not problems:
-        problems += _problems_of_a_sample(dataset)
+        problems += [*_no_tags(dataset), *_problems_of_a_sample(dataset)]
     if processes > 0 and (error := _pickling_error(dataset)):
         problems.append(
             Problem("error", dataset.root, f"cannot be sent to worker processes ({error}); use --workers 0")
@@ -115,6 +125,8 @@ class _Facts:
     """Of the mask."""
     counted: bool | None = None
     """Whether the mask has a pixel other than 255."""
+    turned: bool = False
+    """Whether the image has an EXIF orientation."""
     peak: int | None = None
     """Largest value of the saliency map, 0..255."""
     contrast: float | None = None
@@ -176,7 +188,8 @@ def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
     jobs = [_job(dataset, i, "no" if s is Split.WEAK else "yes", s is not Split.VAL) for i, s in chosen.items()]
     found = [_look(job) for job in jobs]
     problems = [problem for look, _ in found for problem in look]
-    problems += _saliency_problems(jobs, [facts for _, facts in found])
+    facts = [seen for _, seen in found]
+    problems += [*_other_classes(jobs, facts), *_saliency_problems(jobs, facts)]
     images = {dataset.image_path(image_id) for image_id in chosen}
     return [problem for problem in problems if problem.severity == "error" and problem.file not in images]
 
@@ -224,6 +237,7 @@ def _look(job: _Job) -> tuple[list[Problem], _Facts]:
     size = mask = None
     try:
         size = decode_image(job.image).shape[:2]
+        facts.turned = is_turned(job.image)
     except DataError as error:
         problems.append(_problem(error))
     if job.masked == "yes" or (job.masked == "perhaps" and job.mask.exists()):
@@ -269,11 +283,38 @@ def _compare_sizes(path: Path, found: tuple[int, ...], image: tuple[int, ...] | 
 
 
 def _untrained_classes(dataset: Dataset, tags: dict[str, Tags | None]) -> Iterator[Problem]:
-    seen = {label for image_id in dataset.ids(Split.WEAK) for label in tags.get(image_id) or ()}
+    known = [found for image_id in dataset.ids(Split.WEAK) if (found := tags.get(image_id)) is not None]
+    seen = {label for found in known for label in found}
     missing = [name for label, name in enumerate(dataset.classes, start=1) if label not in seen]
-    if missing and dataset.ids(Split.WEAK):
+    if known and not seen:
+        yield Problem("error", dataset.list_file(Split.WEAK), UNTAGGED)
+    elif known and missing:
         text = f"{len(missing)} of {len(dataset.classes)} classes have no image in `weak`: {', '.join(missing)}"
         yield Problem("warning", dataset.list_file(Split.WEAK), text)
+
+
+def _no_tags(dataset: Dataset) -> Iterator[Problem]:
+    # Stops at the first image with a tag, so tags that come from masks cost little.
+    try:
+        if not any(dataset.tags(image_id) for image_id in dataset.ids(Split.WEAK)):
+            yield Problem("error", dataset.list_file(Split.WEAK), UNTAGGED)
+    except DataError as error:
+        yield _problem(error)
+
+
+def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Problem]:
+    """Yield an error if most classes in the true masks of `train` and `val` are no tags of their images."""
+    compared = [
+        (job, {*seen.labels}, {*job.tags})
+        for job, seen in zip(jobs, facts, strict=True)
+        if job.masked == "yes" and job.tags is not None and seen.labels is not None
+    ]
+    shown = sum(len(labels) for _, labels, _ in compared)
+    untagged = sum(len(labels - tags) for _, labels, tags in compared)
+    if 2 * untagged > shown:
+        text = f"{untagged} of {shown} classes in the masks are no tags of their images; are masks or tags in "
+        text += "another numbering? In masks 0 is background, and classes are 1..C in their order"
+        yield Problem("error", compared[0][0].mask.parent, text)
 
 
 def _uncounted_splits(dataset: Dataset, facts: dict[str, _Facts]) -> Iterator[Problem]:
@@ -294,8 +335,8 @@ def _saliency_problems(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterato
     contrasts = [seen.contrast for seen in known if seen.contrast is not None]
     if peak == 0:
         yield Problem("warning", folder, f"all {len(known)} saliency maps are black")
-    elif peak == 1:
-        text = f"the {len(known)} saliency maps hold 0 and 1 alone; 255 is salient, so multiply them by 255"
+    elif peak < DARK:
+        text = f"the values of {len(known)} saliency maps end at {peak}; scale them so that 255 is salient"
         yield Problem("error", folder, text)
     elif contrasts and 2 * sum(contrast < 0 for contrast in contrasts) > len(contrasts):
         text = "most saliency maps are brighter on background than on objects; 255 is salient: are they inverted?"

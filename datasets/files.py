@@ -20,6 +20,8 @@ from benchmark.errors import DataError
 SUFFIXES = ("jpg", "jpeg", "png", "bmp", "tif", "tiff", "gif", "webp", "xml", "mat", "npy")
 """Suffixes of files that lists and tables name in place of an id."""
 BLACK = bytes(3)
+ORIENTATION = 274
+"""The EXIF tag that says how a viewer turns the picture; 1 is not at all."""
 BROKEN = (OSError, SyntaxError, ValueError, EOFError)
 """What Pillow raises where a file's header is whole and its content is not."""
 
@@ -39,9 +41,24 @@ def image_size(path: Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def decode_image(path: Path) -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3) RGB. Raises DataError where the file is missing, truncated or no picture."""
+def is_turned(path: Path) -> bool:
+    """Return whether viewers turn or mirror a JPEG by its EXIF orientation. `decode_image` does not."""
     with _open(path) as picture:
+        try:
+            return picture.format == "JPEG" and picture.getexif().get(ORIENTATION, 1) != 1
+        except BROKEN:
+            return False  # broken EXIF data turn nothing
+
+
+def decode_image(path: Path) -> NDArray[np.uint8]:
+    """Return uint8 (H, W, 3) RGB.
+
+    Raises DataError if the file is missing, truncated or no picture, or has grey values of more than 8 bits.
+    """
+    with _open(path) as picture:
+        if picture.mode.startswith(("I", "F")):
+            # Pillow would clip the values at 255 and not scale them.
+            raise DataError(f"{path}: grey values of more than 8 bits (mode {picture.mode}); save it with 8 bits")
         try:
             return np.asarray(picture.convert("RGB"))
         except BROKEN as error:
@@ -129,7 +146,10 @@ def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark; no mark is left.
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Byte order marks are removed everywhere, because joined files have them between the lines, and so are spaces
+    of no width, which text copied from web pages has.
 
     Raises DataError if the file cannot be read or has another encoding.
     """
@@ -143,7 +163,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: not a readable text file ({error}); save it as UTF-8") from None
     if "\0" in text:
         raise DataError(f"{path}: not a readable text file (it has zero bytes); save it as UTF-8")
-    return text
+    return text.replace("\ufeff", "").replace("\u200b", "")
 
 
 def image_id(word: str) -> str:
@@ -176,10 +196,13 @@ class Folder:
         names = visible_files(path, {suffix, *others})
         usual = {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
         self._unusual: dict[str, list[str]] = {}
+        self.unread: list[str] = []
+        """Names of files beside one of the same stem with the usual suffix, which is the one that is read."""
         for name in names:
             stem = Path(name).stem
-            if not name.endswith(suffix) and stem not in usual:
-                self._unusual.setdefault(stem, []).append(name)
+            if not name.endswith(suffix):
+                others_of_stem = self.unread if stem in usual else self._unusual.setdefault(stem, [])
+                others_of_stem.append(name)
 
     def file(self, stem: str) -> Path:
         """Return the file of a stem; with the usual suffix if there is none."""

@@ -127,6 +127,8 @@ def _npy_rows(path: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, str, 
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a dictionary from image ids to arrays, found {type(content).__name__}")
     for key, values in content.items():
+        if isinstance(key, bytes):
+            key = key.decode("utf-8", errors="replace")
         name = f"{key // 10**6}_{key % 10**6:06d}" if isinstance(key, int | np.integer) else str(key)
         if image_id(name) != name:
             raise DataError(

@@ -111,6 +111,10 @@ class VocDataset(Dataset):
             if Path(names[0]).stem in listed:
                 text = f"several pictures of one id: {', '.join(names)}; keep one of them"
                 yield Problem("error", self._images.path / names[0], text)
+        unread = [name for name in self._images.unread if Path(name).stem in listed]
+        if unread:
+            text = f"{len(unread)} images have another picture of the same id beside the .jpg, this is the first; "
+            yield Problem("warning", self._images.path / unread[0], f"{text}the .jpg is read")
         if self._weak_source == self.list_file(Split.TRAIN):
             missing = self.root / LISTS / f"{TRAIN_AUG_NAMES[0]}.txt"
             yield Problem(

@@ -159,15 +159,44 @@ def saliency_maps(voc: Path, folder: Path, change) -> list[tuple[str, str]]:
 def test_the_scale_of_saliency_maps_is_judged_by_the_whole_folder(voc: Path, tmp_path: Path):
     folder = tmp_path / "saliency"
     assert saliency_maps(voc, folder, lambda objects: 255 * objects) == []
-    assert saliency_maps(voc, folder, lambda objects: 2 * objects) == []
-    ((severity, message),) = saliency_maps(voc, folder, lambda objects: objects)
-    assert severity == "error"
-    assert "hold 0 and 1 alone" in message
+    assert saliency_maps(voc, folder, lambda objects: 128 * objects) == []
+    for peak in (1, 17, 100):  # 17 is how a grey 1 of 4 bits is read
+        ((severity, message),) = saliency_maps(voc, folder, lambda objects, peak=peak: peak * objects)
+        assert severity == "error"
+        assert f"end at {peak};" in message
     ((severity, message),) = saliency_maps(voc, folder, lambda objects: 0 * objects)
     assert (severity, message) == ("warning", "all 4 saliency maps are black")
     ((severity, message),) = saliency_maps(voc, folder, lambda objects: 255 - 255 * objects)
     assert severity == "warning"
     assert "inverted" in message
+
+
+def test_a_data_set_without_any_tag_is_an_error(tmp_path: Path):
+    voc = make_voc(tmp_path / "VOC2012", xml=False)
+    for image_id in LABELS:
+        write_mask(mask(voc, image_id), np.zeros(SHAPE, np.uint8))
+    assert ("error", "train_aug.txt", "no image of `weak` is tagged with a class") in found(voc)
+
+
+def test_masks_in_another_numbering_than_the_tags_are_an_error(voc: Path):
+    for image_id in (*TRAIN, *VAL):
+        labels = np.asarray(Image.open(mask(voc, image_id)))
+        Image.fromarray(np.where(labels % 255 == 0, labels, labels - 1)).save(mask(voc, image_id))
+    ((_, file, message),) = [p for p in found(voc) if p[0] == "error"]
+    assert file == "SegmentationClass"
+    # Of the labels 1 15, 2 and 12 there are 14, 1 and 11 left.
+    assert message.startswith("3 of 3 classes in the masks are no tags of their images")
+
+
+def test_images_that_viewers_turn_are_one_warning(voc: Path):
+    for image_id, orientation in ((TRAIN[0], 3), (TRAIN[1], 6), (VAL[0], 1)):
+        path = voc / "JPEGImages" / f"{image_id}.jpg"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.open(path).save(path, exif=exif)
+    ((_, file, message),) = [p for p in found(voc) if "EXIF" in p[2]]
+    assert file == f"{TRAIN[0]}.jpg"
+    assert message.startswith("2 images have an EXIF orientation")
 
 
 @pytest.mark.parametrize("xml", [True, False])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmark.errors import DataError
 from datasets.base import Split
-from datasets.files import decode_mask, palette, write_mask
+from datasets.files import decode_image, decode_mask, palette, write_mask
 from datasets.tags import tag_table, xml_names
 from datasets.voc2012 import CLASSES, DATASET, LISTS, read_list
 from tests.voc_folder import EXTRA, LABELS, TRAIN, VAL, make_voc, mask_of
@@ -122,6 +122,14 @@ def test_other_pictures_are_no_masks(tmp_path: Path):
         decode_mask(path)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_grey_images_of_more_than_8_bits_are_refused_and_not_clipped(tmp_path: Path, kind):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((2, 3), 40_000, kind)).save(path)
+    with pytest.raises(DataError, match=r"a\.tif: grey values of more than 8 bits"):
+        decode_image(path)
+
+
 # --- file names
 
 
@@ -141,7 +149,9 @@ def test_the_usual_suffix_wins_and_two_unusual_files_of_one_id_are_an_error(voc:
     shutil.copy(images / f"{VAL[0]}.jpg", images / f"{VAL[0]}.png")
     data = DATASET.open(voc)
     assert data.image_path(VAL[0]).name == f"{VAL[0]}.jpg"
-    assert list(data.layout_problems()) == []
+    (problem,) = data.layout_problems()
+    assert (problem.severity, problem.file.name) == ("warning", f"{VAL[0]}.png")
+    assert "the .jpg is read" in problem.message
     (images / f"{VAL[0]}.jpg").rename(images / f"{VAL[0]}.JPEG")
     (problem,) = DATASET.open(voc).layout_problems()
     assert problem.severity == "error"
@@ -185,6 +195,8 @@ LISTED = {
     "suffixes": "{i}.JPG {i}.png\n",
     "commas": "{i}.jpg,{i}.png\n",
     "quotes": '"{i}"\n',
+    "joined files": "\ufeff{i}\n",
+    "copied from a page": "\u200b{i}\n",
 }
 
 
@@ -295,7 +307,7 @@ ROW = np.isin(np.arange(1, 21), (1, 15))
 
 
 @pytest.mark.parametrize("row", [ROW, ROW.astype(np.uint8), ROW.astype(np.float32), ROW.astype(int).tolist()])
-@pytest.mark.parametrize("key", ["2007_000032", 2007000032, np.int64(2007000032)])
+@pytest.mark.parametrize("key", ["2007_000032", 2007000032, np.int64(2007000032), b"2007_000032"])
 def test_npy_tags_of_every_type(tmp_path: Path, row, key):
     np.save(tmp_path / "cls_labels.npy", {key: row})  # type: ignore[arg-type]
     assert tag_table(tmp_path / "cls_labels.npy", CLASSES) == {"2007_000032": (1, 15)}

@@ -408,6 +408,23 @@ def test_maps_above_1_are_told(tmp_path, many):
     assert text.startswith("scores reach 255, above 1")
 
 
+@pytest.mark.parametrize(("scale", "shift", "highest"), [(1 / 255, 0, "0.00392157"), (5, -5, "0")])
+def test_maps_far_below_1_are_told(tmp_path, many, scale, shift, highest):
+    for image_id in many.ids:
+        mask = many.mask(image_id)
+        objects = ((mask > 0) & (mask < 255)).astype(np.float32)
+        save(tmp_path / f"{image_id}.npy", {int(mask.max()) - 1: scale * objects + shift})
+    (text,) = score_maps(open_maps(tmp_path), many).plausibility.warnings()
+    assert text.startswith(f"scores reach only {highest};")
+
+
+@pytest.mark.parametrize("label", [0, 255])
+def test_results_without_any_class_are_told(tmp_path, many, label):
+    assert numbered(tmp_path, many, [label] * 9) == [
+        "no result shows a class; the true masks of their images show 8"
+    ]
+
+
 def test_true_masks_in_another_numbering_than_the_tags_are_told(tmp_path):
     images, masks = zip(*(random_scene(n, 18, 24, [1]) for n in range(4)), strict=True)
     names = [f"i{n}" for n in range(4)]

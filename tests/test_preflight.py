@@ -99,7 +99,7 @@ def test_saliency_maps_that_are_missing_or_of_another_scale(voc: Path, tmp_path:
     preflight(DATASET.open(voc, saliency=folder))
     for image_id in (*TRAIN, *EXTRA):
         Image.fromarray((mask_of((3,)) == 3).astype(np.uint8)).save(folder / f"{image_id}.png")
-    assert "hold 0 and 1 alone" in refused(voc, saliency=folder)
+    assert "end at 1;" in refused(voc, saliency=folder)
     (folder / f"{EXTRA[0]}.png").unlink()
     assert f"{EXTRA[0]}.png: no such file" in refused(voc, saliency=folder)
 
@@ -110,6 +110,26 @@ def test_the_form_of_the_masks_is_that_of_a_few(voc: Path):
     assert "mode RGB" in refused(voc)
     write_mask(path, np.zeros((5, 7), np.uint8))
     assert "is 7x5 pixels, its image 16x12" in refused(voc)
+
+
+@pytest.mark.parametrize("xml", [True, False])
+def test_a_data_set_without_any_tag(tmp_path: Path, xml):
+    voc = make_voc(tmp_path / "VOC2012", xml=xml)
+    for image_id in (*TRAIN, *EXTRA):
+        if xml:
+            write_xml(voc, image_id)
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            write_mask(voc / folder / f"{image_id}.png", np.zeros(SHAPE, np.uint8))
+    assert refused(voc).endswith("train_aug.txt: no image of `weak` is tagged with a class")
+    if not xml:
+        write_mask(voc / "SegmentationClass" / f"{EXTRA[0]}.png", mask_of((3,)))
+        preflight(DATASET.open(voc))
+
+
+def test_masks_in_another_numbering_than_the_tags(voc: Path):
+    for image_id in (*TRAIN, *VAL):
+        write_xml(voc, image_id, "sheep")
+    assert "SegmentationClass: 3 of 3 classes in the masks are no tags of their images" in refused(voc)
 
 
 def test_two_images_of_one_id(voc: Path):

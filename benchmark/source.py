@@ -6,9 +6,12 @@ project (benchmark/source_modules.py). Each definition has a digest of its synta
 comments, docstrings, formatting, annotations in functions, or the text of errors (benchmark/syntax.py).
 
 Classes are followed method by method. A method counts if the code mentions an attribute of its name, if its name
-begins and ends with two underscores, or if a library calls it (`LIBRARY_CALLS`). So a new check of a data set's
-layout changes no training. Left out are `version` and fields declared by `hp`, which are part of the cache key,
-and the modules in `WITHOUT_EFFECT`.
+begins and ends with two underscores, or if a library calls it (`LIBRARY_CALLS`). Code that looks names up as texts
+(`getattr` of a variable, `__subclasses__`) may reach every class of its module. Functions with a decorator of the
+project may be reached by all code of their module. Data files that code names and that lie beside it count.
+
+A new check of a data set's layout changes no training. Left out are `version` and fields declared by `hp`, which
+are part of the cache key, and the modules in `WITHOUT_EFFECT`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmark.source_modules import PROJECT, Module, location_of, module_of, resolve, split_name
+from benchmark.source_modules import PROJECT, Module, files_beside, location_of, module_of, resolve, split_name
 from benchmark.syntax import Uses, dotted_name, form, methods_of, parts_of
 
 WITHOUT_EFFECT = frozenset(
@@ -184,6 +187,12 @@ def _describe(module: Module, name: str, statements: Sequence[ast.stmt]) -> _Def
             references |= {f"{inner.name}.{head}" for head in heads}
         elif target != dotted and target.partition(".")[0] not in PROJECT:
             libraries.add(f"{dotted}={target}")
-    text = "\n".join([*(form(statement) for statement in statements), *sorted(libraries)])
+    if uses.by_text:
+        # Any class beside it, and any method of these, may be meant.
+        classes = [s for bound in module.bindings.values() for s in bound if isinstance(s, ast.ClassDef)]
+        references |= {f"{module.name}.{owner.name}" for owner in classes}
+        references |= {f"{module.name}.{owner.name}.{s.name}" for owner in classes for s in methods_of(owner)}
+    files = files_beside(module, uses.texts)
+    text = "\n".join([*(form(statement) for statement in statements), *sorted(libraries), *files])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return _Definition(name, digest, frozenset(references - {name}), frozenset(uses.mentions))

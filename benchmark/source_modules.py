@@ -7,18 +7,22 @@ and `site-packages`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
+import hashlib
 import importlib.util
+import itertools
 import sys
 import sysconfig
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmark.syntax import dotted_name, is_text, note_import
 
 PROJECT = ("benchmark", "methods", "datasets")
+_Conditional = tuple[ast.stmt, tuple[ast.stmt, ...]]
 
 
 @dataclass
@@ -47,12 +51,15 @@ def module_of(name: str) -> Module | None:
     except (OSError, SyntaxError, ValueError):
         return None
     module = Module(name, name if path.name == "__init__.py" else name.rpartition(".")[0])
-    for statement in _top_level(tree.body):
+    for statement, conditions in _top_level(tree.body):
         if isinstance(statement, ast.Import | ast.ImportFrom):
             note_import(statement, module.package, module.imports, module.stars)
             continue
         for bound in (names := _bound(statement, module)):
-            module.bindings[bound].append(statement)
+            module.bindings[bound] += [*conditions, statement]
+        if _is_registered(statement, module):
+            # Its decorator may put it where other code finds it without its name.
+            module.effects += [ast.Expr(ast.Name(name, ast.Load())) for name in sorted(names)]
         if not names and not is_text(statement) and not isinstance(statement, ast.Pass):
             module.effects.append(statement)
     return module
@@ -81,6 +88,19 @@ def location_of(name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
+
+
+def files_beside(module: Module, names: Iterable[str]) -> list[str]:
+    """Return the names, with digests, of the data files in a module's folder that its code names."""
+    path = location_of(module.name)
+    found = []
+    for name in sorted(names):
+        suffix = Path(name).suffix
+        if path is None or not suffix or suffix == ".py" or len(name) > 200 or not name.isprintable():
+            continue
+        with contextlib.suppress(OSError):
+            found.append(f"{name}={hashlib.sha256((path.parent / name).read_bytes()).hexdigest()}")
+    return found
 
 
 def _of_library(path: Path) -> bool:
@@ -127,22 +147,42 @@ def resolve(module: Module, imports: Mapping[str, str], dotted: str) -> str:
     return dotted
 
 
-def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a module, those inside `if`, `try` and `with` too."""
+def _top_level(body: list[ast.stmt], conditions: tuple[ast.stmt, ...] = ()) -> Iterator[_Conditional]:
+    """Yield the statements of a module with the conditions that they are under.
+
+    Those inside `if`, `try` and `with` are yielded one by one.
+    """
     for statement in body:
-        if isinstance(statement, ast.If | ast.Try | ast.With):
-            for part in ("body", "orelse", "finalbody"):
-                yield from _top_level(getattr(statement, part, []))
-            for handler in getattr(statement, "handlers", []):
-                yield from _top_level(handler.body)
-        else:
-            yield statement
+        if not isinstance(statement, ast.If | ast.Try | ast.With):
+            yield statement, conditions
+            continue
+        inner = conditions
+        if isinstance(statement, ast.If):
+            inner += (ast.Expr(statement.test),)
+        elif isinstance(statement, ast.With):
+            inner += tuple(ast.Expr(item.context_expr) for item in statement.items)
+        for part in ("body", "orelse", "finalbody"):
+            yield from _top_level(getattr(statement, part, []), inner)
+        for handler in getattr(statement, "handlers", []):
+            yield from _top_level(handler.body, inner)
+
+
+def _is_registered(statement: ast.stmt, module: Module) -> bool:
+    """Return whether a function or class has a decorator of the project."""
+    for decorator in getattr(statement, "decorator_list", ()):
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        first = (dotted_name(called) or "").partition(".")[0]
+        top = module.imports.get(first, "").partition(".")[0]
+        if first in module.bindings or (top and location_of(top) is not None):
+            return True
+    return False
 
 
 def _bound(statement: ast.stmt, module: Module) -> set[str]:
     """Return the names of a module that a statement makes or changes."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
+        changed = (node.names for node in ast.walk(statement) if isinstance(node, ast.Global))
+        return {statement.name, *itertools.chain(*changed)}
     names = set()
     for node in ast.walk(statement):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -30,6 +30,8 @@ from benchmark.stage import cache_key
 from datasets.files import atomic
 
 ENTRY_FILE = "entry.json"
+TYPES = (".arrow", ".json", ".parquet", ".pt")
+"""The types of the files of which an entry has one or few; none of them begins with zeros."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,10 @@ class Store:
         if (entry := self.get(key)) is None:
             return f"{ENTRY_FILE} is missing or damaged"
         there, recorded = _size(entry.path), int(entry.record["bytes"])
-        return f"{recorded - there} of {recorded} bytes are missing" if there < recorded else None
+        if there < recorded:
+            return f"{recorded - there} of {recorded} bytes are missing"
+        zeros = next((f.name for f in entry.path.iterdir() if f.suffix in TYPES and _begins_with_zeros(f)), None)
+        return f"{zeros} holds zeros only" if zeros else None
 
     def get_or_run(
         self,
@@ -268,6 +273,16 @@ def _keep_if_same_code(
             shutil.rmtree(scratch)
             scratch.mkdir()
     note.write_text(json.dumps(today))
+
+
+def _begins_with_zeros(path: Path) -> bool:
+    """Return whether a file has its size but not its content, as file systems leave it after a power loss."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+    return bool(head) and not any(head)
 
 
 def _size(folder: Path) -> int:

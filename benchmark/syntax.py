@@ -88,6 +88,9 @@ class Uses(ast.NodeVisitor):
         self.imports, self.package = imports, package
         self.names: set[str] = set()
         self.mentions: set[str] = set()
+        self.texts: set[str] = set()
+        self.by_text = False
+        """Whether a name is looked up that only running the code would tell."""
 
     def visit_Name(self, node: ast.Name) -> None:
         self.names.add(node.id)
@@ -104,10 +107,21 @@ class Uses(ast.NodeVisitor):
         if isinstance(node.func, ast.Name) and node.func.id in ("getattr", "methodcaller", "attrgetter"):
             texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             self.mentions.update(texts)
+            self.by_text |= len(node.args) > 1 and not texts
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "__subclasses__":
+            self.by_text = True
         if isinstance(node.func, ast.Name) and node.func.id == "cast":
             # What a type checker is told is no use: the value was made elsewhere.
             node = ast.Call(node.func, node.args[1:], node.keywords)
         self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self.by_text |= node.name == "__init_subclass__"
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, str):
+            self.texts.add(node.value)
 
     def visit_Import(self, node: ast.Import) -> None:
         note_import(node, self.package, self.imports, [])

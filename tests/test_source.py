@@ -192,6 +192,44 @@ def test_a_class_that_is_in_no_file_has_no_source():
     assert closure(["nowhere.Stage", "benchmark.stage.Stage", "torch.nn.Linear"]) == {}
 
 
+HIDDEN = {
+    "a condition": ("import os\nif os.sep == '/':\n    VALUE = 1\nelse:\n    VALUE = 2\n", "'/'", "'|'"),
+    "a file that is opened": ("with open('a.json') as file:\n    VALUE = file.read()\n", "a.json", "b.json"),
+    "a data file": ("VALUE = open(__file__[:-7] + 'data.json')\n", None, None),
+    "a global variable": ("VALUE = 1\ndef change():\n    global VALUE\n    VALUE = 20\nchange()\n", "20", "30"),
+    "a decorator that registers": (
+        "VALUE = {}\ndef register(f):\n    VALUE[1] = f\n    return f\n@register\ndef one():\n    return 20\n",
+        "20",
+        "30",
+    ),
+    "a method by a text": (
+        "class A:\n    def soft(self):\n        return 20\n\nVALUE = getattr(A(), 'so' + 'ft')()\n",
+        "20",
+        "30",
+    ),
+    "a subclass": (
+        "class A:\n    pass\nclass B(A):\n    def soft(self):\n        return 20\nVALUE = A.__subclasses__()\n",
+        "20",
+        "30",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_code_that_is_reached_without_its_name_counts(case, folder):
+    text, old, new = HIDDEN[case]
+    path = folder / "mine" / "hidden.py"
+    path.write_text(text)
+    (folder / "mine" / "data.json").write_text("1")
+    before = closure(["mine.hidden.VALUE"])
+    if old is None:
+        (folder / "mine" / "data.json").write_text("2")
+    else:
+        path.write_text(text.replace(old, new))
+    forget()
+    assert differences(before, closure(["mine.hidden.VALUE"]))
+
+
 def test_digests_do_not_depend_on_the_process_or_the_place_and_import_nothing_heavy(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (folder / "mine").rename(elsewhere / "mine")

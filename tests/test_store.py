@@ -173,6 +173,7 @@ def test_a_hit_counts_as_use(tmp_path):
 
 def _write_seven(out: Path, scratch: Path) -> None:
     (out / "number.txt").write_text("7")
+    (out / "more.json").write_text("[7]")
 
 
 def _damages() -> dict[str, Callable[[Path], object]]:
@@ -183,6 +184,7 @@ def _damages() -> dict[str, Callable[[Path], object]]:
         "entry.json of something else": lambda folder: (folder / "entry.json").write_text("[1]"),
         "entry.json missing": lambda folder: (folder / "entry.json").unlink(),
         "file empty": lambda folder: (folder / "number.txt").write_text(""),
+        "file of zeros": lambda folder: (folder / "more.json").write_bytes(bytes(3)),
         "file missing": lambda folder: (folder / "number.txt").unlink(),
     }
 

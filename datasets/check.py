@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -185,7 +185,9 @@ def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
     for split in LABELLED:
         ids = dataset.ids(split)
         chosen |= dict.fromkeys(ids[:: max(1, len(ids) // SAMPLE)][:SAMPLE], split)
-    jobs = [_job(dataset, i, "no" if s is Split.WEAK else "yes", s is not Split.VAL) for i, s in chosen.items()]
+    jobs = [_job(dataset, i, "no" if s is Split.WEAK else "yes", labelled=True) for i, s in chosen.items()]
+    # No stage reads the saliency maps of `val`.
+    jobs = [replace(job, saliency=None) if chosen[job.image_id] is Split.VAL else job for job in jobs]
     found = [_look(job) for job in jobs]
     problems = [problem for look, _ in found for problem in look]
     facts = [seen for _, seen in found]

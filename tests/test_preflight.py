@@ -127,9 +127,14 @@ def test_a_data_set_without_any_tag(tmp_path: Path, xml):
 
 
 def test_masks_in_another_numbering_than_the_tags(voc: Path):
+    # The masks show aeroplane and person, bicycle; dog in `val`.
     for image_id in (*TRAIN, *VAL):
         write_xml(voc, image_id, "sheep")
-    assert "SegmentationClass: 3 of 3 classes in the masks are no tags of their images" in refused(voc)
+    assert "SegmentationClass: 4 of 4 classes in the masks are no tags of their images" in refused(voc)
+    write_xml(voc, TRAIN[0], "aeroplane")
+    assert "SegmentationClass: 3 of 4 classes in the masks are no tags of their images" in refused(voc)
+    write_xml(voc, TRAIN[0], "aeroplane", "person")
+    preflight(DATASET.open(voc))
 
 
 def test_two_images_of_one_id(voc: Path):

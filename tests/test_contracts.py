@@ -343,6 +343,7 @@ def test_a_kill_in_every_stage_of_a_refiner_changes_nothing(
     refine, few_true, refined_store, few, tmp_path, monkeypatch
 ):
     done = pipeline([few_true, *tiny(refine(META, 0.3))], few, refined_store)
+    done.latest(Kind.MASKS, Split.TRAIN)
     survive_kills(done, Kind.MASKS, tmp_path, monkeypatch)
 
 

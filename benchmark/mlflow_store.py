@@ -49,7 +49,9 @@ def fail_fast() -> None:
 def unusable(uri: str, error: Exception) -> ConfigError:
     """Return the error for a store that MLflow cannot open, in one line."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
-    return ConfigError(f"MLflow at {uri} cannot be used: {text[:300]}")
+    broken = any(words in text for words in ("not a database", "malformed"))
+    way = ". Move the file away; `seedbed sync --all` writes it again from the sweeps' folders" if broken else ""
+    return ConfigError(f"MLflow at {uri} cannot be used: {text[:300]}{way}")
 
 
 def artifact_file(database: Path, run: str, artifact: str) -> Path | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,12 @@ class Family:
         """Import and return a plug-in. Raises ConfigError for an unknown name, with the closest match."""
         if name not in self.names():
             raise unknown_name(self.what, name, self.names())
-        plugin = getattr(importlib.import_module(f"{self.package}.{name}"), self.constant)
+        try:
+            plugin = getattr(importlib.import_module(f"{self.package}.{name}"), self.constant)
+        except SeedbedError:
+            raise
+        except Exception as error:
+            raise SeedbedError(f"{self.package}/{name}.py: cannot be imported ({_place(error)})") from error
         if plugin.name != name:
             raise SeedbedError(f"{self.package}/{name}.py: {self.constant}.name is {plugin.name!r}, not {name!r}")
         return plugin
@@ -90,6 +96,15 @@ def _files(package: str, constant: str) -> dict[str, str]:
         if any(constant in _assigned(node) for node in tree.body):
             found[path.stem] = ast.get_docstring(tree) or ""
     return found
+
+
+def _place(error: Exception) -> str:
+    """Return what went wrong in one line, with the file and line of the code that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
+    text = " ".join(str(error).split())
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {type(error).__name__}: {text}"
 
 
 def _assigned(node: ast.stmt) -> list[str]:

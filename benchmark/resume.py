@@ -18,7 +18,7 @@ from benchmark.job import ERROR, JOB, RESULT, Job, Outcome, damaged_file, read_j
 from benchmark.progress import Reporter
 from benchmark.search import named_errors, storage_at
 from benchmark.sweep_plan import SweepPlan
-from benchmark.sweep_settings import SweepSettings, read_settings
+from benchmark.sweep_settings import SweepSettings, read_saved
 
 WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
 """The facts of a cell that are the digest of a weights file, with the options that give the file."""
@@ -30,7 +30,7 @@ def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
     # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
     if not path.exists() or not (folder / "sweep.json").exists():
         return
-    if names := read_settings(path, {}).differences(settings):
+    if names := read_saved(path).differences(settings):
         raise ConfigError(
             f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
             f"`seedbed sweep --resume {settings.name}`, or choose another --name"
@@ -127,7 +127,9 @@ def forget_damaged(folder: Path, reporter: Reporter) -> None:
             reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
             _forget(result.parent)
     for job in sorted((folder / "trials").glob(f"*/{JOB}")):
-        if damaged_file(job.parent) == job:
+        try:
+            read_job(job.parent)
+        except DataError:
             # It is written again when the trial is dealt.
             job.unlink()
 

@@ -350,6 +350,16 @@ def saved_settings(sweeps: Path, name: str) -> SweepSettings:
     if not path.exists():
         known = sorted(p.parent.name for p in sweeps.glob("*/sweep.yaml"))
         raise ConfigError(f"{sweeps}: no sweep {name!r}. There are: {', '.join(known) or '(none)'}")
+    return read_saved(path)
+
+
+def read_saved(path: Path) -> SweepSettings:
+    """Read the `sweep.yaml` that a sweep wrote. Raises ConfigError, with the way out, if nothing is left of it."""
+    if path.is_file() and not path.read_bytes().strip(b"\0 \r\n"):
+        raise ConfigError(
+            f"{path}: empty, as after a power loss. Remove it and start the sweep by its whole command again; "
+            "trials that have finished are kept"
+        )
     return read_settings(path, {})
 
 

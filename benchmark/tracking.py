@@ -39,7 +39,7 @@ from benchmark.paths import sqlite_file, without_folders
 from benchmark.progress import Reporter
 from benchmark.records import read_records
 from benchmark.search import drawn, storage_at
-from benchmark.sweep_settings import read_settings
+from benchmark.sweep_settings import read_saved
 from benchmark.workfolder import WorkFolder
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ FILES = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt",
 def uri_of(work: WorkFolder, sweep: str) -> str:
     """Return where the records of a sweep go: the server that it was started with, or the work folder's store."""
     path = work.sweeps / sweep / "sweep.yaml"
-    return (read_settings(path, {}).tracking_uri if path.exists() else None) or default_uri(work)
+    return (read_saved(path).tracking_uri if path.exists() else None) or default_uri(work)
 
 
 class Tracker:

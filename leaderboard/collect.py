@@ -76,7 +76,7 @@ class Store:
         if self._database is not None and not self._database.is_file():
             # MLflow would create the file.
             raise ConfigError(
-                f"{self._database}: there is no such file; sweeps write it, see `seedbed sweep --help`"
+                f"{self._database}: there is no such file; sweeps write it, `seedbed sync --all` does again"
             )
         fail_fast()
         from mlflow.tracking import MlflowClient

@@ -48,6 +48,28 @@ def test_a_new_method_is_one_new_file(tmp_path, monkeypatch):
         family.load("typed")
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import nowhere_at_all", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("from faulty import helper", r"helper\.py, line 2: invalid syntax"),
+        ("x = 1 / 0", r"mine\.py, line 1: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_one_line(code, message, tmp_path, monkeypatch):
+    package = tmp_path / "faulty"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("x = 1\ny = * 2 2\n")
+    (package / "mine.py").write_text(f"{code}\nMETHOD = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "faulty"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SeedbedError, match=rf"faulty/mine\.py: cannot be imported \(.*{message}") as raised:
+        Family("method", "faulty", "METHOD").load("mine")
+    assert "\n" not in str(raised.value)
+
+
 def test_listing_imports_no_heavy_library():
     program = (
         "import sys; from benchmark.registry import METHODS; METHODS.names(); METHODS.summary('cam');"

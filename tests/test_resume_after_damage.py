@@ -16,9 +16,17 @@ from benchmark.dealer import Dealer
 from benchmark.errors import ConfigError, DataError, StoreError
 from benchmark.job import JOB, RESULT, Outcome, read_job, read_outcome, write_outcome, write_text
 from benchmark.progress import Reporter
-from benchmark.resume import describe, forget_damaged, forget_failures, naming_other_code, to_retry
+from benchmark.resume import (
+    check_same_sweep,
+    describe,
+    forget_damaged,
+    forget_failures,
+    naming_other_code,
+    to_retry,
+)
 from benchmark.search import CellStudy, named_errors, storage_at
 from benchmark.study_run import measured
+from benchmark.sweep_settings import saved_settings
 from tests.sweeping import Heard, dealer_of, end, run_to_its_end, small
 
 
@@ -57,6 +65,32 @@ def test_a_trial_with_an_empty_or_cut_file_runs_again_and_no_other(settings, tmp
     assert first.name in dealt
     assert second.name not in dealt
     assert read_job(first).key == first.name
+
+
+def test_a_trial_of_which_every_file_is_empty_runs_again(settings, tmp_path):
+    killed(settings, tmp_path, 1)
+    folder = tmp_path / "sweeps" / "small"
+    (trial,) = (folder / "trials").iterdir()
+    (trial / "config.json").write_text("{}")
+    for path in trial.glob("*.json"):
+        path.write_bytes(bytes(path.stat().st_size))
+    forget_damaged(folder, Heard())
+    assert not (trial / JOB).exists()
+    assert trial.name in {job.key for job in run_to_its_end(dealer_of(settings, tmp_path))}
+
+
+@pytest.mark.parametrize("content", [b"", bytes(300)])
+def test_settings_that_were_lost_come_with_the_way_out(settings, tmp_path, content):
+    path = tmp_path / "small" / "sweep.yaml"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    (path.parent / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: empty.* Remove it and start"):
+        saved_settings(tmp_path, "small")
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: empty"):
+        check_same_sweep(path.parent, settings)
+    path.unlink()
+    check_same_sweep(path.parent, settings)
 
 
 def test_a_damaged_result_has_not_ended_and_a_damaged_job_is_named(settings, tmp_path):

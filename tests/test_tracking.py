@@ -12,7 +12,7 @@ from mlflow.entities import ViewType
 
 from benchmark.errors import ConfigError
 from benchmark.job import Outcome, read_outcome, write_outcome, write_text
-from benchmark.mlflow_store import EXPERIMENT, default_uri
+from benchmark.mlflow_store import EXPERIMENT, default_uri, unusable
 from benchmark.paths import sqlite_url
 from benchmark.progress import Reporter
 from benchmark.records import Record, write_records
@@ -407,3 +407,11 @@ def test_a_damaged_result_is_not_delivered_and_told(work, trials):
     heard = Heard()
     assert sync(work, None, heard) == (1, 1)
     assert "1 results are damaged; seedbed sweep --resume small runs them again" in heard.lines[0]
+
+
+def test_a_damaged_database_comes_with_the_way_out():
+    error = unusable("sqlite:////a/mlflow.db", ValueError("(sqlite3.DatabaseError) file is not a database\nmore"))
+    assert str(error) == (
+        "MLflow at sqlite:////a/mlflow.db cannot be used: (sqlite3.DatabaseError) file is not a database. Move "
+        "the file away; `seedbed sync --all` writes it again from the sweeps' folders"
+    )

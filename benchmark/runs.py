@@ -46,12 +46,14 @@ def run_trial(
     `accept_changed_code` records instead that today's code gives the same. Raises DataError if the data set's
     lists, tags or files show before any training that it cannot work, and the errors of the stages.
     """
-    preflight(
+    warnings = preflight(
         data,
         allow_val_in_training=trial.allow_val_in_training,
         full_supervision=trial.supervision == "full",
         processes=machine.workers,
     )
+    for warning in warnings:
+        machine.reporter.warn(warning)
     plan = plan_trial(trial, data, work, machine)
     check_weights(plan.weights_needed(), plan.machine.weights_files)
     changes = plan.changes()

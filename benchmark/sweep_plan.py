@@ -148,7 +148,9 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
     opened = {name: place.open() for name, place in places.items()}
     for data in opened.values():
-        preflight(data, allow_val_in_training=settings.allow_val_in_training, processes=settings.workers)
+        allowed = settings.allow_val_in_training
+        for warning in preflight(data, allow_val_in_training=allowed, processes=settings.workers):
+            reporter.warn(warning)
     digests = {name: work.digest(data, reporter) for name, data in opened.items()}
     known: set[str] = set()
     for cell in settings.cells():

@@ -33,8 +33,8 @@ def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None
 
     Errors: a list, image, mask or saliency map that is missing or broken; sizes that differ; a mask with unknown
     labels; an id twice in a list, or in two of training, `val` and `test`; an empty split; no or unknown tags;
-    masks that mostly show other classes than the tags; saliency maps that stay below half of 255. Warnings: tags
-    and mask that disagree; images of `weak` without a mask, which only the fully supervised bound needs; classes
+    saliency maps that stay below half of 255. Warnings: tags and mask that disagree; masks that mostly show other
+    classes than the tags; images of `weak` without a mask, which only the fully supervised bound needs; classes
     without a training image; images with an EXIF orientation; splits without a counted pixel; saliency maps that
     are black, or brighter on background than on objects. Every image and mask is decoded whole.
     """
@@ -67,8 +67,8 @@ def check(dataset: Dataset, processes: int = 1, progress: Progress | None = None
 
 def preflight(
     dataset: Dataset, *, allow_val_in_training: bool = False, full_supervision: bool = False, processes: int = 0
-) -> None:
-    """Raise DataError, listing all problems, if a training on the data set would fail or mislead.
+) -> list[str]:
+    """Raise DataError, listing all problems, if a training on the data set would fail; return warnings.
 
     Looks at the lists, at the tags, at the existence of every file that a run needs, and at the pixels of a few
     masks and saliency maps, whose form is usually that of all. `full_supervision` also needs the masks of `weak`.
@@ -76,7 +76,7 @@ def preflight(
     nothing to look at.
     """
     if not dataset.root.exists():
-        return
+        return []
     problems = [problem for problem in dataset.layout_problems() if problem.severity == "error"]
     problems += _list_problems(dataset, LABELLED)
     overlaps = [] if allow_val_in_training else list(_overlaps(dataset, (Split.VAL,)))
@@ -87,9 +87,10 @@ def preflight(
         problems.append(
             Problem("error", dataset.root, f"cannot be sent to worker processes ({error}); use --workers 0")
         )
-    if not problems:
-        return
-    listed = [f"{problem.file}: {problem.message}" for problem in problems]
+    warnings = [f"{problem.file}: {problem.message}" for problem in problems if problem.severity == "warning"]
+    listed = [f"{problem.file}: {problem.message}" for problem in problems if problem.severity == "error"]
+    if not listed:
+        return warnings
     hint = "\nTo train on images of `val` on purpose, give --allow-val-in-training." if overlaps else ""
     if len(listed) == 1:
         raise DataError(listed[0] + hint)
@@ -191,9 +192,10 @@ def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
     found = [_look(job) for job in jobs]
     problems = [problem for look, _ in found for problem in look]
     facts = [seen for _, seen in found]
-    problems += [*_other_classes(jobs, facts), *_saliency_problems(jobs, facts)]
+    problems += _saliency_problems(jobs, facts)
     images = {dataset.image_path(image_id) for image_id in chosen}
-    return [problem for problem in problems if problem.severity == "error" and problem.file not in images]
+    errors = [problem for problem in problems if problem.severity == "error" and problem.file not in images]
+    return [*errors, *_other_classes(jobs, facts)]
 
 
 def _pickling_error(dataset: Dataset) -> str:
@@ -305,7 +307,7 @@ def _no_tags(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Problem]:
-    """Yield an error if most classes in the true masks of `train` and `val` are no tags of their images."""
+    """Yield a warning if most classes in the true masks of `train` and `val` are no tags of their images."""
     compared = [
         (job, {*seen.labels}, {*job.tags})
         for job, seen in zip(jobs, facts, strict=True)
@@ -316,7 +318,7 @@ def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Pr
     if 2 * untagged > shown:
         text = f"{untagged} of {shown} classes in the masks are no tags of their images; are masks or tags in "
         text += "another numbering? In masks 0 is background, and classes are 1..C in their order"
-        yield Problem("error", compared[0][0].mask.parent, text)
+        yield Problem("warning", compared[0][0].mask.parent, text)
 
 
 def _uncounted_splits(dataset: Dataset, facts: dict[str, _Facts]) -> Iterator[Problem]:

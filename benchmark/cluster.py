@@ -64,7 +64,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
     if settings.address is not None:
         # More trials in the queue show the autoscaler how many nodes are wanted.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
-    # What becomes of a trial is told by SweepProgress; Tune would print a traceback for each death of a worker.
+    # SweepProgress reports each trial; Tune would print a traceback for each worker that dies.
     for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
     variables = {

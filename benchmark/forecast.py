@@ -57,16 +57,16 @@ class StageForecast:
     distinct: int
     stored: int
     estimates: tuple[Estimate, ...]
-    """Of those steps that are to be computed and of which this store has timed a comparable one."""
+    """Estimates of the missing artifacts for which this store has timed a comparable stage."""
 
     @property
     def missing(self) -> int:
-        """How many artifacts are to be computed."""
+        """Number of artifacts that are not in the store."""
         return self.distinct - self.stored
 
     @property
     def not_timed(self) -> int:
-        """How many artifacts are to be computed that have no estimate."""
+        """Number of missing artifacts without an estimate."""
         return self.missing - len(self.estimates)
 
     @property

@@ -130,7 +130,7 @@ def forget_damaged(folder: Path, reporter: Reporter) -> None:
         try:
             read_job(job.parent)
         except DataError:
-            # It is written again when the trial is dealt.
+            # The scheduler writes it again when the trial starts.
             job.unlink()
 
 

@@ -37,7 +37,7 @@ class CellPlan:
     """The sweep's settings that this cell's stages have."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what is told of every trial of the cell, and of the cell where a trial is missing."""
+        """Return the conditions of every trial of the cell, which a missing trial shows too."""
         trial, stages, method = self.default.trial, self.default.chain.stages, self.default.chain.method
         values = [stage.settings() for stage in stages]
         crf = next((v["preset"] for v in values if "preset" in v), "none")

@@ -111,7 +111,7 @@ class Uses(ast.NodeVisitor):
         if isinstance(node.func, ast.Attribute) and node.func.attr == "__subclasses__":
             self.by_text = True
         if isinstance(node.func, ast.Name) and node.func.id == "cast":
-            # What a type checker is told is no use: the value was made elsewhere.
+            # A type in `cast` is not used: the value was made elsewhere.
             node = ast.Call(node.func, node.args[1:], node.keywords)
         self.generic_visit(node)
 

@@ -23,8 +23,8 @@ PREFIXES = ("module.", "_orig_mod.")
 def read_weights(path: Path, say: Callable[[str], object]) -> Mapping[str, Tensor]:
     """Return the state dict in a file, by the names that a network of its own has.
 
-    A state dict inside `{"state_dict": …}` and names that begin with `module.` are read; `say` is told. Raises
-    ConfigError, naming the file, if it holds no state dict or cannot be read safely.
+    Also reads a state dict inside `{"state_dict": …}` and names that begin with `module.`; `say` gets a note then.
+    Raises ConfigError, naming the file, if the file holds no state dict or cannot be read safely.
     """
     content = _load(path)
     notes = []

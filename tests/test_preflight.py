@@ -39,8 +39,8 @@ def refused(root: Path, **options) -> str:
 
 
 def test_a_healthy_data_set_passes(voc: Path, chimera: Dataset):
-    preflight(DATASET.open(voc), full_supervision=True, processes=2)
-    preflight(chimera, processes=2)
+    assert preflight(DATASET.open(voc), full_supervision=True, processes=2) == []
+    assert preflight(chimera, processes=2) == []
 
 
 def test_one_problem_is_one_line(voc: Path):
@@ -88,7 +88,7 @@ def test_masks_that_are_needed(tmp_path: Path):
 
 def test_files_of_test_are_not_needed(voc: Path):
     write_list(voc, "test", [*TEST, *VAL, "2009_000002"])
-    preflight(DATASET.open(voc))
+    assert preflight(DATASET.open(voc)) == []
 
 
 def test_saliency_maps_that_are_missing_or_of_another_scale(voc: Path, tmp_path: Path):

@@ -207,6 +207,11 @@ HIDDEN = {
         "20",
         "30",
     ),
+    "a method of what a call returns": (
+        "class A:\n    def soft(self):\n        return 20\ndef make():\n    return A()\nVALUE = make().soft()\n",
+        "20",
+        "30",
+    ),
     "a subclass": (
         "class A:\n    pass\nclass B(A):\n    def soft(self):\n        return 20\nVALUE = A.__subclasses__()\n",
         "20",

@@ -9,6 +9,7 @@ import typer
 
 from benchmark.commands.shared import (
     WORK,
+    AcceptChangedCode,
     AllowVal,
     Quiet,
     Root,
@@ -84,13 +85,7 @@ def run(
             show_default="none is changed",
         ),
     ] = None,
-    accept_changed_code: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changed-code",
-            help="Use stored results that earlier code made, and record that they are valid.",
-        ),
-    ] = False,
+    accept_changed_code: AcceptChangedCode = False,
     allow_val_in_training: AllowVal = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,

@@ -31,6 +31,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only re
 AllowVal = Annotated[
     bool, typer.Option("--allow-val-in-training", help="Run even if training images are in val; marks the result.")
 ]
+AcceptChangedCode = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-code", help="Use stored results that earlier code made, and record that they are valid."
+    ),
+]
 WORK = Path("seedbed-work")
 
 

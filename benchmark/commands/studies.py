@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmark.commands.shared import WORK, AllowVal, Quiet, Root, Work, parse_settings, print_table, work_folder
+from benchmark.commands.shared import (
+    WORK,
+    AcceptChangedCode,
+    AllowVal,
+    Quiet,
+    Root,
+    Work,
+    parse_settings,
+    print_table,
+    work_folder,
+)
 from benchmark.commands.sweep import INCOMPLETE, print_forecast, print_result
 from benchmark.initialisation import is_file
 from benchmark.progress import Reporter
@@ -71,13 +81,7 @@ def study(
             help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
         ),
     ] = None,
-    accept_changed_code: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changed-code",
-            help="Use stored results that earlier code made, and record that they are valid.",
-        ),
-    ] = False,
+    accept_changed_code: AcceptChangedCode = False,
     allow_val_in_training: AllowVal = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
     work: Work = WORK,

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from benchmark.commands.shared import WORK, AllowVal, Quiet, Work, parse_settings, print_table, work_folder
+from benchmark.commands.shared import (
+    WORK,
+    AcceptChangedCode,
+    AllowVal,
+    Quiet,
+    Work,
+    parse_settings,
+    print_table,
+    work_folder,
+)
 from benchmark.errors import ConfigError
 from benchmark.progress import Reporter
 
@@ -141,13 +150,7 @@ def sweep(
             help="Go on with the sweep of this name; failed confirming trials run again.", show_default="none"
         ),
     ] = None,
-    accept_changed_code: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changed-code",
-            help="Use stored results that earlier code made, and record that they are valid.",
-        ),
-    ] = False,
+    accept_changed_code: AcceptChangedCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print cells, trials, shared stages and cost.")
     ] = False,

@@ -33,7 +33,7 @@ format: $(READY)
 
 # Compiles requirements.lock from pyproject.toml. The lock names no index, so it works behind any mirror.
 lock: $(UV)
-	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra dev --extra docs --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --upgrade --custom-compile-command "make lock" -o requirements.lock
 
 $(UV):

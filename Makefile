@@ -53,4 +53,7 @@ $(READY): $(UV) requirements.lock pyproject.toml
 		|| { echo "The installation failed. If it stopped at pydensecrf2, it needs a C++ compiler and Python's headers; \
 	on Debian: apt-get install g++ python3-dev" >&2; exit 1; }
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@mkdir -p $(VENV)/typing/seedbed
+	@cd $(VENV)/typing/seedbed && ln -sfn ../../../seedbed.py __init__.py \
+		&& for package in benchmark methods datasets leaderboard; do ln -sfn ../../../$$package $$package; done
 	@touch $@

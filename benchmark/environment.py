@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmark.errors import ConfigError
+from seedbed.benchmark.errors import ConfigError
 
 PACKAGES = (
     "seedbed",

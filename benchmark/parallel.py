@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from benchmark.stage import Context
+    from seedbed.benchmark.pipeline.stage import Context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from benchmark.errors import ConfigError
+from seedbed.benchmark.errors import ConfigError
 
 DIR = "DIR"
 """Stands for a folder of the user's machine in published text."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from benchmark.errors import ConfigError
+from seedbed.benchmark.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):

@@ -20,9 +20,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.errors import ConfigError, DataError, MaskForbiddenError, unknown_name
-from datasets.digest import file_digests
-from datasets.files import decode_grey, decode_image, decode_mask, image_size
+from seedbed.benchmark.errors import ConfigError, DataError, MaskForbiddenError, unknown_name
+from seedbed.datasets.io.digest import file_digests
+from seedbed.datasets.io.images import decode_grey, decode_image, decode_mask, image_size
 
 IGNORE_INDEX = 255
 TAGS_FROM_MASKS = "masks"
@@ -100,7 +100,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def layout_problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with the lists and tag files of this layout (see `datasets.check`)."""
+        """Yield what is wrong with the lists and tag files of this layout (see `seedbed.datasets.tools.check`)."""
 
     @property
     def display_name(self) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.errors import DataError
+from seedbed.benchmark.errors import DataError
 
 MOST_CLASSES = 254
 """Masks are 8-bit: 0 is background and 255 is not counted."""

@@ -15,11 +15,19 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from benchmark.errors import DataError
-from datasets.base import TAGS_FROM_MASKS, Dataset, Problem, Split, existing_folder, refuse_options, tune_ids
-from datasets.classes import check_classes
-from datasets.files import Folder, decode_mask, image_id, read_text, visible_files
-from datasets.tags import Tags, labels, mask_labels, tag_table, xml_names
+from seedbed.benchmark.errors import DataError
+from seedbed.datasets.base import (
+    TAGS_FROM_MASKS,
+    Dataset,
+    Problem,
+    Split,
+    existing_folder,
+    refuse_options,
+    tune_ids,
+)
+from seedbed.datasets.classes import check_classes
+from seedbed.datasets.io.images import Folder, decode_mask, image_id, read_text, visible_files
+from seedbed.datasets.io.tags import Tags, labels, mask_labels, tag_table, xml_names
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -219,7 +227,7 @@ class _Voc2012:
     ) -> Dataset:
         """Open the official layout at `root` (VOC2012, VOCdevkit, or the folder that holds it).
 
-        `saliency` is a folder of grey maps ID.png, `tags` a tag file (datasets/tags.py: tag_table).
+        `saliency` is a folder of grey maps ID.png, `tags` a tag file (datasets/io/tags.py: tag_table).
         """
         refuse_options(unknown, self.name, self.open)
         return VocDataset(

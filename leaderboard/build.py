@@ -8,21 +8,21 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmark.workfolder import WorkFolder
-from leaderboard.analysis import analyse
-from leaderboard.collect import collect
-from leaderboard.comparisons import comparisons
-from leaderboard.content import Content
-from leaderboard.gallery import DatasetGallery, Predict, draw_gallery
-from leaderboard.images import ImageStatistics, collect_images, read_images, write_images
-from leaderboard.latex import latex
-from leaderboard.marks import mark
-from leaderboard.reported import papers
-from leaderboard.site import write_site
-from leaderboard.snapshot import Run, read_snapshot, runs_of, write_snapshot
-from leaderboard.standing import Board, board_of
-from leaderboard.study_results import read_studies
-from leaderboard.tables import comma_separated, markdown
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.leaderboard.analysis.marks import mark
+from seedbed.leaderboard.analysis.ranking import Board, board_of
+from seedbed.leaderboard.analysis.result import analyse
+from seedbed.leaderboard.data.collect import collect
+from seedbed.leaderboard.data.per_image import ImageStatistics, collect_images, read_images, write_images
+from seedbed.leaderboard.data.reported import papers
+from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write_snapshot
+from seedbed.leaderboard.data.study_results import read_studies
+from seedbed.leaderboard.site.content import Content
+from seedbed.leaderboard.site.gallery import DatasetGallery, Predict, draw_gallery
+from seedbed.leaderboard.site.write import write_site
+from seedbed.leaderboard.tables.latex import latex
+from seedbed.leaderboard.tables.pairwise import comparisons
+from seedbed.leaderboard.tables.text import comma_separated, markdown
 
 SNAPSHOT = "results.parquet"
 IMAGES = "per_image.parquet"

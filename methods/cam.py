@@ -10,7 +10,7 @@ Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also use
 
 Departures, all of them settings:
 - Backbones without a published recipe use AdamW: `tiny` and `squeezenet` by `RECIPES`, others by
-  methods/recipes.py. SqueezeNet's rates and sizes were
+  methods/common/recipes.py. SqueezeNet's rates and sizes were
   tried with 8 and 10 epochs on 800 images of VOC; its default of 12 was not.
 - Crop and image sizes are those of the paper, scaled down where the data set's images (or `--size`) are smaller.
 - Without pretrained weights nothing is frozen (`TrainCam.freeze_early`).
@@ -30,17 +30,17 @@ import torch.nn.functional as F
 from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 
-from benchmark.checkpoint import load_network, save_network
-from benchmark.hparams import hp
-from benchmark.inference import multi_scale
-from benchmark.maps import MapWriter, ScoreMaps
-from benchmark.seeding import derive_seed
-from benchmark.stage import Context, Kind, Meta, Method, Stage
-from benchmark.training import Batch, TrainingStage, fit, parameter_groups
-from datasets.base import Dataset, Split
-from datasets.transforms import Examples, classification
-from methods.backbones.base import build_backbone, initialise
-from methods.recipes import check_stride, recipe_of, stride_of, untuned
+from seedbed.benchmark.evaluation.maps import MapWriter, ScoreMaps
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
+from seedbed.benchmark.training.augmentation import Examples, classification
+from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
+from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.datasets.base import Dataset, Split
+from seedbed.methods.backbones.base import build_backbone, initialise
+from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, untuned
 
 COLOUR_JITTER = (0.3, 0.3, 0.3, 0.1)
 """Brightness, contrast, saturation and hue, as PSA."""

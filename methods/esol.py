@@ -20,7 +20,7 @@ Open in the paper, with the choice made:
 - What Shrinkage trains (`trained`): offsets alone. But Table 6 has two numbers without its offsets, with and
   without the area loss, so there something else must have learned.
 - Optimiser, weight decay and augmentation: those of IRN, whose classifier it is.
-- How pseudo-masks and saliency maps are combined (Table 4; `Esol.saliency`): methods/saliency_masks.py.
+- How pseudo-masks and saliency maps are combined (Table 4; `Esol.saliency`): methods/common/saliency_masks.py.
 
 Departures, all of them settings: other backbones than the published ResNet-50 have the classifier of CAM's recipe,
 and `RECIPES` says what else `tiny` has.
@@ -39,12 +39,12 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from benchmark.checkpoint import load_network, save_network
-from benchmark.hparams import hp
-from benchmark.stage import Context, Kind, Meta, Method, Stage
-from benchmark.training import Batch, Group, fit
-from datasets.base import Dataset
-from methods.cam import (
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
+from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.loop import Batch, Group, fit
+from seedbed.datasets.base import Dataset
+from seedbed.methods.cam import (
     SIZES,
     CamNetwork,
     InferCam,
@@ -54,7 +54,7 @@ from methods.cam import (
     inference_settings,
     multi_label_soft_margin,
 )
-from methods.saliency_masks import SaliencyMasks
+from seedbed.methods.common.saliency_masks import SaliencyMasks
 
 Phase = Literal["classifier", "expansion", "shrinkage"]
 PHASES: tuple[Phase, ...] = ("classifier", "expansion", "shrinkage")

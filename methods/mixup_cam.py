@@ -35,15 +35,15 @@ from optuna.distributions import FloatDistribution
 from torch import Tensor
 from torch.distributions import Beta
 
-from benchmark.checkpoint import load_network
-from benchmark.hparams import hp
-from benchmark.inference import multi_scale
-from benchmark.measure import RECORDS_FILE
-from benchmark.records import Record, write_records
-from benchmark.stage import Context, Kind, Meta, Method, Stage
-from benchmark.training import Batch
-from datasets.base import Dataset
-from methods.cam import (
+from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.evaluation.stages import RECORDS_FILE
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
+from seedbed.benchmark.training.checkpoint import load_network
+from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.loop import Batch
+from seedbed.datasets.base import Dataset
+from seedbed.methods.cam import (
     CamNetwork,
     InferCam,
     TrainCam,

@@ -38,19 +38,19 @@ from optuna.distributions import CategoricalDistribution
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmark.checkpoint import load_network
-from benchmark.errors import DataError
-from benchmark.hparams import hp
-from benchmark.inference import multi_scale
-from benchmark.measure import RECORDS_FILE
-from benchmark.records import Record, write_records
-from benchmark.stage import Context, Kind, Meta, Method, Stage
-from benchmark.store import reading
-from benchmark.training import Batch
-from datasets.base import Dataset, Split, SplitView
-from datasets.classes import class_key
-from datasets.transforms import Examples
-from methods.cam import (
+from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.evaluation.stages import RECORDS_FILE
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
+from seedbed.benchmark.pipeline.store import reading
+from seedbed.benchmark.training.augmentation import Examples
+from seedbed.benchmark.training.checkpoint import load_network
+from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.loop import Batch
+from seedbed.datasets.base import Dataset, Split, SplitView
+from seedbed.datasets.classes import class_key
+from seedbed.methods.cam import (
     CamNetwork,
     InferCam,
     TrainCam,

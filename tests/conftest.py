@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from datasets.base import Dataset
+from seedbed.datasets.base import Dataset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def chimera_layout(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def chimera_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a Chimera of 48 images of 64 pixels in the VOC layout."""
-    from datasets.chimera import generate
+    from seedbed.datasets.chimera import generate
 
     root = tmp_path_factory.mktemp("chimera") / "voc"
     generate(root, layout="voc", images=48, size=64, seed=3)
@@ -50,7 +50,7 @@ def chimera_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chimera(chimera_root: Path) -> Dataset:
     """Return the tiny Chimera, opened."""
-    from datasets.chimera import DATASET
+    from seedbed.datasets.chimera import DATASET
 
     return DATASET.open(chimera_root)
 

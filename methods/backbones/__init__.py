@@ -1,1 +1,1 @@
-"""One file a backbone. A file here that defines `BACKBONE` is found by itself (benchmark/registry.py)."""
+"""One file a backbone. A file here that defines `BACKBONE` is found by itself (benchmark/pipeline/registry.py)."""

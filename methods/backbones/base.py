@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmark.errors import ConfigError
-from benchmark.registry import BACKBONES
-from benchmark.stage import Context
-from benchmark.weights_files import published_weights, read_weights
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.registry import BACKBONES
+from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.training.weights_files import published_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,15 @@ class BackboneFamily:
             )
         return name
 
+    def check_weights(self, weights: str, files: Mapping[str, Path]) -> None:
+        """Raise what `initialise` or, for `coco`, `initialise_from_coco` would raise. Trains and keeps nothing."""
+        if weights != "none":
+            coco = weights == "coco"
+            found = _coco_weights(self.name) if coco else _weights(self.name, weights, files, lambda _: None)
+            with torch.device("meta"):
+                backbone = self.build(self.strides[0])
+            fitting(backbone, self.name, *found)
+
 
 def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
     """Build a backbone, randomly initialised. `pretrained` freezes its batch norm as published.
@@ -186,16 +195,6 @@ def initialise_from_coco(backbone: Backbone, name: str) -> None:
     """
     state, source = _coco_weights(name)
     backbone.load_state_dict(fitting(backbone, name, state, source), strict=False)
-
-
-def check_weights(name: str, weights: str, files: Mapping[str, Path]) -> None:
-    """Raise what `initialise` or, for `coco`, `initialise_from_coco` would raise. Trains and keeps nothing."""
-    if weights != "none":
-        coco = weights == "coco"
-        state, source = _coco_weights(name) if coco else _weights(name, weights, files, lambda _: None)
-        with torch.device("meta"):
-            backbone = BACKBONES.load(name).build(BACKBONES.load(name).strides[0])
-        fitting(backbone, name, state, source)
 
 
 def fitting(backbone: Backbone, name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily, Block
+from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
 
 
 class ResNet(Backbone):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchvision.models import resnet101
 
-from methods.backbones.resnet import family
+from seedbed.methods.backbones.resnet import family
 
 BACKBONE = family(
     "resnet101",

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmark.errors import ConfigError
-from methods.backbones.base import Backbone, BackboneFamily, Block, Tap
+from seedbed.benchmark.errors import ConfigError
+from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block, Tap
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Channels after conv1a and after the blocks b2 … b7."""

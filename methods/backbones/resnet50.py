@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchvision.models import resnet50
 
-from methods.backbones.resnet import family
+from seedbed.methods.backbones.resnet import family
 
 BACKBONE = family(
     "resnet50",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily, Block
+from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
 
 
 class SqueezeNet(Backbone):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily, Block
+from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
 
 WIDTHS = (16, 32, 64, 128)
 

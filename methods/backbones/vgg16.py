@@ -13,7 +13,7 @@ from __future__ import annotations
 import torchvision
 from torch import nn
 
-from methods.backbones.base import Backbone, BackboneFamily, Block, Tap
+from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block, Tap
 
 
 class Vgg16(Backbone):

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmark.errors import ConfigError
-from benchmark.maps import ScoreMaps
-from datasets.base import IGNORE_INDEX
-from methods.refine.random_walk import Offset, partners
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.evaluation.maps import ScoreMaps
+from seedbed.datasets.base import IGNORE_INDEX
+from seedbed.methods.refine.random_walk import Offset, partners
 
 OWN_BACKGROUND = 16.0
 """The exponent α of (1 − max)^α that a method's own background channel stands for."""

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
-from benchmark.hparams import hp
-from benchmark.maps import ScoreMaps, opened
-from benchmark.parallel import for_each_image
-from benchmark.stage import Context, Kind, Meta, Stage
-from datasets.base import IGNORE_INDEX, Dataset, SplitView
-from datasets.files import write_mask
-from methods.refine.none import SelectThreshold, read_threshold, seed_mask, threshold_mask
+from seedbed.benchmark.evaluation.maps import ScoreMaps, opened
+from seedbed.benchmark.evaluation.threshold import SelectThreshold, read_threshold, seed_mask, threshold_mask
+from seedbed.benchmark.parallel import for_each_image
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
+from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
+from seedbed.datasets.io.images import write_mask
 
 LEAST_LIKELY = 0.1
 """A pixel whose best label is less likely after ICD's CRF has none (ICD code)."""

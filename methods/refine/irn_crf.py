@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmark.stage import Meta, Stage
-from methods.refine.crf import CrfMasks
-from methods.refine.irn import walked_stages
-from methods.refine.none import SelectThreshold
+from seedbed.benchmark.evaluation.threshold import SelectThreshold
+from seedbed.benchmark.pipeline.stage import Meta, Stage
+from seedbed.methods.refine.crf import CrfMasks
+from seedbed.methods.refine.irn import walked_stages
 
 
 @dataclass(frozen=True)

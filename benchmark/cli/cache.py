@@ -1,0 +1,88 @@
+"""`seedbed cache`: what the artifact store holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import WORK, Work, print_table, work_folder
+from seedbed.benchmark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.store import Store
+
+app = typer.Typer(help="What the artifact store holds.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_cache(work: Work = WORK) -> None:
+    """List the finished stages: key, stage, split, seed, seconds, size, and whether code has changed since."""
+    from seedbed.benchmark.pipeline.changed_code import changed_names
+
+    rows, store = [], work_folder(work).store
+    for key in store.all_keys():
+        if (entry := store.get(key)) is None:
+            rows.append([key[:12], "damaged", "", "", "", "", store.damage(key) or ""])
+            continue
+        identity = entry.record["identity"]
+        size = f"{entry.record['bytes'] / 1e6:.1f} MB"
+        names = changed_names(entry)
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        changed = f"changed: {', '.join(names[:2])}{more}" if names else ""
+        cells = [
+            key[:12],
+            entry.stage,
+            identity["split"],
+            identity["seed"],
+            f"{entry.seconds:.1f} s",
+            size,
+            changed,
+        ]
+        rows.append(["" if cell is None else str(cell) for cell in cells])
+    print_table(["key", "stage", "split", "seed", "time", "size", "code"], rows)
+
+
+@app.command("show")
+def show_cache(key: Annotated[str, typer.Argument(help="The beginning of a key.")], work: Work = WORK) -> None:
+    """Print what made an entry."""
+    from seedbed.benchmark.pipeline.store import damaged
+
+    store = work_folder(work).store
+    for found in _matching(store, key):
+        if (entry := store.get(found)) is None:
+            raise damaged(store.path(found), store.damage(found))
+        print(json.dumps(dict(entry.record), indent=1))
+
+
+@app.command("rm")
+def remove_cache(
+    keys: Annotated[list[str], typer.Argument(help="Beginnings of keys, or names of stages.")], work: Work = WORK
+) -> None:
+    """Remove entries, damaged ones too. What needs them again computes them again."""
+    store = work_folder(work).store
+    for key in keys:
+        for found in _matching(store, key):
+            entry = store.get(found)
+            store.remove(found)
+            print(f"removed {found[:12]} {'(damaged)' if entry is None else entry.stage}")
+
+
+@app.command("gc")
+def collect_cache(
+    older_than: Annotated[float, typer.Option(min=0, help="Days since the entry was last used.")],
+    work: Work = WORK,
+) -> None:
+    """Remove entries that were not used for so many days, and left-overs of killed stages that old."""
+    removed, leftovers = work_folder(work).store.collect_garbage(older_than)
+    print(f"removed {removed} entries and {leftovers} left-overs")
+
+
+def _matching(store: Store, key: str) -> list[str]:
+    """Return the keys that begin with `key`, and those of the entries of the stage `key`."""
+    stages = {found: entry.stage for found in store.all_keys() if (entry := store.get(found)) is not None}
+    keys = [found for found in store.all_keys() if found.startswith(key) or stages.get(found) == key]
+    if not keys:
+        raise ConfigError(f"no entry whose key begins with, or whose stage is, {key!r} (see `seedbed cache ls`)")
+    return keys

@@ -1,0 +1,145 @@
+"""`seedbed data`: generate, prepare, check and count data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import (
+    WORK,
+    Quiet,
+    Root,
+    Work,
+    Workers,
+    one_of,
+    print_table,
+    processes,
+    work_folder,
+)
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.progress import Reporter
+
+app = typer.Typer(help="Generate, prepare, check and count data sets.", no_args_is_help=True)
+
+
+@app.command("generate")
+def generate_data(
+    name: Annotated[str, typer.Argument(help="chimera")],
+    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    layout: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
+    images: Annotated[int, typer.Option(min=20, help="Images of all splits together.")] = 600,
+    size: Annotated[int, typer.Option(min=48, help="Image side in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Generate the Chimera data set on disk; the same arguments give the same bytes."""
+    from seedbed.benchmark.errors import unknown_name
+    from seedbed.datasets.chimera import generate
+
+    if name != "chimera":
+        raise unknown_name("data set to generate", name, ["chimera"])
+    with Reporter(quiet).bar("generating", images) as bar:
+        generate(
+            out,
+            layout=one_of("--layout", layout, ("voc", "coco")),
+            images=images,
+            size=size,
+            seed=seed,
+            progress=lambda done, _: bar.show(done),
+        )
+    print(f"{images} images in {out}")
+
+
+@app.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="voc: merge SBD masks; coco: rasterise the JSON's masks.")],
+    root: Annotated[Path, typer.Option(help="Where the data set lies.")],
+    sbd: Annotated[
+        Path | None,
+        typer.Option(
+            help="voc: the official SBD release (the folder with `dataset/cls`).",
+            show_default="none: needed for voc",
+        ),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="coco: where the masks go.", show_default="ROOT/SegmentationMasks")
+    ] = None,
+    crowd: Annotated[str, typer.Option(help="coco: crowds become `ignore` (255) or `background`.")] = "ignore",
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the masks that a data set's download does not have."""
+    from seedbed.datasets.coco2014.masks import MASKS, left_out, rasterise
+    from seedbed.datasets.tools.sbd import merge_sbd
+
+    kind = one_of("data set", name, ("voc", "coco"))
+    with Reporter(quiet).bar("masks", 1) as bar:
+        if kind == "voc":
+            if sbd is None:
+                raise ConfigError("give the official SBD release with --sbd DIR")
+            count = merge_sbd(sbd, root, bar.at)
+        else:
+            rule = one_of("--crowd", crowd, ("ignore", "background"))
+            count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=bar.at)
+    print(f"{count} masks")
+    if kind == "coco":
+        for file, text in left_out(masks or root / MASKS):
+            print(f"note: {file}: {text}")
+
+
+@app.command("reduce")
+def reduce_data(
+    name: Annotated[str, typer.Argument(help="A data set in the layout of VOC.")],
+    out: Annotated[Path, typer.Option(help="The folder of the copy.")],
+    size: Annotated[int, typer.Option(min=32, help="Longer image side in pixels, at most.")],
+    root: Root = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Copy a data set with smaller images and masks, for sweeps without a GPU. Numbers of a copy are its own."""
+    from seedbed.datasets.tools.reduced import reduce
+
+    reporter = Reporter(quiet)
+    data = work_folder(work).open(name, root, reporter)
+    with reporter.bar("reducing", 1) as bar:
+        count = reduce(data, out, size, bar.at)
+    print(f"{count} images in {out}")
+
+
+@app.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    root: Root = None,
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """List every problem of a data set, each with its file. Exits with 1 where there are errors."""
+    from seedbed.datasets.tools.check import check
+
+    reporter = Reporter(quiet)
+    data = work_folder(work).open(name, root, reporter)
+    with reporter.bar("checking", 1) as bar:
+        problems = check(data, processes(workers), bar.at)
+    for problem in problems:
+        print(f"{problem.severity}: {problem.file}: {problem.message}")
+    errors = sum(problem.severity == "error" for problem in problems)
+    print(f"{errors} errors, {len(problems) - errors} warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command("stats")
+def count_data(
+    name: Annotated[str, typer.Argument(help="A data set.")],
+    root: Root = None,
+    work: Work = WORK,
+) -> None:
+    """Print counts a split, class frequencies and image sizes."""
+    from seedbed.datasets.tools.stats import statistics
+
+    for table in statistics(work_folder(work).open(name, root, Reporter(quiet=False))):
+        print(f"\n{table.title}")
+        print_table(table.header, table.rows)

@@ -1,0 +1,86 @@
+"""`seedbed evaluate`: saved maps or masks, anybody's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seedbed.benchmark.cli.options import WORK, Quiet, Root, Work, Workers, print_records, processes, work_folder
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.progress import Reporter
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="The data set that the results are about.")],
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="A run of this work folder, run:ID.", show_default="none: give a run, --maps or --masks"
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="tune, train or val.")] = "val",
+    root: Root = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Localisation maps: ours, or IRN's or PSA's .npy dictionaries.", show_default="none"),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="A folder of PNG masks, palette or grey.", show_default="none")
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write the records and per-image statistics here.", show_default="they are not written"),
+    ] = None,
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Score saved maps or masks, ours or somebody else's, against the true masks."""
+    from seedbed.benchmark.evaluation.formats import open_maps, open_masks
+    from seedbed.benchmark.evaluation.metrics import thresholds_with
+    from seedbed.benchmark.evaluation.records import records_of_map_scores, records_of_mask_scores, write_records
+    from seedbed.benchmark.evaluation.scoring import MapScores, MaskScores, score_maps, score_masks
+    from seedbed.benchmark.trials.run import artifact_of
+
+    if sum(x is not None for x in (run, maps, masks)) != 1:
+        raise ConfigError("give one of --maps DIR, --masks DIR or run:ID")
+    reporter, folder = Reporter(quiet), work_folder(work)
+    if run is not None:
+        name, found = artifact_of(folder, run.removeprefix("run:"), split)
+        maps, masks = (found, None) if name == "scores" else (None, found)
+    data = folder.open(dataset, root, reporter)
+    view = data.split(split)
+    per_image = None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        per_image = out / "per_image.parquet"
+    with reporter.bar("evaluating", len(view)) as bar:
+        options: dict[str, Any] = {
+            "processes": processes(workers),
+            "per_image": per_image,
+            "progress": lambda done, _: bar.show(done),
+        }
+        scores: MapScores | MaskScores
+        if maps is not None:
+            scores = score_maps(
+                open_maps(maps), view, thresholds=thresholds_with(threshold), signed=signed, **options
+            )
+            records = records_of_map_scores(scores, data.classes, "seed", split, threshold, None)
+        else:
+            assert masks is not None
+            scores = score_masks(open_masks(masks), view, **options)
+            records = records_of_mask_scores(scores, data.classes, "segmentation", split, "none")
+    if out is not None:
+        write_records(out / "records.parquet", records)
+    print_records(records, by_class=True)
+    for warning in scores.plausibility.warnings():
+        reporter.warn(warning)
+    what = f"maps in {maps}" if maps is not None else f"masks in {masks}"
+    where = "--out DIR saves the records" if out is None else f"records and per-image statistics in {out}"
+    print(f"\nscored {scores.images} images of {split} of {data.display_name}: {what}; {where}")

@@ -1,0 +1,40 @@
+"""`seedbed export`: predictions in the form that an evaluation server takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import WORK, Quiet, Root, Work, Workers, chosen_device, processes, work_folder
+from seedbed.benchmark.progress import Reporter
+
+app = typer.Typer(help="Predictions in the form that an evaluation server takes.", no_args_is_help=True)
+
+
+@app.command("voc-test")
+def export_voc_test(
+    run: Annotated[str, typer.Argument(help="A run of this work folder, run:ID or ID.")],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for results/VOC2012/… and results.tgz.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="The data set whose test images are predicted.", show_default="the run's")
+    ] = None,
+    root: Root = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Predict VOC's test images with a run's network, check the masks, and write the tar for the server."""
+    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.trials.run import read_run
+    from seedbed.benchmark.trials.voc_server import MASKS, export_test_masks
+    from seedbed.datasets.base import Split
+
+    reporter, folder, name = Reporter(quiet), work_folder(work), run.removeprefix("run:")
+    data = folder.open(dataset or read_run(folder, name)["trial"]["dataset"], root, reporter)
+    machine = Machine(chosen_device(device), processes(workers), reporter=reporter)
+    tar = export_test_masks(folder, name, data, out, machine)
+    print(f"{len(data.ids(Split.TEST))} masks in {out / MASKS}")
+    print(f"for the server: {tar}")

@@ -1,0 +1,62 @@
+"""`seedbed leaderboard`: the tables and the site of one or several sweeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import WORK, Quiet, Work, chosen_device, work_folder
+from seedbed.benchmark.cli.tracking import Uri
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.progress import Reporter
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+
+
+def leaderboard(
+    sweep: Annotated[list[str], typer.Option(help="The sweep's name; several sweeps make one leaderboard.")],
+    out: Annotated[Path, typer.Option(help="The folder for the site and the tables.")],
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Images of each data set in the gallery; 0: no gallery.")
+    ] = 6,
+    tracking_uri: Uri = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Build the leaderboard of sweeps from what MLflow has: a site, and Markdown, LaTeX and CSV of each table.
+
+    The site needs no server: open its index.html.
+    """
+    from collections.abc import Sequence
+
+    from seedbed.benchmark.sweeps.predictions import predict_train
+    from seedbed.leaderboard.build import INDEX, Sources, build
+    from seedbed.leaderboard.site.gallery import FOLDER
+    from seedbed.leaderboard.tables.text import terminal
+
+    folder, reporter = work_folder(work.resolve()), Reporter(quiet)
+
+    def predict(trial: Path, ids: Sequence[str]) -> Path | None:
+        return predict_train(folder, trial, ids, lambda: chosen_device("auto"), reporter)
+
+    uri = tracking_uri or _uri(folder, sweep)
+    made = build(uri, sweep, out, Sources(folder, gallery, predict))
+    print(terminal(made.board))
+    print(f"site: {out / INDEX}")
+    if any(path.parent == out / FOLDER for path in made.paths):
+        print(f"its gallery has photographs of the data sets; where they may not be published: {out / FOLDER}/")
+
+
+def _uri(folder: WorkFolder, sweeps: list[str]) -> str:
+    """Return where all of the sweeps are recorded."""
+    from seedbed.benchmark.tracking.delivery import uri_of
+
+    uris = {uri_of(folder, name) for name in sweeps}
+    if len(uris) > 1:
+        raise ConfigError(
+            f"the sweeps are recorded in several places; give one by --tracking-uri: {', '.join(sorted(uris))}"
+        )
+    return uris.pop()

@@ -1,0 +1,68 @@
+"""`seedbed methods`: what there is, and its settings."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import known_method, print_table
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.stage import Method, Stage
+
+app = typer.Typer(help="The methods, and their hyper-parameters.", invoke_without_command=True)
+
+
+@app.callback()
+def list_methods(context: typer.Context) -> None:
+    """List the methods with their first line of description."""
+    from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS, REFINERS
+
+    if context.invoked_subcommand is None:
+        for family in (METHODS, REFINERS, BACKBONES):
+            print(f"{family.what}s")
+            print_table([], [[f"  {name}", family.summary(name)] for name in family.names()])
+
+
+@app.command("show")
+def show_method(
+    name: Annotated[str, typer.Argument(help="A method.")],
+    refiner: Annotated[str, typer.Option(help="A refiner.")] = "none",
+    backbone: Annotated[str, typer.Option(help="A backbone.")] = "resnet50",
+    long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
+) -> None:
+    """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
+    from seedbed.benchmark.pipeline.hparams import declared, describe, hints, values
+    from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS
+    from seedbed.benchmark.pipeline.stage import Meta
+    from seedbed.benchmark.trials.trial import Trial, build_chain
+
+    method = METHODS.load(known_method(name))
+    weights = "imagenet" if BACKBONES.load(backbone).imagenet else "none"
+    meta = Meta(classes=20, long_side=long_side, backbone=backbone, weights=weights)
+    chain = build_chain(Trial(dataset="", method=name, refiner=refiner), meta)
+    print(f"{method.name}: {METHODS.summary(name)}\npaper: {method.paper}\nsupervision: {method.supervision}")
+    for stage in chain.configured:
+        print(f"\n{type(stage).__name__}  ({_what(stage)})")
+        rows = []
+        for field, parameter in declared(type(stage)).items():
+            bounds = "" if parameter.low is None else f"{parameter.low:g} … {parameter.high:g}"
+            space = "" if parameter.space is None else str(parameter.space).replace("Distribution", "")
+            kind = describe(hints(type(stage))[field])
+            value = values(stage)[field]
+            source = parameter.source
+            if value != values(type(stage)())[field] and not source.startswith("--"):
+                source = f"set by the method, the refiner, or a recipe of {backbone}; elsewhere: {source}"
+            rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
+        print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)
+
+
+def _what(stage: Method | Stage) -> str:
+    from seedbed.benchmark.pipeline.stage import Method
+
+    if isinstance(stage, Method):
+        return "which stages there are"
+    kinds = " + ".join(k.value for k in stage.consumes) or "images + tags"
+    return f"{kinds} → {stage.produces.value}, version {stage.version}"

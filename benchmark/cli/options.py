@@ -1,0 +1,154 @@
+"""What the commands share: options, the reading of their values, and tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seedbed.benchmark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.evaluation.records import Record
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+
+Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed writes.", envvar="SEEDBED_WORK")]
+Root = Annotated[
+    Path | None,
+    typer.Option(help="Where the data set lies.", show_default="from seedbed.toml; chimera is generated"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Processes for loading, CRF and evaluation. Never changes a result.",
+        show_default="one per core, at most 8",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+AllowVal = Annotated[
+    bool, typer.Option("--allow-val-in-training", help="Run even if training images are in val; marks the result.")
+]
+AcceptChangedCode = Annotated[
+    bool,
+    typer.Option(
+        "--accept-changed-code", help="Use stored results that earlier code made, and record that they are valid."
+    ),
+]
+WORK = Path("seedbed-work")
+
+
+def work_folder(root: Path) -> WorkFolder:
+    """Return the work folder at `root`. Raises ConfigError if that is a file, or cannot be looked into."""
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+
+    try:
+        if root.exists() and not root.is_dir():
+            raise ConfigError(f"--work {root}: is a file; the work folder is a folder")
+    except OSError as error:
+        raise ConfigError(f"--work {root}: {error.strerror}") from None
+    return WorkFolder(root)
+
+
+def known_method(name: str) -> str:
+    """Return a method's name, or raise ConfigError."""
+    from seedbed.benchmark.errors import unknown_name
+    from seedbed.benchmark.pipeline.registry import METHODS
+
+    if name not in METHODS.names():
+        raise unknown_name("method", name, METHODS.names())
+    return name
+
+
+def known_refiner(name: str) -> str:
+    """Return a refiner's name, or raise ConfigError."""
+    from seedbed.benchmark.errors import unknown_name
+    from seedbed.benchmark.pipeline.registry import REFINERS
+
+    if name not in REFINERS.names():
+        raise unknown_name("refiner", name, REFINERS.names())
+    return name
+
+
+def one_of(what: str, word: str, valid: Iterable[str]) -> Any:
+    """Return a valid word, or raise ConfigError with the valid ones."""
+    from seedbed.benchmark.errors import unknown_name
+
+    if word not in valid:
+        raise unknown_name(f"value for {what}:", word, valid)
+    return word
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """Return `{"Stage.field": text}` of words `Stage.field=text`."""
+    settings = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {word}: expected STAGE.FIELD=VALUE")
+        settings[name.strip()] = value
+    return settings
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a comma-separated text."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def chosen_device(name: str) -> str:
+    """Return `cpu` or `cuda` for a name that may be `auto`. Raises ConfigError for a device that is not there."""
+    if name == "cpu":
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def processes(workers: int | None) -> int:
+    """Return the number of worker processes, by default the cores, at most 8."""
+    return min(8, os.cpu_count() or 1) if workers is None else workers
+
+
+def print_records(records: Sequence[Record], by_class: bool = False) -> None:
+    """Print the records as a table: one row per level, split and metric, one column per selection."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for record in records:
+        if record.label is not None and not by_class:
+            continue
+        # Of 6 classes an mIoU is the mean over 7 labels.
+        name = "classes, with background" if record.metric == "classes" else record.metric
+        metric = name if record.label is None else f"{name} {record.label}"
+        cells = rows.setdefault((record.level, record.split, metric), {})
+        cells[record.selection] = _shown(record)
+    header = ["level", "split", "metric", "", "fixed", "tuned", "oracle"]
+    body = [
+        [level, split, metric, *(cells.get(s, "") for s in ("none", "fixed", "tuned", "oracle"))]
+        for (level, split, metric), cells in rows.items()
+    ]
+    print_table(header, body)
+
+
+def _shown(record: Record) -> str:
+    if record.value is None:
+        return "–"
+    if record.metric == "threshold":
+        return f"{record.value:.2f}"
+    if record.metric.startswith(("classes", "images")):
+        return f"{record.value:g}"
+    return f"{100 * record.value:.2f}"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print left-aligned columns, with nothing cut off."""
+    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    widths = [max((len(line[c]) for line in lines), default=0) for c in range(max(map(len, lines), default=0))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,150 @@
+"""`seedbed studies` and `seedbed study`: the papers' own tables."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seedbed.benchmark.cli.options import (
+    WORK,
+    AcceptChangedCode,
+    AllowVal,
+    Quiet,
+    Root,
+    Work,
+    parse_settings,
+    print_table,
+    work_folder,
+)
+from seedbed.benchmark.cli.sweep import INCOMPLETE, print_forecast, print_result
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.training.initialisation import is_file
+
+
+def studies() -> None:
+    """List the studies: the papers' tables that can be run again."""
+    from seedbed.benchmark.studies.study import read_study, study_names
+
+    rows = []
+    for name in study_names():
+        study = read_study(name)
+        where = study.table.number if study.table.number.startswith("Figure") else f"Table {study.table.number}"
+        rows.append([name, study.paper.title, where, str(len(study.variants)), study.title])
+    print_table(["study", "paper", "where", "trials per seed", "what it compares"], rows)
+    print("\nseedbed study NAME --dataset voc2012 --root DIR runs one; --dry-run says what it would cost")
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study of `seedbed studies`, or a YAML file of your own.")],
+    dataset: Annotated[str, typer.Option(help="A data set.")] = "chimera",
+    root: Root = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Random seeds.", show_default="0 1 2")] = None,
+    sweep_name: Annotated[
+        str, typer.Option("--name", help="The sweep's name.", show_default="the study's and the data set's")
+    ] = "",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="A backbone.", show_default="the paper's; tiny for images of at most 128 pixels"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
+    ] = None,
+    segmentation_backbone: Annotated[
+        str | None, typer.Option(help="Of the segmentation networks.", show_default="the paper's")
+    ] = None,
+    segmentation_weights: Annotated[
+        str | None,
+        typer.Option(help="imagenet, none, coco, or a state-dict file.", show_default="as for `seedbed run`"),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=0, help="Longer image side in pixels that networks see; 0: its own.")
+    ] = 0,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Fix a hyper-parameter for all trials.",
+            metavar="STAGE.FIELD=VALUE",
+            show_default="none is fixed",
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="GPUs per trial.", show_default="1 if there are any, else 0")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+        ),
+    ] = None,
+    accept_changed_code: AcceptChangedCode = False,
+    allow_val_in_training: AllowVal = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Run a paper's table, or go on with it, and print ours beside the paper's.
+
+    Exit code: 0 if all trials finished, 3 if some failed, 1 if the study was refused or stopped.
+    """
+    from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder
+    from seedbed.benchmark.studies.run import StudyRequest, result_of, run_study, sweep_of, write_result
+    from seedbed.benchmark.studies.study import read_study
+    from seedbed.leaderboard.data.study_results import study_of
+    from seedbed.leaderboard.tables.study import terminal
+
+    reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
+    machines = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
+    request = StudyRequest(
+        dataset=dataset,
+        root=root,
+        seeds=tuple(seeds or (0, 1, 2)),
+        name=sweep_name,
+        backbone=backbone,
+        weights=weights,
+        segmentation_backbone=segmentation_backbone,
+        segmentation_weights=segmentation_weights,
+        size=size,
+        allow_val_in_training=allow_val_in_training,
+        settings=parse_settings(setting or []),
+        where={key: value for key, value in machines.items() if value is not None},
+    )
+    settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder, reporter)
+    if dry_run:
+        if chosen.variants:
+            print_forecast(settings, folder, reporter)
+        else:
+            print(f"{chosen.name}: nothing to run")
+        return
+    ran = run_study(settings, folder, reporter, accept_changed_code) if chosen.variants else None
+    classes = folder.locate(dataset, root, reporter).open().classes
+    result = result_of(chosen, settings, folder, command_of(name, request), classes)
+    out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
+    write_result(out, result)
+    print(terminal(study_of(result)))
+    print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
+    if ran is not None and not ran.whole:
+        print()
+        print_result(ran, work)
+        raise typer.Exit(INCOMPLETE)
+
+
+def command_of(name: str, request: Any) -> str:
+    """Return what repeats the study, without the folders of this machine."""
+    words = ["seedbed", "study", Path(name).name, "--dataset", request.dataset]
+    words += ["--root", "DIR"] if request.root else []
+    words += ["--name", request.name] if request.name else []
+    words += ["--seeds", *map(str, request.seeds)]
+    for option in ("backbone", "weights", "segmentation_backbone", "segmentation_weights"):
+        if value := getattr(request, option):
+            file = option.endswith("weights") and is_file(value)
+            words += [f"--{option.replace('_', '-')}", "FILE" if file else value]
+    words += ["--size", str(request.size)] if request.size else []
+    words += ["--allow-val-in-training"] if request.allow_val_in_training else []
+    for key, value in request.settings.items():
+        words += ["--set", f"{key}={value}"]
+    return shlex.join(words)

@@ -1,0 +1,283 @@
+"""`seedbed sweep`: every cell of methods, refiners and data sets."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from seedbed.benchmark.cli.options import (
+    WORK,
+    AcceptChangedCode,
+    AllowVal,
+    Quiet,
+    Work,
+    parse_settings,
+    print_table,
+    work_folder,
+)
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.progress import Reporter
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+    from seedbed.benchmark.sweeps.progress import SweepResult
+    from seedbed.benchmark.sweeps.settings import SweepSettings
+
+INCOMPLETE = 3
+"""Exit code of a sweep that came to its end although not all of its trials finished."""
+LISTS = ("--sweep", "--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
+
+
+class SpacedLists(TyperCommand):
+    """Lets one option take several words: `--seeds 0 1 2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each of its words, as click reads lists."""
+        spread: list[str] = []
+        current = None
+        for word in args:
+            if word.startswith("-") and not word.removeprefix("-").isdecimal():
+                current = word if word in LISTS else None
+                if current is None:
+                    spread.append(word)
+            elif current is not None:
+                spread += [current, word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+def sweep(
+    file: Annotated[
+        Path | None, typer.Argument(help="A YAML file with these options as keys.", show_default="none")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="The sweep's name, and its folder's.", show_default="none: must be given here or in the file"
+        ),
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Methods, or all.", show_default="all")] = None,
+    refiners: Annotated[list[str] | None, typer.Option(help="Refiners, or all.", show_default="all")] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Data sets: NAME, or NAME=ROOT.", show_default="none: must be given here or in the file"
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Search trials per cell; 0: no search.", show_default="8")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Random seeds of the confirming trials.", show_default="0 1 2")
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(help="What is searched: all, stages (crf, threshold), Stage.field.", show_default="all"),
+    ] = None,
+    search_seed: Annotated[
+        int | None, typer.Option(help="Random seed of the search, none of the others.", show_default="1000")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Search trials of a cell under way at once.", show_default="4")
+    ] = None,
+    early_stopping: Annotated[
+        bool | None,
+        typer.Option(
+            "--early-stopping", help="Stop search trials inside their first training.", show_default="off"
+        ),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="A backbone.", show_default="as for `seedbed run`")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
+    ] = None,
+    segmentation_backbone: Annotated[
+        str | None, typer.Option(help="Of the segmentation networks.", show_default="that of --backbone")
+    ] = None,
+    segmentation_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet, none, a state-dict file, or coco, which marks the rows.",
+            show_default="as for `seedbed run`",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Longer image side in pixels that networks see.", show_default="0: that of the images"),
+    ] = None,
+    segment: Annotated[
+        bool | None,
+        typer.Option("--segment/--no-segment", help="Train segmentation networks.", show_default="segment"),
+    ] = None,
+    selections: Annotated[
+        list[str] | None,
+        typer.Option(help="Thresholds at which pseudo-masks are reported.", show_default="fixed tuned oracle"),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Fix a hyper-parameter for all trials.",
+            metavar="STAGE.FIELD=VALUE",
+            show_default="none is fixed",
+        ),
+    ] = None,
+    allow_val_in_training: AllowVal = False,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(help="0.5: two trials share one.", show_default="1 if there are any, else 0")
+    ] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes per trial for loading and CRF beside its own.", show_default="0")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+        ),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with the sweep of this name; failed confirming trials run again.", show_default="none"
+        ),
+    ] = None,
+    accept_changed_code: AcceptChangedCode = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print cells, trials, shared stages and cost.")
+    ] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Run every method with every refiner on every data set: search, then confirm with all random seeds.
+
+    Exit code: 0 if all trials finished, 3 if some failed, 1 if the sweep was refused or stopped.
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "methods": methods,
+        "refiners": refiners,
+        "datasets": datasets,
+        "trials": trials,
+        "seeds": seeds,
+        "tune": tune,
+        "search_seed": search_seed,
+        "window": window,
+        "early_stopping": early_stopping,
+        "backbone": backbone,
+        "weights": weights,
+        "segmentation_backbone": segmentation_backbone,
+        "segmentation_weights": segmentation_weights,
+        "size": size,
+        "segment": segment,
+        "selections": selections,
+        "settings": parse_settings(setting) if setting else None,
+        "allow_val_in_training": allow_val_in_training or None,
+        "gpus_per_trial": gpus_per_trial,
+        "cpus_per_trial": cpus_per_trial,
+        "workers": workers,
+        "address": address,
+        "tracking_uri": tracking_uri,
+    }
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    folder = work_folder(work.resolve())
+    settings = _settings(folder, file, resume, given)
+    reporter = Reporter(quiet)
+    if dry_run:
+        print_forecast(settings, folder, reporter)
+        return
+    from seedbed.benchmark.sweeps.driver import run_sweep
+
+    result = run_sweep(
+        settings, folder, reporter, retry_failed=resume is not None, accept_changed_code=accept_changed_code
+    )
+    print_result(result, work)
+    if result.confirmed:
+        print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where_of(work)}")
+    if not result.whole:
+        raise typer.Exit(INCOMPLETE)
+
+
+def where_of(work: Path) -> str:
+    """Return the option that names the work folder in a command, empty for the usual one."""
+    return "" if work == WORK else f" --work {shlex.quote(str(work))}"
+
+
+def print_result(result: SweepResult, work: Path) -> None:
+    """Print how many trials finished and failed, why, and where everything is."""
+    for line in result.lines(where_of(work)):
+        print(line)
+    print(f"records: {result.folder}")
+    if result.undelivered:
+        print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where_of(work)}")
+
+
+def _settings(
+    folder: WorkFolder, file: Path | None, resume: str | None, given: Mapping[str, Any]
+) -> SweepSettings:
+    from seedbed.benchmark.sweeps.settings import change, read_settings, settings_of
+
+    if resume is not None:
+        if file is not None:
+            raise ConfigError(f"--resume {resume} reads the settings of that sweep; leave out {file}")
+        from seedbed.benchmark.sweeps.settings import saved_settings
+
+        return change(saved_settings(folder.sweeps, resume), given)
+    return read_settings(file, given) if file is not None else settings_of(given)
+
+
+def print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Reporter) -> None:
+    from seedbed.benchmark.sweeps.dry_run import forecast
+
+    found = forecast(settings, folder, reporter)
+    rows: Sequence[Sequence[str]] = [
+        [str(cell.cell), str(cell.searching), str(cell.confirming), ", ".join(cell.searched) or "nothing"]
+        for cell in found.cells
+    ]
+    print_table(["cell", "search", "confirm", "searched"], rows)
+    print(f"\n{found.trials} trials in {len(found.cells)} cells\n")
+    print_table(
+        ["stage", "needed", "shared", "in the store", "to compute", "seconds each", "hours"],
+        [
+            [
+                row.stage,
+                str(row.needed),
+                str(row.needed - row.distinct),
+                str(row.stored),
+                str(row.missing),
+                "" if row.seconds is None else f"{row.seconds:.1f}{' (rough)' if row.rough else ''}",
+                f"{row.hours:.2f}" if row.estimates or not row.missing else "not timed yet",
+            ]
+            for row in found.stages
+        ],
+    )
+    unknown = [row.stage for row in found.stages if row.not_timed]
+    if len(unknown) < len(found.stages):
+        rough = any(row.rough for row in found.stages)
+        hours = sum(row.hours for row in found.stages)
+        print(
+            f"\n{'rough ' if rough else ''}estimate: {hours:.2f} hours on {found.device}, one trial after another"
+        )
+        if rough:
+            print("rough: scaled by pixels and images from data of another size")
+    else:
+        print("\nestimate: none")
+    if found.device is None:
+        print("not known: the cluster's machines; with --gpus-per-trial there is an estimate")
+    elif unknown:
+        print(
+            f"not timed yet in this store, with this backbone on {found.device}, and not in the estimate: "
+            f"{', '.join(unknown)}"
+        )
+    if found.not_generated:
+        print(f"not known: the content of {', '.join(found.not_generated)}, which the sweep will generate")
+    if settings.trials > 1:
+        print("suggestions are not known before the search: random ones stand for them")

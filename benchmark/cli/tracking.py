@@ -1,0 +1,69 @@
+"""`seedbed ui` and `seedbed sync`: MLflow."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from seedbed.benchmark.cli.options import WORK, Quiet, Work, work_folder
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.progress import Reporter
+
+Uri = Annotated[str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")]
+
+
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+    ] = "127.0.0.1",
+    work: Work = WORK,
+) -> None:
+    """Open the MLflow UI on the work folder's own store (stop it with Ctrl-C)."""
+    import os
+
+    from seedbed.benchmark.tracking.mlflow_store import database_of, default_uri, relocate_artifacts
+
+    folder = work_folder(work.resolve())
+    uri = default_uri(folder)
+    if not database_of(folder).is_file():
+        raise ConfigError(f"{work}: no MLflow store yet; a sweep makes one: seedbed sweep --help")
+    relocate_artifacts(database_of(folder))
+    _check_free(host, port)
+    print(f"http://{host}:{port}/  (Ctrl-C stops it)", flush=True)
+    arguments = ["server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise ConfigError if a server cannot listen at an address."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+            # As servers do: a port that was left a moment ago is free.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port or --host"
+        ) from None
+
+
+def sync(
+    tracking_uri: Uri = None,
+    again: Annotated[
+        bool, typer.Option("--all", help="Also what was delivered before, for example to another server.")
+    ] = False,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Deliver to MLflow what sweeps could not deliver while the server was away."""
+    from seedbed.benchmark.tracking.delivery import sync as deliver
+
+    delivered, left = deliver(work_folder(work.resolve()), tracking_uri, Reporter(quiet), again)
+    print(f"{delivered} trials delivered, {left} left")
+    if left:
+        raise typer.Exit(1)

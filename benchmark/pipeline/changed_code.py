@@ -1,0 +1,124 @@
+"""Tells which stored results were made by other code than today's although no `version` was raised.
+
+Each entry of the store keeps the definitions that its stage and the stages before it depended on
+(benchmark/source/closure.py). Entries made before that was so have none, and are taken as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from seedbed.benchmark.environment import code_version
+from seedbed.benchmark.pipeline.store import Entry, Store
+from seedbed.benchmark.source.closure import closure, differences
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.pipeline import Step
+    from seedbed.datasets.base import Dataset
+
+OPTION = "--accept-changed-code"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A result in the store that today's code may not give."""
+
+    step: Step
+    entry: Entry
+    names: tuple[str, ...]
+    """The definitions that changed, for example `methods.mine.loss`."""
+    source: Mapping[str, Any]
+    """What today's code is, as `source_of` returns it."""
+
+
+def source_of(step: Step, data: Dataset) -> dict[str, Any]:
+    """Return the definitions that a step and all steps before it depend on, as plain JSON values.
+
+    The definitions are empty if the stage's class is not in a file of the project.
+    """
+    roots = sorted(_roots(step, data))
+    definitions = closure(roots)
+    return {"roots": roots, "definitions": dict(definitions) if _name(type(step.stage)) in definitions else {}}
+
+
+def changed_names(entry: Entry, definitions: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the definitions that changed since an entry was made or last accepted.
+
+    `definitions` are today's; by default those that the entry's own roots lead to.
+    """
+    known = [source for source in (entry.record.get("source"), *entry.record.get("accepted", ())) if source]
+    if not known or not known[0]["definitions"]:
+        return []
+    today = closure(known[-1]["roots"]) if definitions is None else definitions
+    found = [differences(source["definitions"], today) for source in known]
+    return [] if [] in found else found[-1]
+
+
+def changes_of(steps: Iterable[Step], data: Dataset, store: Store) -> list[Change]:
+    """Return the steps that are in the store and whose code has changed, in the order of `steps`."""
+    changes = []
+    for step in steps:
+        # Read now, so that what is recorded later is the code that this process has imported.
+        source = source_of(step, data)
+        entry = store.get(step.key)
+        if entry is not None and (names := changed_names(entry, source["definitions"])):
+            changes.append(Change(step, entry, tuple(names), source))
+    return changes
+
+
+def with_earlier_code(
+    source: dict[str, Any], inputs: Mapping[Any, Entry], steps: Mapping[Any, Step], data: Dataset
+) -> dict[str, Any]:
+    """Return what is recorded of a result: a changed input still stands for the code that it was made by."""
+    definitions = dict(source["definitions"])
+    for kind, entry in inputs.items():
+        if changed_names(entry, source_of(steps[kind], data)["definitions"]):
+            definitions |= entry.record["source"]["definitions"]
+    return {**source, "definitions": definitions}
+
+
+def describe(changes: list[Change]) -> str:
+    """Return what changed, and which stages it is about, in one line that ends in an unfinished sentence."""
+    stages: dict[str, list[str]] = {}
+    keys = {name: {c.step.key for c in changes if name in c.names} for c in changes for name in c.names}
+    for change in changes:
+        for name in change.names:
+            # Those after it are about the same change: only the first stages have to be named.
+            if not any(needed.key in keys[name] for needed in change.step.inputs.values()):
+                stages.setdefault(name, []).append(type(change.step.stage).__name__)
+    about = {name: tuple(dict.fromkeys(found)) for name, found in stages.items()}
+    groups = {found: [name for name in about if about[name] == found] for found in about.values()}
+    listed = "; ".join(f"{_listed(names)} (in {', '.join(found)})" for found, names in groups.items())
+    first = ", ".join(dict.fromkeys(stage for found in groups for stage in found))
+    return (
+        f"code has changed since {len({c.step.key for c in changes})} stored results were computed, and no "
+        f"`version` was raised: {listed}. If it changes results, raise `version` of {first}; if not"
+    )
+
+
+def accept(changes: Iterable[Change], store: Store) -> None:
+    """Record in the entries that today's code gives the same results."""
+    for change in changes:
+        store.accept(change.entry, {**change.source, "code": code_version(), "time": time.time()})
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _roots(step: Step, data: Dataset) -> set[str]:
+    roots = {_name(type(step.stage)), _name(type(data))}
+    for field, value in step.stage.settings().items():
+        # Backbones are found by name when a stage runs (benchmark/pipeline/registry.py).
+        if field == "backbone" or field.endswith("_backbone"):
+            roots.add(f"seedbed.methods.backbones.{value}.BACKBONE")
+    for needed in step.inputs.values():
+        roots |= _roots(needed, data)
+    return roots
+
+
+def _name(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

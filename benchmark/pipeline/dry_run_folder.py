@@ -1,0 +1,104 @@
+"""A work folder for a dry run: nothing is written and nothing is generated."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.pipeline.work_folder import CHIMERAS, DEMO_IMAGES, DEMO_SIZE, Place, WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.datasets.base import Dataset, Problem, Split, tune_ids
+from seedbed.datasets.chimera import TRAIN, split_sizes
+from seedbed.datasets.chimera.world import CLASSES
+
+NOT_KNOWN = "not known"
+"""Stands for the digest of a data set of which the store cannot have anything."""
+
+
+class _NotGeneratedError(Exception):
+    """A data set would have to be generated first."""
+
+
+class PlannedChimera(Dataset):
+    """The demonstration data set before it is generated: its ids, classes and image size are known already."""
+
+    tag_source = mask_source = "not generated yet"
+    long_side = DEMO_SIZE
+
+    def __init__(self, root: Path, layout: Literal["voc", "coco"]) -> None:
+        self.root, self.name, self.classes = root, f"chimera-{layout}", CLASSES
+        weak, val, test = split_sizes(DEMO_IMAGES)
+        numbers = tuple(f"{index:06d}" for index in range(DEMO_IMAGES))
+        if layout == "coco":
+            weak, test = weak + test, 0
+        train = numbers[: round(TRAIN * weak) if layout == "voc" else weak]
+        self._ids = {
+            Split.WEAK: numbers[:weak],
+            Split.TRAIN: train,
+            Split.TUNE: tune_ids(train),
+            Split.VAL: numbers[weak : weak + val],
+            Split.TEST: numbers[weak + val : weak + val + test],
+        }
+
+    def ids(self, split: Split) -> tuple[str, ...]:
+        return self._ids[split]
+
+    def image_path(self, image_id: str) -> Path:
+        return self.root / image_id
+
+    def mask_path(self, image_id: str) -> Path:
+        return self.root / image_id
+
+    def tags(self, image_id: str) -> NoReturn:
+        raise DataError(f"{self.root}: not generated yet")
+
+    def saliency_path(self, image_id: str) -> Path:
+        return self.root / image_id
+
+    def label_files(self) -> tuple[Path, ...]:
+        return ()
+
+    def layout_problems(self) -> Iterator[Problem]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class _PlannedPlace(Place):
+    """Where the demonstration data set will lie."""
+
+    def open(self) -> Dataset:
+        return PlannedChimera(Path(self.root), CHIMERAS.get(self.name, "voc"))
+
+
+class DryRunFolder(WorkFolder):
+    """A work folder that is only read."""
+
+    def locate(
+        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
+    ) -> Place:
+        """Return where a data set lies, or would be generated. Raises as `WorkFolder.locate`."""
+        try:
+            return super().locate(name, root, reporter, given)
+        except _NotGeneratedError as error:
+            return _PlannedPlace(name, "chimera", str(error), {})
+
+    def digest(self, data: Dataset, reporter: Reporter) -> str:
+        """Return the data set's digest, or NOT_KNOWN if it does not matter: the store is empty."""
+        if isinstance(data, PlannedChimera) or next(self.store.entries(), None) is None:
+            return NOT_KNOWN
+        with tempfile.TemporaryDirectory() as folder:
+            # The digests of files that are known already are used, and those of others are not kept.
+            if (known := self.root / "digests").is_dir():
+                shutil.copytree(known, Path(folder) / known.name)
+            return WorkFolder(Path(folder)).digest(data, reporter)
+
+    def _demo_chimera(self, layout: Literal["voc", "coco"], reporter: Reporter) -> Path:
+        folder = self.root / "data" / f"chimera-{layout}"
+        if not folder.exists():
+            raise _NotGeneratedError(folder)
+        return folder

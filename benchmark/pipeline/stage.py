@@ -1,0 +1,189 @@
+"""What a stage is: one arrow of the data flow, whose fields are its hyper-parameters.
+
+    images + tags → localise → SCORES → refine → MASKS → segment → CHECKPOINT → predict → MASKS → RECORDS
+
+Every stage writes one directory in the store (benchmark/pipeline/store.py) and is never run twice with the same
+inputs. A method and a refiner are plain lists of stages (benchmark/pipeline/pipeline.py runs them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from seedbed.benchmark.pipeline.hparams import validate, values
+from seedbed.benchmark.progress import Reporter
+from seedbed.datasets.base import Dataset, Split
+
+
+class Kind(Enum):
+    """What a stage's directory holds. The value is the word that users see."""
+
+    CHECKPOINT = "checkpoint"
+    """A trained network (benchmark/training/checkpoint.py)."""
+    TAGS = "tags"
+    """Image-level labels of `weak` that replace the data set's own (for example sub-categories)."""
+    SUPERPIXELS = "superpixels"
+    """A folder of palette PNGs of `weak`: the superpixel of every pixel, 0..254 (methods/icd/superpixels.py)."""
+    CONFIDENT_LABELS = "confident labels"
+    """What a refiner learns from: the pixels of `weak` whose label is sure (methods/refine/psa/, irn.py)."""
+    SCORES = "scores"
+    """Localisation maps of one split (benchmark/evaluation/maps.py)."""
+    THRESHOLD = "threshold"
+    """The background threshold for SCORES (benchmark/evaluation/threshold.py)."""
+    MASKS = "masks"
+    """A folder of palette PNGs of one split, labels 0..C and 255."""
+    RECORDS = "records"
+    """Measured numbers of one split (benchmark/evaluation/records.py)."""
+
+
+ALWAYS_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS, Kind.SUPERPIXELS, Kind.CONFIDENT_LABELS)
+"""What a training needs or makes: of `weak`, whatever the split that is asked for."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a method may know of the data set and of the run when it lists its stages."""
+
+    classes: int
+    """Number of foreground classes."""
+    long_side: int
+    """Longer image side in pixels at which networks work: the data set's median, or `size`."""
+    backbone: str
+    weights: str = "none"
+    """Initialisation: `none`, `imagenet`, or `sha256:…` of a state-dict file."""
+    size: int = 0
+    """The user's `--size`: images are shown to networks with this longer side; 0 is each image's own size."""
+
+    def scaled(self, pixels: int, multiple: int = 8) -> int:
+        """Return a size given for VOC's 500-pixel images, scaled down to this data set's image size.
+
+        Sizes are never scaled up; those that are scaled are rounded to a multiple of `multiple` pixels.
+        """
+        factor = self.long_side / 500
+        if factor >= 1:
+            return pixels
+        return max(multiple, round(pixels * factor / multiple) * multiple)
+
+
+OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
+"""Told a training stage's name and the mean losses of its epochs so far; raises to stop the training."""
+
+
+def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
+    """Let every training go on."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """How a stage runs. Nothing here but `seed` and `split` may change its result."""
+
+    seed: int
+    split: Split
+    """The split whose images SCORES, MASKS and RECORDS are made of; training stages get `weak`."""
+    scratch: Path
+    """A directory that survives a kill of this stage and is removed when the stage is done."""
+    device: str = "cpu"
+    workers: int = 0
+    """Processes for loading, CRF and evaluation beside the main one."""
+    weights_files: Mapping[str, Path] | None = None
+    """Where the state-dict files of the `sha256:…` initialisations lie."""
+    reporter: Reporter = field(default_factory=Reporter)
+    on_epoch: OnEpoch = ignore_epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ABC):
+    """One cached step. Subclasses are frozen keyword-only dataclasses whose fields are declared by `hp`."""
+
+    version: ClassVar[int]
+    """Raised by one whenever the stage's result changes for the same fields."""
+    consumes: ClassVar[tuple[Kind, ...]] = ()
+    produces: ClassVar[Kind]
+    seeded: ClassVar[bool] = True
+    """False where the stage draws no random number, so that all seeds share its result."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def on(self) -> Split | None:
+        """The split that the stage always works on; None where it works on the split that is asked for."""
+        return Split.WEAK if self.produces in ALWAYS_ON_WEAK else None
+
+    @abstractmethod
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Compute from `inputs` (the latest artifact of each consumed kind) and leave files in `out`."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields by name, as plain JSON values."""
+        return values(self)
+
+    def identity(self, seed: int, data_digest: str, split: Split, inputs: Mapping[Kind, str]) -> dict[str, Any]:
+        """Return all that decides the stage's result, as plain JSON values. Its sha256 is the cache key."""
+        return {
+            "stage": type(self).__name__,
+            "version": self.version,
+            "settings": self.settings(),
+            "seed": seed if self.seeded else None,
+            "data": data_digest,
+            "split": str(split),
+            "inputs": {kind.value: key for kind, key in sorted(inputs.items(), key=lambda i: i[0].value)},
+        }
+
+
+def cache_key(identity: Mapping[str, Any]) -> str:
+    """Return the sha256 (hex) of a stage's identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+class Method(ABC):
+    """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`.
+
+    A method is a frozen dataclass. Those of its fields that are declared by `hp` decide which stages there are,
+    and are set as those of a stage are: `--set ScCam.rounds=2`.
+    """
+
+    name: str
+    paper: str
+    one_step: bool
+    """True where `localise` ends in the MASKS that its own network predicts: there is no refiner."""
+    fixed_threshold: float
+    """The paper's constant background threshold for its maps, in [0, 1]."""
+
+    @property
+    def supervision(self) -> Literal["I", "I+S"]:
+        """Image tags only, or tags and saliency maps."""
+        return "I"
+
+    @abstractmethod
+    def localise(self, meta: Meta) -> list[Stage]:
+        """Return the stages from images and tags to SCORES (and on to MASKS, if `one_step`)."""
+
+    def on_masks(self, meta: Meta) -> list[Stage]:
+        """Return stages on the pseudo-masks after the refiner, from MASKS to MASKS; none if `one_step`."""
+        return []
+
+    def measurements(self, meta: Meta) -> list[Stage]:
+        """Return stages that make RECORDS, and pictures `*.png`, of what `localise` leaves on `train`.
+
+        They are for the numbers of a method's own tables; what every method is measured by is not among them.
+        """
+        return []
+
+
+class Refiner(Protocol):
+    """From SCORES to pseudo-masks: the object `REFINER` of a file in `methods/refine/`."""
+
+    name: str
+    paper: str
+
+    def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
+        """Return the stages from SCORES to MASKS."""
+        ...

@@ -1,0 +1,217 @@
+"""The work folder, and `seedbed.toml`, which maps the names of data sets to where they lie.
+
+    seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder a run
+    seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
+    seedbed-work/sweeps/    one folder a sweep          seedbed-work/mlflow/   MLflow's SQLite file and artifacts
+
+`seedbed.toml`, in the current folder, is optional:
+
+    [datasets]
+    voc2012 = "/data/VOCdevkit/VOC2012"
+
+    [datasets.chimera-coco]      # a name of your own
+    dataset = "chimera"          # which loader
+    root = "/data/chimera-coco"  # further keys are options of the loader
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
+from seedbed.benchmark.paths import expanded
+from seedbed.benchmark.pipeline.registry import DATASETS
+from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.progress import Reporter
+from seedbed.datasets.base import Dataset
+
+PATH_OPTIONS = ("masks", "saliency", "tags")
+"""The loaders' options that are paths."""
+CONFIGURATION = Path("seedbed.toml")
+BACKSLASHES = ". Write Windows paths in single quotes ('C:\\data') or with slashes"
+DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
+"""The Chimera that is generated if no root is given."""
+CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-coco": "coco"}
+"""The generated data sets that need no root, with their layouts."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A data set by name, and all that any process on any node needs to open it."""
+
+    name: str
+    loader: str
+    root: str
+    """An absolute path."""
+    options: Mapping[str, Any]
+    """Of the loader; those that are paths are absolute."""
+
+    def open(self) -> Dataset:
+        """Open the data set. Raises ConfigError for unknown options, DataError without a data set."""
+        data: Dataset = DATASETS.load(self.loader).open(Path(self.root), **self.options)
+        if self.name not in DATASETS.names():
+            data.own_name = self.name
+        return data
+
+    def folders(self) -> tuple[str, ...]:
+        """Return the folders and files that the data set is read from, for `paths.without_folders`."""
+        return (self.root, *(str(self.options[key]) for key in PATH_OPTIONS if key in self.options))
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Everything that Seedbed writes is below `root`."""
+
+    root: Path
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "store")
+
+    @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def digest(self, data: Dataset, reporter: Reporter) -> str:
+        """Return the data set's content digest; digests of unchanged files are read from the work folder."""
+        folder = self.root / "digests"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
+        with reporter.bar(f"reading {data.display_name}", 1) as bar:
+            return data.digest(folder / f"{data.name}-{place}.json", bar.at)
+
+    def locate(
+        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
+    ) -> Place:
+        """Return where the data set `name` lies: a loader's name, or one that `seedbed.toml` defines.
+
+        `root` and the loader's options in `given` win over `seedbed.toml`; Chimera without a root is generated in
+        the work folder. Raises ConfigError for an unknown name and where no root is known.
+        """
+        place = self._configured(name, given or {})
+        if root is not None:
+            place = replace(place, root=str(root))
+        if not place.root and place.loader == "chimera":
+            place = replace(place, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"), reporter)))
+        if not place.root:
+            raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
+        return _absolute(place)
+
+    def current(self, place: Place, digest: str, reporter: Reporter) -> Place:
+        """Return where a data set lies that an earlier trial read at `place`.
+
+        If it is no longer there, that is where `locate` finds it, without generating any. Raises ConfigError if
+        it is nowhere, DataError if its content has another digest.
+        """
+        if Path(place.root).is_dir():
+            return place
+        now = self._configured(place.name, {})
+        if not now.root and now.loader == "chimera":
+            now = replace(now, root=str(self._demo_folder(CHIMERAS.get(place.name, "voc"))))
+        if not now.root:
+            raise ConfigError(f"{place.root}: no such folder (the root of {place.name})")
+        now = _absolute(now)
+        if self.digest(now.open(), reporter) != digest:
+            raise DataError(f"{now.root}: not the content that {place.name} had at {place.root}")
+        return now
+
+    def _configured(self, name: str, given: Mapping[str, Any]) -> Place:
+        """Return what `seedbed.toml` and `given` options say about a data set; its root may be empty."""
+        configured = read_configuration(CONFIGURATION)
+        known = {*DATASETS.names(), *CHIMERAS, *configured}
+        if name not in known:
+            raise unknown_name("data set", name, known)
+        options = {**configured.get(name, {}), **given}
+        loader = options.pop("dataset", "chimera" if name in CHIMERAS and name not in configured else name)
+        if loader not in DATASETS.names():
+            raise unknown_name(f"loader of {name} (key `dataset` in {CONFIGURATION}):", loader, DATASETS.names())
+        return Place(name, loader, options.pop("root", ""), options)
+
+    def open(
+        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
+    ) -> Dataset:
+        """Locate and open a data set, and tell the user what it reads. Raises ConfigError, DataError."""
+        data = self.locate(name, root, reporter, given).open()
+        reporter.say(f"{data.display_name}: tags from {data.tag_source}; masks from {data.mask_source}")
+        for notice in data.notices:
+            reporter.say(f"note: {notice}")
+        return data
+
+    def _demo_folder(self, layout: Literal["voc", "coco"]) -> Path:
+        return self.root / "data" / f"chimera-{layout}"
+
+    def _demo_chimera(self, layout: Literal["voc", "coco"], reporter: Reporter) -> Path:
+        from seedbed.datasets.chimera import generate
+
+        folder = self._demo_folder(layout)
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            reporter.say(f"generating {DEMO_IMAGES} Chimera images in {folder}")
+            generate(folder, layout=layout, images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
+        return folder
+
+
+def _absolute(place: Place) -> Place:
+    """Return a place with absolute paths. Raises ConfigError if its root is no folder."""
+    root = expanded(place.root)
+    if not root.is_dir():
+        problem = "not a folder" if root.exists() else "no such folder"
+        raise ConfigError(
+            f"{root}: {problem} (the root of {place.name}); say where it is by --root DIR, in a sweep by "
+            f"--datasets {place.name}=DIR, or in {CONFIGURATION}"
+        )
+    paths = {key: str(expanded(place.options[key]).resolve()) for key in PATH_OPTIONS if key in place.options}
+    return replace(place, root=str(root.resolve()), options={**place.options, **paths})
+
+
+def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:
+    """Return the keys of each data set in `seedbed.toml`; none if there is no such file.
+
+    Raises ConfigError, naming the file, if it cannot be read and for every entry of the wrong kind.
+    """
+    if not path.exists():
+        return {}
+    try:
+        # Windows editors put a byte order mark before the text.
+        text = path.read_text("utf-8-sig")
+        content = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8; save it with the encoding UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        hint = BACKSLASHES if "\\" in text else ""
+        raise ConfigError(f"{path}: {error}{hint}") from None
+    for key in content:
+        if key != "datasets":
+            raise ConfigError(f"{path}: unknown table {key!r}. Valid: datasets")
+    table = content.get("datasets", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: datasets: expected a table, [datasets]")
+    return {name: _entry(f"{path}: datasets.{_key(name)}", name, value) for name, value in table.items()}
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else repr(name)
+
+
+def _entry(where: str, name: str, value: Any) -> dict[str, Any]:
+    """Return the keys of one data set. Raises ConfigError for a wrong name and wrong types."""
+    if not name.strip() or name != name.strip() or "=" in name or not name.isprintable():
+        raise ConfigError(f"{where}: a name must be printable and without '=' or blanks at its ends")
+    entry = {"root": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: expected a folder, or a table with the keys dataset and root")
+    for key in ("root", "dataset", *PATH_OPTIONS):
+        if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
+            raise ConfigError(f"{where}.{key} = {entry[key]!r}: expected a text")
+    return dict(entry)

@@ -1,0 +1,311 @@
+"""Runs a study as a sweep of its variants, and makes the paper's table of what the trials measured.
+
+What a cell reports is the mean over seeds. Its interval, and that of a claim, is a paired bootstrap over images
+and seeds where the trials keep per-image statistics, else Student's t over seeds (benchmark/studies/intervals.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seedbed.benchmark.environment import code_version
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.evaluation.bootstrap import Interval
+from seedbed.benchmark.evaluation.per_image import Ratios, ratios_of
+from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.paths import slug, without_folders
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.studies.intervals import (
+    difference_over_images,
+    difference_over_seeds,
+    over_images,
+    over_seeds,
+)
+from seedbed.benchmark.studies.study import Spot, Study, measure_of
+from seedbed.benchmark.sweeps.settings import NAME, SweepSettings, settings_of
+from seedbed.benchmark.sweeps.trial_files import Job, read_job, read_outcome, write_text
+from seedbed.benchmark.trials.trial import SMALL_IMAGES
+from seedbed.datasets.tools.check import preflight
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.sweeps.progress import SweepResult
+
+HOURS = "cost/hours"
+CITED = "reported only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest:
+    """How a user wants a study run."""
+
+    dataset: str
+    root: Path | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    name: str = ""
+    """The sweep's; empty: the study's and the data set's."""
+    backbone: str | None = None
+    """None: the paper's, or `tiny` for small images."""
+    weights: str | None = None
+    segmentation_backbone: str | None = None
+    segmentation_weights: str | None = None
+    size: int = 0
+    allow_val_in_training: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a sweep that are about the machines: workers, cores, address."""
+
+
+def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Reporter) -> SweepSettings:
+    """Return the sweep that a study is.
+
+    Raises ConfigError where `settings` change what the table varies, and for everything that a sweep refuses.
+    """
+    if varied := sorted(study.varied & {*request.settings}):
+        raise ConfigError(f"{study.name} varies {', '.join(varied)}: it cannot be set")
+    data = work.locate(request.dataset, request.root, reporter).open()
+    preflight(data, allow_val_in_training=request.allow_val_in_training)
+    small = data.long_side <= SMALL_IMAGES
+    variants = dict(study.variants)
+    if small or request.segmentation_backbone:
+        variants = {
+            name: type(variant)(**{**vars(variant), "segmentation_backbone": None})
+            for name, variant in variants.items()
+        }
+    second = None if small else study.segmentation_backbone
+    needed = any(variant.segment for variant in variants.values())
+    content: dict[str, Any] = {
+        "name": request.name or _usual_name(study, request.dataset),
+        "datasets": [f"{request.dataset}={request.root}" if request.root else request.dataset],
+        "variants": variants,
+        "trials": 0,
+        "seeds": list(request.seeds),
+        "maps_on": list(study.maps_on),
+        "selections": list(study.selections),
+        "backbone": request.backbone or (None if small else study.backbone),
+        "weights": request.weights,
+        "segmentation_backbone": (request.segmentation_backbone or second) if needed else None,
+        "segmentation_weights": request.segmentation_weights if needed else None,
+        "size": request.size,
+        "allow_val_in_training": request.allow_val_in_training,
+        "settings": dict(request.settings),
+        **request.where,
+    }
+    return settings_of({key: value for key, value in content.items() if value is not None})
+
+
+def run_study(
+    settings: SweepSettings, work: WorkFolder, reporter: Reporter, accept_changed_code: bool = False
+) -> SweepResult:
+    """Run the trials of a study, or go on with them, as `run_sweep`; those that failed before run again."""
+    from seedbed.benchmark.sweeps.driver import run_sweep
+
+    return run_sweep(settings, work, reporter, retry_failed=True, accept_changed_code=accept_changed_code)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one trial measured."""
+
+    job: Job
+    failure: str
+    """Why there are no numbers; empty where there are."""
+    values: Mapping[str, float]
+    """Records by name, as fractions."""
+    folder: Path
+
+    def ratios(self, measure: str, classes: Sequence[str]) -> Ratios | None:
+        """Return the parts of a record by image."""
+        thresholds = {name: value for name, value in self.values.items() if "/threshold" in name}
+        return ratios_of(self.folder / "per_image", measure, classes, thresholds)
+
+
+def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
+    """Return what the trials of a sweep measured, by variant and seed."""
+    found = {}
+    for path in sorted((work.sweeps / sweep / "trials").glob("*/job.json")):
+        job, outcome = read_job(path.parent), read_outcome(path.parent)
+        values: dict[str, float] = {}
+        failure = "has not ended" if outcome is None else outcome.reason if outcome.status != "complete" else ""
+        failure = without_folders(failure, *job.place.folders())
+        if outcome is not None and not failure:
+            try:
+                records = read_records(path.parent / "records.parquet")
+            except DataError as error:
+                failure = without_folders(str(error), *job.place.folders())
+            else:
+                values = {record.name: record.value for record in records if record.value is not None}
+                values[HOURS] = sum(outcome.stages.values()) / 3600
+        found[job.cell.variant, job.trial.seed] = Measured(job, failure, values, path.parent)
+    return found
+
+
+def result_of(
+    study: Study, settings: SweepSettings, work: WorkFolder, command: str, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the study's table as plain JSON values (docs/studies.md says what they are)."""
+    trials = measured(work, settings.name)
+    table = Table(study, trials, settings.seeds, tuple(classes))
+    columns = [*dict.fromkeys(("background", *classes, "mIoU"))] if study.by_class else list(study.table.columns)
+    labels = [row.label for row in study.table.rows]
+    own = {row.label: row.own for row in study.table.rows}
+    dataset = settings.dataset_names()[0]
+    return {
+        "study": study.name,
+        "sweep": "" if settings.name == _usual_name(study, dataset) else settings.name,
+        "title": study.title,
+        "paper": f"{study.paper.title}, {_number(study.table.number)}",
+        "method": study.paper.method,
+        "dataset": dataset,
+        "unit": study.table.unit,
+        "columns": columns,
+        "rows": [
+            {"label": row, "own": own[row], "cells": [table.cell(row, column) for column in columns]}
+            for row in labels
+        ],
+        "protocol": {"ours": _protocol(study, settings, trials), "paper": dict(study.table.protocol)},
+        "claims": [table.claim(claim.text, claim.higher, claim.lower) for claim in study.claims],
+        "notes": [*study.notes, *([study.table.note] if study.table.note else [])],
+        "command": command,
+        "code": code_version(),
+        "seeds": list(settings.seeds),
+    }
+
+
+def _usual_name(study: Study, dataset: str) -> str:
+    return f"{study.name}-{dataset if NAME.fullmatch(dataset) else slug(dataset)}"
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write `table.json`, and the same table as Markdown, LaTeX and CSV beside it."""
+    from seedbed.leaderboard.data.study_results import study_of
+    from seedbed.leaderboard.tables.study import FORMATS
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.json", json.dumps(result, indent=1, ensure_ascii=False))
+    for suffix, text_of in FORMATS.items():
+        write_text(folder / f"table.{suffix}", text_of(study_of(result)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The numbers of a study's cells."""
+
+    study: Study
+    trials: Mapping[tuple[str, int], Measured]
+    seeds: Sequence[int]
+    classes: tuple[str, ...]
+
+    def cell(self, row: str, column: str) -> dict[str, Any]:
+        """Return one cell: our mean, spread and interval, the paper's value and the difference, in its unit."""
+        paper = self.study.table.value(row, column)
+        spot = self._spot(row, column)
+        cell: dict[str, Any] = dict.fromkeys(("ours", "std", "low", "high", "difference"))
+        cell |= {"paper": paper, "seeds": 0, "missing": spot.missing}
+        if not spot.variant:
+            return cell
+        measure = measure_of(self.study, spot, column)
+        values, missing = self._values(spot, measure)
+        if missing or not values:
+            return cell | {"missing": missing or f"no record {measure}"}
+        scale = self._scale(measure)
+        mean = scale * statistics.fmean(values.values())
+        cell |= {"ours": mean, "seeds": len(values)}
+        if len(values) > 1:
+            cell["std"] = scale * statistics.stdev(values.values())
+        ratios = self._ratios(spot, measure)
+        estimate = over_images(ratios) if ratios else over_seeds([*values.values()])
+        if estimate is not None:
+            cell |= {"low": scale * estimate.low, "high": scale * estimate.high}
+        if paper is not None:
+            cell["difference"] = mean - paper
+        return cell
+
+    def claim(self, text: str, higher: tuple[str, str], lower: tuple[str, str]) -> dict[str, Any]:
+        """Return what we found of a claim of the paper, with the paper's own difference."""
+        above, below = self.study.table.value(*higher), self.study.table.value(*lower)
+        found: dict[str, Any] = {"text": text, "verdict": "undecided"}
+        found |= dict.fromkeys(("difference", "low", "high", "p", "paper"))
+        if above is not None and below is not None:
+            found["paper"] = above - below
+        spots = [self._spot(*place) for place in (higher, lower)]
+        measures = [measure_of(self.study, s, place[1]) for s, place in zip(spots, (higher, lower), strict=True)]
+        both = [self._values(spot, measure) for spot, measure in zip(spots, measures, strict=True)]
+        common = sorted({*both[0][0]} & {*both[1][0]})
+        if not common or any(missing for _, missing in both):
+            return found
+        scale = self._scale(measures[0])
+        ratios = [self._ratios(spot, measure) for spot, measure in zip(spots, measures, strict=True)]
+        estimate: Interval | None
+        if all(ratios) and ratios[0].keys() == ratios[1].keys() and _same_images(*ratios):
+            estimate = difference_over_images(*ratios)
+        else:
+            estimate = difference_over_seeds(*([values[seed] for seed in common] for values, _ in both))
+        found["difference"] = scale * statistics.fmean(both[0][0][s] - both[1][0][s] for s in common)
+        if estimate is not None:
+            found |= {"low": scale * estimate.low, "high": scale * estimate.high, "p": estimate.p}
+            found["verdict"] = verdict(estimate.low, estimate.high)
+        return found
+
+    def _spot(self, row: str, column: str) -> Spot:
+        by_class = self.study.by_class and column not in self.study.columns
+        missing = self.study.spots.get((row, "mIoU" if by_class else column))
+        return missing or Spot("", "", CITED)
+
+    def _values(self, spot: Spot, measure: str) -> tuple[dict[int, float], str]:
+        """Return the numbers by seed, and why some seed has none."""
+        values = {}
+        for seed in self.seeds:
+            trial = self.trials.get((spot.variant, seed))
+            if trial is None or trial.failure:
+                return {}, f"seed {seed}: {'was not run' if trial is None else trial.failure}"
+            if measure in trial.values:
+                values[seed] = trial.values[measure]
+        return values, ""
+
+    def _ratios(self, spot: Spot, measure: str) -> dict[int, Ratios]:
+        found = {s: self.trials[spot.variant, s].ratios(measure, self.classes) for s in self.seeds}
+        known = {seed: ratios for seed, ratios in found.items() if ratios is not None}
+        return known if len(known) == len(found) else {}
+
+    def _scale(self, measure: str) -> float:
+        return 100.0 if self.study.table.unit == "%" and measure != HOURS else 1.0
+
+
+def verdict(low: float, high: float) -> str:
+    """Return what an interval of the difference says of a claim that it is positive."""
+    if math.isnan(low) or low <= 0 <= high:
+        return "undecided"
+    return "holds" if low > 0 else "does not hold"
+
+
+def _same_images(first: Mapping[int, Ratios], second: Mapping[int, Ratios]) -> bool:
+    return len({ratios.ids for ratios in (*first.values(), *second.values())}) == 1
+
+
+def _number(number: str) -> str:
+    return number if number.startswith("Figure") else f"Table {number}"
+
+
+def _protocol(study: Study, settings: SweepSettings, trials: Mapping[tuple[str, int], Measured]) -> dict[str, str]:
+    """Return the conditions of our numbers in words."""
+    first = next(iter(trials.values()), None)
+    facts: Mapping[str, Any] = {} if first is None else first.job.facts
+    ours = {
+        "dataset": settings.dataset_names()[0],
+        "data digest": str(facts.get("data_digest", ""))[:12],
+        "splits of maps": ", ".join(study.maps_on),
+        "backbone": str(facts.get("backbone", "")),
+        "initialisation": str(facts.get("initialisation", ""))[:19],
+        "image side": str(settings.size or "as they are"),
+        "random seeds": ", ".join(map(str, settings.seeds)),
+    }
+    for key, value in settings.settings.items():
+        ours[key] = str(value)
+    return {name: text for name, text in ours.items() if text}

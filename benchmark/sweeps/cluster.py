@@ -1,0 +1,215 @@
+"""The connection to Ray: start or join it, send the code, ask every node for the data, notice its death."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from seedbed.benchmark.environment import CODE_VARIABLE, code_version
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.pipeline.work_folder import Place
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.settings import SweepSettings
+from seedbed.benchmark.training.initialisation import is_file
+
+NOT_SHIPPED = (
+    ".git/",
+    ".venv/",
+    "**/__pycache__/",
+    ".mypy_cache/",
+    ".ruff_cache/",
+    ".pytest_cache/",
+    "seedbed-work/",
+    "docs/",
+    "tests/",
+    "dist/",
+    "*.pth",
+    "*.pt",
+    "*.npy",
+    "*.arrow",
+    "*.db",
+    "*.zip",
+    "*.tar",
+)
+
+
+@contextmanager
+def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter) -> Iterator[None]:
+    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards.
+
+    `apart` are folders and files that are not sent to other nodes, should they lie in the checkout. Raises
+    ConfigError where there is no cluster.
+    """
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_GLOBAL_CHECKPOINT_S="600",
+        TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S="0",
+        RAY_AIR_NEW_OUTPUT="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_USAGE_STATS_ENABLED="0",
+    )
+    if settings.address is not None:
+        # More trials in the queue show the autoscaler how many nodes are wanted.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
+    # SweepProgress reports each trial; Tune would print a traceback for each worker that dies.
+    for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
+        logging.getLogger(name).setLevel(level)
+    variables = {
+        "OMP_NUM_THREADS": str(settings.cpus_per_trial),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        CODE_VARIABLE: code_version(),
+    }
+    environment: dict[str, Any] = {"env_vars": variables}
+    if settings.address is not None:
+        environment |= shipped_code(apart)
+    reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
+    if settings.address is None:
+        give_token()
+    try:
+        _knock(settings.address)
+        ray.init(
+            address=settings.address or "local",
+            runtime_env=environment,
+            include_dashboard=False if settings.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        where = "Ray does not start here" if settings.address is None else f"no Ray cluster at {settings.address}"
+        raise ConfigError(f"{where} ({text})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def give_token() -> None:
+    """Give a Ray of our own a token of its own if the home folder, where Ray keeps one, cannot be written to."""
+    try:
+        (Path.home() / ".ray").mkdir(parents=True, exist_ok=True)
+        writable = os.access(Path.home() / ".ray", os.W_OK)
+    except (OSError, RuntimeError):
+        writable = False
+    if not writable:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _knock(address: str | None, seconds: float = 10.0) -> None:
+    """Raise ConnectionError where nothing answers at `address`; Ray itself would ask again for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from None
+
+
+def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
+    """Return what sends this code to all nodes: the checkout without `apart`, or else the packages."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").exists():
+        inside = [f"/{path.relative_to(root)}" for path in apart if root in path.parents]
+        return {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside]}
+    return {"py_modules": [str(root)]}
+
+
+def check_nodes(all_places: Sequence[Place], token: Path, *weights: str | None) -> None:
+    """Raise ConfigError, listing all problems, where a node lacks the data, the file `token` or the weights."""
+    places = [asdict(place) for place in all_places]
+    ids = {place.name: _counts(place) for place in all_places}
+    check = ray.remote(num_cpus=0)(problems_of_node)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node.get("NodeManagerAddress", node["NodeID"])
+            asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
+                places, ids, str(token), *weights
+            )
+    problems = []
+    for name, answer in asked.items():
+        # A node that dies meanwhile runs no trials either.
+        with contextlib.suppress(ray.exceptions.RayError):
+            problems += [f"node {name}: {problem}" for problem in ray.get(answer)]
+    if problems:
+        raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
+
+
+def _counts(place: Place) -> list[int]:
+    from seedbed.datasets.base import Split
+
+    data = place.open()
+    return [len(data.ids(split)) for split in Split]
+
+
+def problems_of_node(
+    places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
+) -> list[str]:
+    """Return what keeps this node from running trials: data sets by place, and their images a split."""
+    problems = []
+    if not Path(token).exists():
+        problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
+    files = [path for path in dict.fromkeys(weights) if is_file(path)]
+    problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
+    for content in places:
+        place = Place(**content)
+        try:
+            if not Path(place.root).is_dir():
+                raise DataError(f"{place.root}: no such folder (the root of {place.name})")
+            if (found := _counts(place)) != ids[place.name]:
+                raise DataError(
+                    f"{place.root}: {place.name} has other images here ({found}, not {ids[place.name]})"
+                )
+        except Exception as error:
+            problems.append(str(error))
+    return problems
+
+
+class Pulse:
+    """Looks every second whether Ray still lives, and calls `died` where it does not."""
+
+    def __init__(self, died: Callable[[], None]) -> None:
+        self._died = died
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        ours = psutil.Process().children(recursive=True)
+        self._processes = [p for p in ours if p.name() in ("raylet", "gcs_server")]
+        self._node = ray.get_runtime_context().get_node_id()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        missed = 0
+        while not self._stop.wait(1):
+            missed = 0 if self._alive() else missed + 1
+            # A cluster's head that does not answer once may only be busy.
+            if missed >= (1 if self._processes else 10) and not self._stop.is_set():
+                self._died()
+
+    def _alive(self) -> bool:
+        try:
+            if self._processes:
+                return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._processes)
+            # In a cluster that somebody else started, the head says whether this node is there.
+            return any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes())
+        except (psutil.NoSuchProcess, ray.exceptions.RayError, ConnectionError, RuntimeError):
+            return False

@@ -1,0 +1,98 @@
+"""Refuses a sweep that would show results of earlier code as today's, unless the user accepts them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from seedbed.benchmark.errors import ConfigError, SeedbedError
+from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, changes_of, describe
+from seedbed.benchmark.pipeline.pipeline import Step
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan
+from seedbed.benchmark.sweeps.trial_files import Job, Outcome, read_job, read_outcome
+from seedbed.benchmark.trials.trial import Trial
+
+
+def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
+    """Look at all results that a sweep will take from the store or has finished, before any trial starts.
+
+    If `accepted`, record in the store that today's code gives the same results, and only warn of trials that were
+    finished with other versions of their stages. Else raise ConfigError, naming what changed.
+    """
+    changes: dict[str, Change] = {}
+    for cell in plan.cells:
+        for trial in _known_trials(plan, cell):
+            changes |= {change.step.key: change for change in _changes(plan, cell, trial)}
+    _decide(list(changes.values()), plan, accepted)
+    other = _finished_with_other_versions(plan)
+    if other:
+        text = (
+            f"trials of this sweep that have finished used other versions of {', '.join(other)}. Give the sweep a "
+            f"new --name: what is still valid is taken from the store"
+        )
+        if not accepted:
+            raise ConfigError(f"{text}; or give {OPTION} to keep them beside new ones")
+        reporter.warn(text)
+
+
+def check_job(plan: SweepPlan, job: Job, accepted: bool) -> None:
+    """Do what `check_code` does for the store, for one trial whose settings were not known before."""
+    cell = next(cell for cell in plan.cells if cell.cell == job.cell)
+    _decide(_changes(plan, cell, job.trial), plan, accepted)
+
+
+def _decide(changes: list[Change], plan: SweepPlan, accepted: bool) -> None:
+    if accepted:
+        accept(changes, plan.work.store)
+    elif changes:
+        raise ConfigError(f"{describe(changes)}, give {OPTION} to use the stored results")
+
+
+def _changes(plan: SweepPlan, cell: CellPlan, trial: Trial) -> list[Change]:
+    return changes_of(_steps(plan, cell, trial).values(), cell.data, plan.work.store)
+
+
+def _steps(plan: SweepPlan, cell: CellPlan, trial: Trial) -> dict[str, Step]:
+    try:
+        return plan.plan(cell, trial).steps()
+    except SeedbedError:
+        # Settings of an earlier suggestion that are impossible today: the trial itself says so.
+        return {}
+
+
+def _known_trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
+    """Yield the trials of a cell that are known before it begins, and those that have finished."""
+    if plan.settings.trials:
+        yield plan.trial(cell, plan.settings.search_seed, {}, "search")
+    for seed in plan.settings.seeds:
+        yield plan.trial(cell, seed, {}, "confirm")
+    for job, _ in _finished(plan):
+        if job.cell == cell.cell:
+            yield job.trial
+
+
+def _finished(plan: SweepPlan) -> Iterator[tuple[Job, Outcome]]:
+    for folder in sorted((plan.folder / "trials").glob("*")):
+        try:
+            job, outcome = read_job(folder), read_outcome(folder)
+        except (OSError, ValueError, TypeError, KeyError, SeedbedError):
+            continue  # Left by a power loss: the trial runs again.
+        if outcome is not None:
+            yield job, outcome
+
+
+def _finished_with_other_versions(plan: SweepPlan) -> list[str]:
+    """Return the stages whose version differs from that of trials that have finished."""
+    cells = {cell.cell: cell for cell in plan.cells}
+    names: dict[str, None] = {}
+    for job, outcome in _finished(plan):
+        if outcome.status != "complete" or job.cell not in cells:
+            continue
+        steps = {key[:12]: step for key, step in _steps(plan, cells[job.cell], job.trial).items()}
+        if steps and not outcome.stages.keys() <= steps.keys():
+            new = [step for key, step in steps.items() if key not in outcome.stages]
+            first = [
+                step for step in new if not any(i.key[:12] not in outcome.stages for i in step.inputs.values())
+            ]
+            names |= dict.fromkeys(type(step.stage).__name__ for step in first)
+    return list(names)

@@ -1,0 +1,188 @@
+"""What a sweep will do and cost, before it runs (`seedbed sweep --dry-run`).
+
+Suggestions are not known before the search, so random ones stand for them: which stages they share is the same.
+Costs come from the durations in this store: of the same stage with the same backbone, image size, number of images
+and device, else scaled by pixels and images from the closest one, and called rough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+import optuna
+
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.cost import Conditions, conditions_of
+from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder, PlannedChimera
+from seedbed.benchmark.pipeline.pipeline import Step
+from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan, plan_sweep
+from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
+from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.trials.trial import Trial
+from seedbed.datasets.base import Dataset
+
+
+@dataclass(frozen=True)
+class CellForecast:
+    """The trials of a cell."""
+
+    cell: Cell
+    searching: int
+    confirming: int
+    searched: list[str]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a step will take."""
+
+    seconds: float
+    rough: bool
+    """Whether it is scaled from images of another size or number."""
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """How often a stage is needed, how many different artifacts that is, and what the missing ones cost."""
+
+    stage: str
+    needed: int
+    distinct: int
+    stored: int
+    estimates: tuple[Estimate, ...]
+    """Estimates of the missing artifacts for which this store has timed a comparable stage."""
+
+    @property
+    def missing(self) -> int:
+        """Number of artifacts that are not in the store."""
+        return self.distinct - self.stored
+
+    @property
+    def not_timed(self) -> int:
+        """Number of missing artifacts without an estimate."""
+        return self.missing - len(self.estimates)
+
+    @property
+    def rough(self) -> bool:
+        """Whether an estimate is scaled from images of another size or number."""
+        return any(estimate.rough for estimate in self.estimates)
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean of the estimates; None without any."""
+        return fmean(estimate.seconds for estimate in self.estimates) if self.estimates else None
+
+    @property
+    def hours(self) -> float:
+        """Sum of the estimates."""
+        return sum(estimate.seconds for estimate in self.estimates) / 3600
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All of a sweep."""
+
+    cells: list[CellForecast]
+    stages: list[StageForecast]
+    device: str | None
+    """`cpu` or `cuda`; None if it is not known what the cluster's machines have."""
+    not_generated: tuple[str, ...]
+    """Data sets that the sweep will generate."""
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return sum(cell.searching + cell.confirming for cell in self.cells)
+
+
+def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> Forecast:
+    """Return what a sweep would do. Runs and writes nothing. Raises ConfigError and DataError as the sweep."""
+    work = DryRunFolder(work.root)
+    plan = plan_sweep(settings, work, reporter)
+    needed: Counter[str] = Counter()
+    steps: dict[str, dict[str, tuple[Step, Dataset]]] = defaultdict(dict)
+    cells = []
+    for cell in plan.cells:
+        searching = confirming = 0
+        for trial in _trials(plan, cell):
+            searching += trial.measure_on == "tune"
+            confirming += trial.measure_on == "report"
+            try:
+                planned = plan.plan(cell, trial).steps()
+            except ConfigError:
+                # Random settings that do not go together; such a trial would fail at no cost.
+                continue
+            for key, step in planned.items():
+                needed[type(step.stage).__name__] += 1
+                steps[type(step.stage).__name__][key] = (step, cell.data)
+        searched = sorted(plan.space(cell)) if settings.trials > 1 else []
+        cells.append(CellForecast(cell.cell, searching, confirming, searched))
+    device = _device(settings)
+    times = _Durations(work.store)
+    stages = []
+    for name, distinct in steps.items():
+        missing = [found for key, found in distinct.items() if work.store.get(key) is None]
+        estimates = [times.estimate(step, data, device) for step, data in missing] if device else []
+        known = tuple(estimate for estimate in estimates if estimate is not None)
+        stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), known))
+    to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
+    return Forecast(cells, sorted(stages, key=lambda row: -row.hours), device, to_generate)
+
+
+def _device(settings: SweepSettings) -> str | None:
+    """Return what the trials will run on; None if that depends on a cluster."""
+    if settings.gpus_per_trial is not None:
+        return "cuda" if settings.gpus_per_trial else "cpu"
+    if settings.address is not None:
+        return None
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
+    """Yield the trials of a cell, with random settings for the suggestions; the best is the last of them."""
+    settings = plan.settings
+    changes: dict[str, object] = {}
+    for number in range(settings.trials):
+        if number:
+            seed = derive_seed(settings.search_seed, str(cell.cell), number) % 2**32
+            sampler = optuna.samplers.RandomSampler(seed=seed)
+            study = optuna.create_study(sampler=sampler)
+            changes = dict(study.ask({key: space for key, (space, _) in plan.space(cell).items()}).params)
+        yield plan.trial(cell, settings.search_seed, changes, "search")
+    for seed in settings.seeds:
+        yield plan.trial(cell, seed, {}, "confirm")
+        if settings.trials:
+            yield plan.trial(cell, seed, changes, "confirm")
+
+
+class _Durations:
+    """Seconds that steps took, from the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._known: dict[tuple[str, str, str], list[tuple[Conditions, float]]] = defaultdict(list)
+        for entry in store.entries():
+            # Entries of earlier versions do not say what their duration depended on.
+            if found := entry.record.get("conditions"):
+                conditions = Conditions(**found)
+                place = (entry.stage, conditions.device, conditions.backbone)
+                self._known[place].append((conditions, entry.seconds))
+
+    def estimate(self, step: Step, data: Dataset, device: str) -> Estimate | None:
+        """Return how long a step will take by those of the same stage, device and backbone; None without any."""
+        wanted = conditions_of(step, data, device)
+        known = self._known.get((type(step.stage).__name__, wanted.device, wanted.backbone))
+        if not known:
+            return None
+        same = [(c, seconds) for c, seconds in known if (c.side, c.images) == (wanted.side, wanted.images)]
+        closest = min(known, key=lambda sample: abs(math.log(max(1, sample[0].work) / max(1, wanted.work))))
+        scaled = [seconds * wanted.work / max(1, c.work) for c, seconds in same or [closest]]
+        return Estimate(fmean(scaled), rough=not same)

@@ -1,0 +1,232 @@
+"""The plan of a sweep: its cells with their data and stages, checked before anything runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedbed.benchmark.errors import unknown_name
+from seedbed.benchmark.pipeline.hparams import hints
+from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
+from seedbed.benchmark.pipeline.stage import Stage
+from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.search import OBJECTIVE, Settings, Space, check_tune, search_space
+from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
+from seedbed.benchmark.sweeps.trial_files import Job, Phase, SettingsName
+from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.trial import Trial
+from seedbed.datasets.base import Dataset, Split
+from seedbed.datasets.tools.check import preflight, val_in_training
+
+
+@dataclass
+class CellPlan:
+    """A cell with all that its trials share."""
+
+    cell: Cell
+    place: Place
+    data: Dataset
+    digest: str
+    default: Plan
+    """The plan of a confirming trial with the default settings."""
+    fixed: Settings
+    """The sweep's settings that this cell's stages have."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the conditions of every trial of the cell, which a missing trial shows too."""
+        trial, stages, method = self.default.trial, self.default.chain.stages, self.default.chain.method
+        values = [stage.settings() for stage in stages]
+        crf = next((v["preset"] for v in values if "preset" in v), "none")
+        scales = next((v["scales"] for s, v in zip(stages, values, strict=True) if "scales" in v), None)
+        chosen = next((v["selection"] for v in values if "selection" in v), "none")
+        # Read from the stage, so that no way of setting it escapes the mark.
+        network = self.default.chain.segment[0].settings() if self.default.chain.segment else {}
+        initialisation = network.get("weights", trial.weights)
+        masks = "+COCO masks" if initialisation == "coco" else ""
+        val = "+val images" if trial.allow_val_in_training and val_in_training(self.data) else ""
+        return {
+            "method": self.cell.method,
+            "refiner": self.cell.refiner,
+            "dataset": self.cell.dataset,
+            "variant": self.cell.variant,
+            "supervision": "" if method is None else method.supervision + masks + val,
+            "backbone": trial.backbone,
+            "initialisation": trial.weights,
+            "segmentation_backbone": network.get("backbone", trial.backbone),
+            "segmentation_initialisation": initialisation,
+            "crf_preset": crf,
+            "multi_scale": "none" if scales is None else ",".join(f"{scale:g}" for scale in scales),
+            "segmentation": "deeplab" if self.default.chain.segment else "none",
+            "selection": chosen,
+            "tuning_masks": len(self.data.ids(Split.TUNE)),
+            "data_digest": self.digest,
+            "segment": trial.segment,
+        }
+
+
+@dataclass
+class SweepPlan:
+    """All cells of a sweep, checked: every name known, every setting valid, every chain possible."""
+
+    settings: SweepSettings
+    work: WorkFolder
+    cells: list[CellPlan]
+
+    @property
+    def folder(self) -> Path:
+        return self.work.sweeps / self.settings.name
+
+    def trial(self, cell: CellPlan, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
+        """Return the trial of a cell with a seed and changed settings."""
+        settings = {**cell.fixed, **changes}
+        if phase == "search":
+            chain = cell.default.chain
+            searched = {type(s).__name__ for s in chain.configured} - {type(s).__name__ for s in chain.segment}
+            settings = {key: value for key, value in settings.items() if key.partition(".")[0] in searched}
+        return _trial(self.settings, cell.cell, seed, settings, phase)
+
+    def plan(self, cell: CellPlan, trial: Trial) -> Plan:
+        """Return what a trial of a cell will compute."""
+        return plan_trial(trial, cell.data, self.work, Machine(), cell.digest)
+
+    def space(self, cell: CellPlan) -> Space:
+        """Return the search space of a cell; the segmentation network is no part of a search."""
+        chain = cell.default.chain
+        return search_space([*chain.localise, *chain.refine], self.settings.tune, cell.fixed)
+
+    def job(
+        self,
+        cell: CellPlan,
+        phase: Phase,
+        name: SettingsName,
+        number: int | None,
+        seed: int,
+        changes: Mapping[str, Any],
+        rivals: list[list[float]] | None = None,
+    ) -> Job:
+        """Return the job of one trial."""
+        trial = self.trial(cell, seed, changes, phase)
+        return Job(
+            self.settings.name,
+            cell.cell,
+            phase,
+            name,
+            number,
+            trial,
+            cell.place,
+            cell.digest,
+            cell.facts(),
+            rivals,
+        )
+
+    def expected(self) -> int:
+        """Return the number of trials of the whole sweep."""
+        confirming = len(self.settings.seeds) * (2 if self.settings.trials else 1)
+        return len(self.cells) * (self.settings.trials + confirming)
+
+    def description(self) -> dict[str, Any]:
+        """Return what the leaderboard must know to show what is missing (`sweep.json`)."""
+        return {
+            "version": 1,
+            "name": self.settings.name,
+            "trials": self.settings.trials,
+            "search_seed": self.settings.search_seed,
+            "seeds": list(self.settings.seeds),
+            "tune": list(self.settings.tune),
+            "objective": OBJECTIVE,
+            "cells": [cell.facts() for cell in self.cells],
+        }
+
+
+def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepPlan:
+    """Open the data sets, build every chain and check every setting. Raises ConfigError, DataError."""
+    plan = SweepPlan(settings, work, [])
+    places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
+    opened = {name: place.open() for name, place in places.items()}
+    for data in opened.values():
+        allowed = settings.allow_val_in_training
+        for warning in preflight(data, allow_val_in_training=allowed, processes=settings.workers):
+            reporter.warn(warning)
+    digests = {name: work.digest(data, reporter) for name, data in opened.items()}
+    known: set[str] = set()
+    for cell in settings.cells():
+        place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
+        # A setting of the method may bring in stages that other settings are about.
+        method = type(METHODS.load(cell.method)).__name__
+        given = settings.settings_of(cell)
+        own = {key: value for key, value in given.items() if key.partition(".")[0] == method}
+        bare = plan_trial(_trial(settings, cell, settings.seeds[0], own, "confirm"), data, work, Machine(), digest)
+        names = {type(stage).__name__ for stage in bare.chain.configured}
+        known |= names
+        fixed = {key: value for key, value in given.items() if key.partition(".")[0] in names}
+        if cell.variant and (lost := {*settings.variants[cell.variant].settings} - {*fixed}):
+            raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
+        trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
+        default = plan_trial(trial, data, work, Machine(), digest)
+        plan.cells.append(CellPlan(cell, place, data, digest, default, fixed))
+    _check_settings(plan, known, reporter)
+    return plan
+
+
+def _check_settings(plan: SweepPlan, known: set[str], reporter: Reporter) -> None:
+    """Refuse settings and words of `tune` that no stage of the project has; note those that no cell has.
+
+    So a file can be copied and some of its methods left out. `known` are the names of the sweep's stages.
+    """
+    settings = plan.settings
+    ignored = [key for key in settings.settings if key.partition(".")[0] not in known]
+    for key in ignored:
+        stage, _, name = key.partition(".")
+        if stage not in (classes := stage_classes()):
+            raise unknown_name("stage", stage, known)
+        if name not in (valid := hints(classes[stage])):
+            raise unknown_name(f"setting of {stage}", name, valid)
+    if settings.trials:
+        chains: list[list[Stage]] = [[*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells]
+        ignored += [f"tune {word}" for word in check_tune(chains, settings.tune, lambda: stage_classes().values())]
+    if ignored:
+        reporter.say(f"note: no stage of this sweep has these settings, which are ignored: {', '.join(ignored)}")
+
+
+def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
+    variant = settings.variants[cell.variant] if cell.variant else None
+    own = None if variant is None else variant.segmentation_backbone
+    return Trial(
+        dataset=cell.dataset,
+        method=cell.method,
+        refiner=cell.refiner,
+        seed=seed,
+        backbone=settings.backbone,
+        weights=settings.weights,
+        segmentation_backbone=own or settings.segmentation_backbone,
+        segmentation_weights=settings.segmentation_weights,
+        size=settings.size,
+        segment=settings.segment if variant is None else variant.segment,
+        selections=settings.selections,
+        maps_on=settings.maps_on,
+        allow_val_in_training=settings.allow_val_in_training,
+        settings=dict(changes),
+        measure_on="tune" if phase == "search" else "report",
+    )
+
+
+@functools.cache
+def stage_classes() -> dict[str, type[object]]:
+    """Return the class of every method and stage that can have settings, by name. Imports all plug-ins."""
+    import seedbed.methods.segmentation.stages  # noqa: F401  # its stages follow every method
+
+    found: dict[str, type[object]] = {
+        type(METHODS.load(name)).__name__: type(METHODS.load(name)) for name in METHODS.names()
+    }
+    for name in REFINERS.names():
+        REFINERS.load(name)
+    waiting: list[type[object]] = [Stage]
+    while waiting:
+        waiting += (below := waiting.pop().__subclasses__())
+        found |= {stage.__name__: stage for stage in below}
+    return found

@@ -1,0 +1,64 @@
+"""The masks that a finished trial's segmentation network predicts for a few images of `train`.
+
+The trial itself predicts `val` alone. What was predicted once is kept in `gallery/NETWORK/` of the work folder.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.trial_files import read_job
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.pipeline.pipeline import Machine
+
+
+def predict_train(
+    work: WorkFolder, trial: Path, ids: Sequence[str], device: Callable[[], str], reporter: Reporter
+) -> Path | None:
+    """Return a folder with the mask ID.png of each image, uint8 labels at the image's size.
+
+    `trial` is the folder of a finished trial. None where it has no segmentation network, or the store does not
+    have it any more. Only where something has to be predicted is torch imported, and `device()` asked for the
+    name of a device. Raises the errors of the stage.
+    """
+    key = json.loads((trial / "config.json").read_text("utf-8"))["artifacts"].get("network")
+    if key is None or not work.store.path(key).is_dir():
+        return None
+    folder = work.root / "gallery" / key
+    missing = tuple(image_id for image_id in ids if not (folder / f"{image_id}.png").is_file())
+    if missing:
+        from seedbed.benchmark.pipeline.pipeline import Machine
+
+        folder.mkdir(parents=True, exist_ok=True)
+        _predict(work, trial, work.store.path(key), missing, folder, Machine(device(), reporter=reporter))
+    return folder
+
+
+def _predict(
+    work: WorkFolder, trial: Path, checkpoint: Path, ids: tuple[str, ...], folder: Path, machine: Machine
+) -> None:
+    from seedbed.benchmark.pipeline.stage import Context
+    from seedbed.benchmark.trials.plan import plan_trial
+    from seedbed.datasets.base import Split
+    from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
+
+    job = read_job(trial)
+    data = work.current(job.place, job.digest, machine.reporter).open()
+    plan = plan_trial(job.trial, data, work, machine, job.digest)
+    stage = plan.chain.stages[-1]
+    assert isinstance(stage, PredictMasks), "a trial that names its network ends by predicting with it"
+    view = replace(data.split(Split.TRAIN), ids=ids)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        context = Context(job.trial.seed, Split.TRAIN, Path(temporary), machine.device, reporter=machine.reporter)
+        predict_masks(stage, checkpoint, view, Path(temporary), context)
+        # A mask appears by one rename, so that a kill leaves no half one.
+        for image_id in ids:
+            (Path(temporary) / f"{image_id}.png").replace(folder / f"{image_id}.png")

@@ -1,0 +1,176 @@
+"""How far a sweep is: a line for each trial that ends, the time that is left, and what came of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import ray
+
+from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.resume import to_retry
+from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.settings import Cell
+from seedbed.benchmark.sweeps.trial_files import ERROR, Job, Outcome, Phase
+from seedbed.benchmark.tracking.delivery import Delivery
+from seedbed.leaderboard.analysis.ranking import PSEUDO_MASK, VAL
+
+SHOWN_REASONS = 5
+
+
+class SweepProgress:
+    """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
+
+    def __init__(
+        self, dealer: Dealer, delivery: Delivery, wanted: Mapping[str, float], reporter: Reporter
+    ) -> None:
+        """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
+        self._dealer, self._delivery, self._wanted, self._reporter = dealer, delivery, wanted, reporter
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """Tell of a trial's end and deliver its records."""
+        folder = self._dealer.folder(job)
+        self._delivery.put(folder)
+        self._reporter.say(
+            f"[{self._dealer.finished}/{self._dealer.plan.expected()}] {job.label}{self._numbers(job, outcome)}"
+            f"{_state(folder, outcome)}  {outcome.finished - outcome.started:.0f} s{self._left()}"
+        )
+
+    def _numbers(self, job: Job, outcome: Outcome) -> str:
+        if outcome.status != "complete":
+            return ""
+        if job.phase == "confirm":
+            return ranked_number(self._dealer.folder(job))
+        if outcome.objective is None:
+            return ""
+        best = self._dealer.best(job)
+        return f"  tune mIoU {100 * outcome.objective:.2f}" + ("" if best is None else f" (best {100 * best:.2f})")
+
+    def _slots(self) -> int:
+        """Return how many trials the cluster runs at once, as it is now."""
+        there = ray.cluster_resources()
+        fits = [there.get(what, 0) / wanted for what, wanted in self._wanted.items() if wanted]
+        return max(1, int(min(fits)))
+
+    def _left(self) -> str:
+        remaining = self._dealer.remaining()
+        if not any(remaining.values()):
+            return ""
+        seconds, unknown = time_left(remaining, self._dealer.seconds())
+        if not seconds:
+            return ""
+        without = f", and the {unknown} confirming trials, which are not timed yet" if unknown else ""
+        return f"; about {duration(seconds / self._slots())} left{without}"
+
+
+def ranked_number(folder: Path) -> str:
+    """Return the number of a confirming trial that the leaderboard ranks by, as text; empty without one."""
+    try:
+        values = {record.name: record.value for record in read_records(folder / "records.parquet")}
+    except DataError:
+        return ""
+    for measure, title in ((VAL, "val mIoU"), (PSEUDO_MASK, "pseudo-mask mIoU")):
+        for name in measure.records:
+            if (value := values.get(name)) is not None:
+                return f"  {title} {100 * value:.2f}"
+    return ""
+
+
+def time_left(
+    remaining: Mapping[tuple[Cell, Phase], int], known: Mapping[tuple[Cell, Phase], Sequence[float]]
+) -> tuple[float, int]:
+    """Return the seconds that the remaining trials take one after another, and how many are not in the estimate.
+
+    A trial takes as long as those of its cell and phase did, else as those of its phase. Confirming trials take
+    many times as long as those of the search, so that neither stands for the other.
+    """
+    seconds, unknown = 0.0, 0
+    for (cell, phase), count in remaining.items():
+        samples = known.get((cell, phase)) or [s for key, all_s in known.items() if key[1] == phase for s in all_s]
+        if samples:
+            seconds += count * fmean(samples)
+        else:
+            unknown += count
+    return seconds, unknown
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, `42 s` or `3 min`."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def _state(folder: Path, outcome: Outcome) -> str:
+    if outcome.status == "complete":
+        return ""
+    return f"  {outcome.status}: {outcome.reason}" + (f" ({log_of(folder)})" if outcome.status == "failed" else "")
+
+
+def log_of(trial: Path) -> Path:
+    """Return the file that says most of why the trial in a folder failed."""
+    return next((trial / name for name in (ERROR, "log.txt") if (trial / name).exists()), trial)
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep has come to."""
+
+    name: str
+    folder: Path
+    expected: int
+    ended: Sequence[tuple[Job, Outcome]]
+    undelivered: int
+    seconds: float
+
+    @property
+    def failed(self) -> list[tuple[Job, Outcome]]:
+        """The trials that failed."""
+        return [(job, outcome) for job, outcome in self.ended if outcome.status == "failed"]
+
+    @property
+    def finished(self) -> int:
+        """How many trials came to their end without failing; those that were stopped early are among them."""
+        return len(self.ended) - len(self.failed)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether there is anything for a leaderboard."""
+        return any(job.phase == "confirm" and outcome.status == "complete" for job, outcome in self.ended)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all trials finished."""
+        return self.finished == self.expected
+
+    def lines(self, where: str = "") -> Iterator[str]:
+        """Yield how many trials finished and failed, why, and what `--resume` would do.
+
+        `where` is the option of a command that names the work folder.
+        """
+        minutes = f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        failed = f", {len(self.failed)} failed" if self.failed else ""
+        yield f"sweep {self.name}: {self.finished} of {self.expected} trials finished{failed}  ({minutes})"
+        if not self.failed:
+            return
+        reasons: dict[str, list[Job]] = {}
+        for job, outcome in self.failed:
+            reasons.setdefault(outcome.reason, []).append(job)
+        listed = sorted(reasons.items(), key=lambda item: -len(item[1]))
+        for reason, jobs in listed[:SHOWN_REASONS]:
+            yield f"  {len(jobs)} failed: {reason}"
+            yield f"    first: {jobs[0].label}; log: {log_of(self.folder / 'trials' / jobs[0].key)}"
+        if len(listed) > SHOWN_REASONS:
+            yield f"  and {len(listed) - SHOWN_REASONS} other reasons; each is in error.txt of its trial's folder"
+        yield self._resumed(where)
+
+    def _resumed(self, where: str) -> str:
+        again = to_retry(self.ended)
+        kept = len(self.failed) - len({job.key for job in again} & {job.key for job, _ in self.failed})
+        command = f"`seedbed sweep --resume {self.name}{where}`"
+        rest = f"{kept} failed search trials stay failed, since later ones were chosen knowing them"
+        if not again:
+            return f"{command} would run nothing again: the {rest}"
+        return f"{command} runs {len(again)} trials again" + (f"; the {rest}" if kept else "")

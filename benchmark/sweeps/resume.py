@@ -1,0 +1,187 @@
+"""What an earlier driver of a sweep left: its settings, its description, and trials that must run again."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from seedbed.benchmark.environment import code_version
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.plan import SweepPlan
+from seedbed.benchmark.sweeps.search import named_errors, storage_at
+from seedbed.benchmark.sweeps.settings import SweepSettings, read_saved
+from seedbed.benchmark.sweeps.trial_files import (
+    ERROR,
+    JOB,
+    RESULT,
+    Job,
+    Outcome,
+    damaged_file,
+    read_job,
+    read_outcome,
+    write_text,
+)
+
+WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
+"""The facts of a cell that are the digest of a weights file, with the options that give the file."""
+
+
+def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
+    """Raise ConfigError if the sweep in `folder` began with other settings."""
+    path = folder / "sweep.yaml"
+    # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
+    if not path.exists() or not (folder / "sweep.json").exists():
+        return
+    if names := read_saved(path).differences(settings):
+        raise ConfigError(
+            f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
+            f"`seedbed sweep --resume {settings.name}`, or choose another --name"
+        )
+
+
+@contextmanager
+def naming_other_code(folder: Path) -> Iterator[None]:
+    """Add the way out to a ConfigError if the sweep in `folder` began with other code, whose settings differ."""
+    try:
+        yield
+    except ConfigError as error:
+        before = _description(folder / "sweep.json", Reporter())
+        if before is None or before["code"] == code_version():
+            raise
+        raise ConfigError(
+            f"{error}. The sweep began with other code ({before['code'][:12]}): use that, or give the sweep a new "
+            "name; what is in the store is not computed again"
+        ) from None
+
+
+def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
+    """Write `sweep.json`.
+
+    Raises DataError if the data is not what the sweep began with, ConfigError if its cells are not.
+    """
+    path = folder / "sweep.json"
+    description = {
+        **plan.description(),
+        "id": uuid.uuid4().hex,
+        "expected": plan.expected(),
+        "code": code_version(),
+    }
+    before = _description(path, reporter)
+    if before is not None:
+        old, new = ({_cell(facts): facts for facts in d["cells"]} for d in (before, description))
+        if lost := sorted(old.keys() ^ new.keys()):
+            raise ConfigError(
+                f"{path}: {' × '.join(filter(None, lost[0]))} is not a cell of both this code and the code that "
+                "the sweep began with; give the sweep a new name"
+            )
+        for cell, facts in new.items():
+            _check_same_content(old[cell], facts)
+        description |= {"id": before["id"], "code": before["code"]}
+    write_text(path, json.dumps(description, indent=1))
+
+
+def _description(path: Path, reporter: Reporter) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        return content if {"cells", "id", "code"} <= content.keys() else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        reporter.say(f"note: {path} is empty or cut off; it is written again")
+        return None
+
+
+def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise DataError if a cell's data set or weights file has another content than when the sweep began."""
+    for key, what in {"data_digest": new["dataset"], **WEIGHTS_FACTS}.items():
+        # A sweep of an earlier version may lack a fact that came later.
+        before, now = str(old.get(key, "")), str(new.get(key, ""))
+        if before and before != now:
+            raise DataError(
+                f"{what}: not the content that this sweep began with (its digest is {_short(now)}, then it was "
+                f"{_short(before)}). Say where the same files are now (--resume NAME with --datasets NAME=ROOT, "
+                "--weights FILE), or give the sweep a new name"
+            )
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def update_places(folder: Path, plan: SweepPlan) -> None:
+    """Write to the jobs of earlier trials where their data sets lie now."""
+    places = {cell.cell: cell.place for cell in plan.cells}
+    for path in sorted((folder / "trials").glob("*/job.json")):
+        job = read_job(path.parent)
+        place = places.get(job.cell, job.place)
+        if job.place != place:
+            write_text(path, replace(job, place=place).to_json())
+
+
+def _cell(facts: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(facts.get(name, "")) for name in ("method", "refiner", "dataset", "variant"))
+
+
+def forget_damaged(folder: Path, reporter: Reporter) -> None:
+    """Make trials of a sweep wait again of which a file is empty or cut off, as after a power loss."""
+    for result in sorted((folder / "trials").glob(f"*/{RESULT}")):
+        if (damaged := damaged_file(result.parent)) is not None:
+            reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
+            _forget(result.parent)
+    for job in sorted((folder / "trials").glob(f"*/{JOB}")):
+        try:
+            read_job(job.parent)
+        except DataError:
+            # The scheduler writes it again when the trial starts.
+            job.unlink()
+
+
+def forget_failures(folder: Path) -> int:
+    """Make the failed trials of a sweep that can run again wait again, and return how many they are."""
+    ended = [
+        (read_job(path.parent), outcome)
+        for path in sorted((folder / "trials").glob(f"*/{RESULT}"))
+        if (outcome := read_outcome(path.parent)) is not None
+    ]
+    again = to_retry(ended)
+    for name in {str(job.cell) for job in again if job.phase == "search"}:
+        studies = folder / "studies.db"
+        with named_errors(studies):
+            storage = storage_at(studies)
+            if name in optuna.get_all_study_names(storage):
+                optuna.delete_study(study_name=name, storage=storage)
+    for job in again:
+        _forget(folder / "trials" / job.key)
+    return len(again)
+
+
+def to_retry(ended: Iterable[tuple[Job, Outcome]]) -> list[Job]:
+    """Return the jobs that `--resume` runs again.
+
+    A confirming trial that failed runs again. A search trial that failed does not, since later suggestions were
+    made knowing it; but if all search trials of a cell failed, the search and what was confirmed of its best
+    settings begin again.
+    """
+    ended = list(ended)
+    searched = {job.cell for job, _ in ended if job.phase == "search"}
+    useful = {job.cell for job, outcome in ended if job.phase == "search" and outcome.status != "failed"}
+    barren = searched - useful
+    return [
+        job
+        for job, outcome in ended
+        if (job.cell in barren and (job.phase == "search" or job.settings == "best"))
+        or (job.phase == "confirm" and outcome.status == "failed")
+    ]
+
+
+def _forget(trial: Path) -> None:
+    for left in ("delivered.json", ERROR, RESULT):
+        (trial / left).unlink(missing_ok=True)

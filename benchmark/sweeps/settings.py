@@ -1,0 +1,391 @@
+"""What a sweep is told to do: typed, validated, written to `sweep.yaml` in the sweep's folder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
+
+from seedbed.benchmark.errors import ConfigError, unknown_name
+from seedbed.benchmark.paths import expanded
+from seedbed.benchmark.pipeline.hparams import conform
+from seedbed.benchmark.training.initialisation import is_file
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A sweep's name is a folder's name, which no file system takes if it is much longer."""
+ALL = "all"
+WEIGHTS = ("weights", "segmentation_weights")
+"""The settings that may be files."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with one refiner on one data set."""
+
+    method: str
+    refiner: str
+    dataset: str
+    variant: str = ""
+    """Which of the sweep's variants; empty in a sweep without variants."""
+
+    def __str__(self) -> str:
+        return " × ".join(text for text in (self.method, self.refiner, self.dataset, self.variant) if text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A cell that differs from others in more than method and refiner."""
+
+    method: str
+    refiner: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters, `Stage.field: value`."""
+    segment: bool = False
+    segmentation_backbone: str | None = None
+
+
+def setting(default: Any, *, where: bool = False, low: float | None = None) -> Any:
+    """Declare a setting; `where=True` says that it is about the machines and changes no number."""
+    return field(default=default, metadata={"where": where, "low": low})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """The settings of a sweep; the names are the keys of a YAML file and the options of the command."""
+
+    name: str
+    datasets: tuple[str, ...]
+    """`NAME` (found through seedbed.toml) or `NAME=ROOT`."""
+    methods: tuple[str, ...] = (ALL,)
+    refiners: tuple[str, ...] = (ALL,)
+    trials: int = setting(8, low=0)
+    """Search trials a cell; the first one has the papers' settings. 0: no search."""
+    seeds: tuple[int, ...] = setting((0, 1, 2), low=0)
+    """The seeds of the confirming trials."""
+    search_seed: int = setting(1000, low=0)
+    """Seed of the sampler and of the search trials' training; never one of `seeds`."""
+    tune: tuple[str, ...] = (ALL,)
+    """What is searched: `all`, stages or parts of their names (`crf`, `threshold`), or `Stage.field`."""
+    window: int = setting(4, low=1)
+    """Search trials of a cell under way at once: each suggestion sees all trials but the last `window − 1`."""
+    early_stopping: bool = False
+    """Stop search trials whose first training has a loss above the median of the earlier ones."""
+    backbone: str | None = None
+    weights: str | None = None
+    segmentation_backbone: str | None = None
+    segmentation_weights: str | None = None
+    size: int = setting(0, low=0)
+    segment: bool = True
+    selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
+    maps_on: tuple[Literal["train", "val"], ...] = ("train",)
+    """The splits on which maps and pseudo-masks are measured."""
+    allow_val_in_training: bool = False
+    """Run on data sets that train on images of `val`; their rows are marked."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters of all trials, `Stage.field: value`; these are not searched."""
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    """The cells by name, where they differ in more than method and refiner, which then do not count."""
+    gpus_per_trial: float | None = setting(None, where=True, low=0)
+    """None: 1 where the cluster has GPUs, else 0."""
+    cpus_per_trial: int = setting(1, where=True, low=1)
+    workers: int = setting(0, where=True, low=0)
+    """Processes a trial for loading, CRF and evaluation beside its main one."""
+    address: str | None = setting(None, where=True)
+    """A running Ray cluster: `auto`, or its address. None: Ray is started on this machine."""
+    tracking_uri: str | None = setting(None, where=True)
+    """An MLflow server. None: SQLite in the work folder."""
+
+    def __post_init__(self) -> None:
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            if declared.name in ("settings", "variants"):
+                if not isinstance(value, Mapping):
+                    raise ConfigError(f"{declared.name}: expected a table")
+                if declared.name == "settings":
+                    check_table("settings", value)
+                continue
+            if isinstance(value, list):
+                value = tuple(value)
+            value = conform(declared.name, value, _hints()[declared.name])
+            low = declared.metadata.get("low")
+            for number in value if isinstance(value, tuple) else (value,):
+                if low is not None and number is not None and not low <= number < math.inf:
+                    raise ConfigError(f"{declared.name} = {number}: at least {low:g}")
+            object.__setattr__(self, declared.name, value)
+        check_name(self.name)
+        for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune", "maps_on"):
+            values = getattr(self, what)
+            if not values:
+                raise ConfigError(f"{what}: give at least one")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{what}: {', '.join(map(str, values))} names one of them twice")
+        names = self.dataset_names()
+        if len(set(names)) < len(names) or "" in names:
+            raise ConfigError(f"datasets: {', '.join(self.datasets)}: each needs a name of its own")
+        for what in ("methods", "refiners"):
+            if ALL in getattr(self, what) and len(getattr(self, what)) > 1:
+                raise ConfigError(f"{what}: {ALL!r} stands alone")
+        if self.trials and self.search_seed in self.seeds:
+            raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; a search has its own")
+        if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ConfigError(f"gpus_per_trial = {self.gpus_per_trial:g}: at most 1, or a whole number")
+
+    def resolved(self) -> SweepSettings:
+        """Return the settings with `all` methods and refiners by name, so that later ones do not join a sweep.
+
+        Raises ConfigError for an unknown method or refiner.
+        """
+        from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
+
+        for variant in self.variants.values():
+            if variant.method not in METHODS.names():
+                raise unknown_name(METHODS.what, variant.method, METHODS.names())
+            if variant.refiner not in REFINERS.names():
+                raise unknown_name(REFINERS.what, variant.refiner, REFINERS.names())
+        methods = METHODS.names() if self.methods == (ALL,) else self.methods
+        refiners = REFINERS.names() if self.refiners == (ALL,) else self.refiners
+        for family, names in ((METHODS, methods), (REFINERS, refiners)):
+            for name in names:
+                if name not in family.names():
+                    raise unknown_name(family.what, name, {*family.names(), ALL})
+        return replace(self, methods=methods, refiners=refiners)
+
+    def cells(self) -> list[Cell]:
+        """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
+        from seedbed.benchmark.pipeline.registry import METHODS
+
+        if self.variants:
+            named = self.variants.items()
+            return [Cell(v.method, v.refiner, data, name) for data in self.dataset_names() for name, v in named]
+        methods, refiners = self.resolved().methods, self.resolved().refiners
+        cells = []
+        for dataset in self.dataset_names():
+            for method in methods:
+                alone = METHODS.load(method).one_step
+                cells += [Cell(method, refiner, dataset) for refiner in (("none",) if alone else refiners)]
+        return cells
+
+    def settings_of(self, cell: Cell) -> dict[str, Any]:
+        """Return the changed hyper-parameters of a cell."""
+        own = self.variants[cell.variant].settings if cell.variant else {}
+        return {**self.settings, **own}
+
+    def dataset_names(self) -> list[str]:
+        """Return the data sets' names without their roots."""
+        return [text.partition("=")[0] for text in self.datasets]
+
+    def root_of(self, dataset: str) -> Path | None:
+        """Return the root given for a data set, None where seedbed.toml says it."""
+        roots = dict(text.partition("=")[::2] for text in self.datasets)
+        return Path(roots[dataset]) if roots[dataset] else None
+
+    def moved(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Return `datasets` with the new roots of `texts`, `NAME=ROOT`, or `NAME` for that of seedbed.toml.
+
+        Raises ConfigError for a data set that is not in the sweep.
+        """
+        new = {text.partition("=")[0]: _absolute(text) for text in texts}
+        for name in new:
+            if name not in self.dataset_names():
+                raise unknown_name("data set of this sweep", name, self.dataset_names())
+        return tuple(new.get(name, text) for name, text in zip(self.dataset_names(), self.datasets, strict=True))
+
+    def what(self) -> dict[str, Any]:
+        """Return the settings that decide the numbers, as plain YAML values.
+
+        Of data sets and weights files that is not where they lie: their digests are compared instead.
+        """
+        values = {
+            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
+            for f in fields(self)
+            if not f.metadata.get("where")
+        }
+        weights = {key: "FILE" for key in WEIGHTS if is_file(getattr(self, key))}
+        return {**values, "datasets": self.dataset_names(), **weights}
+
+    def differences(self, other: SweepSettings) -> list[str]:
+        """Return the names of the settings that decide the numbers and differ."""
+        mine, others = _plain(self.what()), _plain(other.what())
+        return [name for name in mine if mine[name] != others[name]]
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML, by one rename."""
+        import yaml
+
+        from seedbed.datasets.io.images import atomic
+
+        plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
+        plain["settings"] = dict(self.settings)
+        plain["variants"] = {name: asdict(variant) for name, variant in self.variants.items()}
+        with atomic(path) as temporary:
+            temporary.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
+
+
+def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
+    """Read a YAML file, with `changes` (from the command line) on top.
+
+    Raises ConfigError for a missing or broken file, and for an unknown key, naming the valid ones.
+    """
+    from seedbed.benchmark.yaml_file import read_yaml
+
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected a table of settings, not {_kind(content)}. Valid: {', '.join(sorted(_hints()))}"
+        )
+    try:
+        return settings_of({**content, **changes})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _kind(content: Any) -> str:
+    return "an empty file" if content is None else f"a {type(content).__name__}"
+
+
+def settings_of(content: Mapping[str, Any]) -> SweepSettings:
+    """Return the settings given by a table. Raises ConfigError for unknown keys and missing ones.
+
+    Relative paths are made absolute: workers run in a folder of Ray's, and a sweep may be resumed from anywhere.
+    """
+    for key in content:
+        if key not in _hints():
+            raise unknown_name("key", str(key), _hints())
+    for key in ("name", "datasets"):
+        if key not in content:
+            raise ConfigError(f"a sweep needs {key}")
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        if value is None and key in ("settings", "variants"):
+            # A table whose lines are all commented out.
+            continue
+        many = get_origin(_hints()[key]) is tuple
+        if key == "variants" and isinstance(value, Mapping):
+            values[key] = {str(name): _variant(str(name), content) for name, content in value.items()}
+            continue
+        # `methods: all` is as good as `methods: [all]`.
+        values[key] = (value,) if many and isinstance(value, str | int) else value
+        if isinstance(value, list):
+            values[key] = tuple(value)
+    if isinstance(values["datasets"], tuple):
+        values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
+    for key in WEIGHTS:
+        if isinstance(weights := values.get(key), str) and is_file(weights):
+            values[key] = str(expanded(weights).resolve())
+    return SweepSettings(**values)
+
+
+def _variant(name: str, content: Any) -> Variant:
+    """Read one of `variants`. Raises ConfigError, naming it, for unknown keys, missing ones and wrong values."""
+    if isinstance(content, Variant):
+        return content
+    hints = get_type_hints(Variant)
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"variants.{name}: expected a table. Valid: {', '.join(hints)}")
+    for key, value in content.items():
+        if key not in hints:
+            raise unknown_name(f"key of variants.{name}", str(key), hints)
+        if key != "settings":
+            conform(f"variants.{name}.{key}", value, hints[key])
+        else:
+            check_table(f"variants.{name}.settings", value)
+    if "method" not in content:
+        raise ConfigError(f"variants.{name} needs a method")
+    return Variant(**content)
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that a sweep cannot have."""
+    if not NAME.fullmatch(name):
+        shown = repr(name if len(name) <= 40 else name[:40] + "…")
+        raise ConfigError(
+            f"name = {shown}: expected up to 200 letters, digits, points, dashes and underscores, "
+            "the first a letter or a digit"
+        )
+
+
+def check_table(where: str, content: Any) -> None:
+    """Raise ConfigError unless `content` is a table of `Stage.field: value`."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a table of `Stage.field: value`")
+    for key, value in content.items():
+        if isinstance(value, Mapping) and "." not in str(key):
+            field_name = next(iter(value), "field")
+            raise ConfigError(f"{where}: {key} is a table; write {key}.{field_name}: value")
+        if not isinstance(key, str) or not all(key.partition(".")):
+            raise ConfigError(f"{where}: {key!r} is no setting; write Stage.field: value")
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting such that `0.05` of a YAML file equals `"0.05"` of the command line, and so on."""
+    if isinstance(value, Variant):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str) and "," in value:
+        return [_plain(item.strip()) for item in value.split(",") if item.strip()]
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        text = str(value).strip()
+        return text.lower() if text.lower() in ("true", "false", "none") else text
+
+
+def _absolute(text: Any) -> Any:
+    name, equals, root = str(text).partition("=")
+    return f"{name}={expanded(root).resolve()}" if equals and root else text
+
+
+def saved_settings(sweeps: Path, name: str) -> SweepSettings:
+    """Return the settings of an earlier sweep. Raises ConfigError if there is none of that name."""
+    check_name(name)
+    path = sweeps / name / "sweep.yaml"
+    if not path.exists():
+        known = sorted(p.parent.name for p in sweeps.glob("*/sweep.yaml"))
+        raise ConfigError(f"{sweeps}: no sweep {name!r}. There are: {', '.join(known) or '(none)'}")
+    return read_saved(path)
+
+
+def read_saved(path: Path) -> SweepSettings:
+    """Read the `sweep.yaml` that a sweep wrote. Raises ConfigError, with the way out, if nothing is left of it."""
+    if path.is_file() and not path.read_bytes().strip(b"\0 \r\n"):
+        raise ConfigError(
+            f"{path}: empty, as after a power loss. Remove it and start the sweep by its whole command again; "
+            "trials that have finished are kept"
+        )
+    return read_settings(path, {})
+
+
+def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:
+    """Return the settings with changes of where it runs, and of where its data sets and weights files lie.
+
+    Raises ConfigError for a change of the numbers. That files at another place have the same content is checked
+    by their digests, once they are opened.
+    """
+    changes = dict(changes)
+    moved: dict[str, Any] = {}
+    if "datasets" in changes:
+        moved["datasets"] = settings.moved(changes.pop("datasets"))
+    for key in WEIGHTS:
+        if is_file(changes.get(key)) and is_file(getattr(settings, key)):
+            moved[key] = str(expanded(changes.pop(key)).resolve())
+    settings = replace(settings, **moved)
+    if "settings" in changes:
+        changes["settings"] = {**settings.settings, **changes["settings"]}
+    changed = settings_of({**{f.name: getattr(settings, f.name) for f in fields(settings)}, **changes})
+    for name in settings.differences(changed):
+        option = "--set" if name == "settings" else "--" + name.replace("_", "-")
+        raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
+    where = {f.name: getattr(changed, f.name) for f in fields(settings) if f.metadata.get("where")}
+    return replace(settings, **where)
+
+
+def _hints() -> dict[str, Any]:
+    return get_type_hints(SweepSettings)

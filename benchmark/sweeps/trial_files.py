@@ -1,0 +1,162 @@
+"""One trial of a sweep as a file: what to do (`job.json`) and how it ended (`result.json`).
+
+sweeps/NAME/trials/KEY/
+    job.json         cell, phase, trial, data set, facts about it     records.parquet   the numbers
+    result.json      written last: status, objective, stages          losses.json       by stage and epoch
+    config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
+    per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
+    system.json      load of the machine while it ran                 log.txt           what it printed
+    error.txt        the traceback of a failure
+    begun            empty: a worker has begun it (benchmark/sweeps/failures.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.pipeline.work_folder import Place
+from seedbed.benchmark.sweeps.search import Status
+from seedbed.benchmark.sweeps.settings import Cell
+from seedbed.benchmark.trials.trial import Trial
+from seedbed.datasets.io.images import atomic
+
+Phase = Literal["search", "confirm"]
+SettingsName = Literal["default", "suggested", "best"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trial of a sweep, and everything that a worker on another node needs to run it."""
+
+    sweep: str
+    cell: Cell
+    phase: Phase
+    settings: SettingsName
+    number: int | None
+    """The search trial's number; None when confirming."""
+    trial: Trial
+    place: Place
+    digest: str
+    """The data set's content digest."""
+    facts: Mapping[str, Any]
+    """What the tracker and the leaderboard say about the cell (benchmark/sweeps/plan.py: facts)."""
+    rivals: Sequence[Sequence[float]] | None = None
+    """Loss curves to compare the first training with; None: no early stopping."""
+
+    @property
+    def key(self) -> str:
+        """The trial's name for ever: the same sweep, cell, phase and number or seed have the same key."""
+        # A cell without a variant has the key that it had before there were variants.
+        cell = [value for name, value in asdict(self.cell).items() if value or name != "variant"]
+        identity = [
+            self.sweep,
+            *cell,
+            self.phase,
+            self.settings,
+            self.number,
+            self.trial.seed,
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """A readable name, `cam × crf × voc2012, search 3`."""
+        which = f"search {self.number}" if self.phase == "search" else f"{self.settings}, seed {self.trial.seed}"
+        return f"{self.cell}: {which}"
+
+    def to_json(self) -> str:
+        """Return the job as text."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Return the job that `to_json` wrote."""
+        content = json.loads(text)
+        content["cell"] = Cell(**content["cell"])
+        content["trial"] = Trial(**content["trial"])
+        content["place"] = Place(**content["place"])
+        return cls(**content)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    key: str
+    status: Status
+    reason: str = ""
+    objective: float | None = None
+    """mIoU of the pseudo-masks on `tune`, in [0, 1]."""
+    losses: Sequence[float] = ()
+    """Sum of the losses of each epoch of the first training."""
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage which the trial needed took when it was computed, by 12 digits of its key."""
+    computed: float = 0.0
+    """Seconds of the stages that this trial computed itself."""
+    started: float = 0.0
+    """Seconds since 1970."""
+    finished: float = 0.0
+    device: str = "cpu"
+    hardware: str = ""
+
+
+RESULT = "result.json"
+JOB = "job.json"
+BEGUN = "begun"
+ERROR = "error.txt"
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
+    """Write `result.json`, by one rename: it is the last file of a trial."""
+    write_text(folder / RESULT, json.dumps(asdict(outcome), indent=1))
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """Return how the trial in `folder` ended; None if it has not, or if its `result.json` is damaged."""
+    try:
+        return Outcome(**json.loads((folder / RESULT).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def read_job(folder: Path) -> Job:
+    """Return the job of a trial's folder. Raises DataError if the file is missing or damaged."""
+    try:
+        return Job.from_json((folder / JOB).read_text("utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{folder / JOB}: missing, empty or cut off ({type(error).__name__}); "
+            f"`seedbed sweep --resume {folder.parents[1].name}` writes it again"
+        ) from None
+
+
+def damaged_file(folder: Path) -> Path | None:
+    """Return a file of an ended trial that is missing, empty or cut off (a power loss); None if all are whole."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not (folder / JOB).exists():
+        return folder / JOB
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return path
+    for path in sorted(folder.rglob("*.parquet")):
+        try:
+            pq.read_metadata(path)
+        except (OSError, pa.ArrowInvalid):
+            return path
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file, by one rename."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, "utf-8")

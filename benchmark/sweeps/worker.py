@@ -1,0 +1,244 @@
+"""Runs one job of a sweep and leaves its folder behind. Knows neither Ray nor MLflow.
+
+Whatever goes wrong inside the trial becomes an outcome `failed` with its reason; only the death of the process
+itself does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from filelock import FileLock
+
+from seedbed.benchmark.environment import environment
+from seedbed.benchmark.errors import SeedbedError, out_of_memory
+from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.pipeline.pipeline import Machine, Step
+from seedbed.benchmark.pipeline.stage import Kind
+from seedbed.benchmark.pipeline.store import reading
+from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder
+from seedbed.benchmark.progress import LogFile
+from seedbed.benchmark.sweeps.search import StoppedEarlyError, stop_if_above_median
+from seedbed.benchmark.sweeps.trial_files import (
+    BEGUN,
+    ERROR,
+    Job,
+    Outcome,
+    read_outcome,
+    write_outcome,
+    write_text,
+)
+from seedbed.benchmark.system_metrics import SystemMetrics
+from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.run import copy_figures
+from seedbed.datasets.base import Dataset
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.training.loop import TrainingStage
+
+REASON = 500
+"""Length of a failure's reason in characters."""
+NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
+
+
+def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
+    """Run a trial, write its folder, and return how it ended; what ended before is not run again.
+
+    A worker that outlived its driver and the one that a resumed sweep started take turns.
+    """
+    folder = work.sweeps / job.sweep / "trials" / job.key
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "running.lock"):
+        if (outcome := read_outcome(folder)) is not None:
+            return outcome
+        # Without this mark, on a full disk, the death of this worker is not counted.
+        with contextlib.suppress(OSError):
+            (folder / BEGUN).touch()
+        return _run(job, folder, work, device, workers)
+
+
+def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
+    machine = Machine(device, workers, reporter=LogFile(path=folder / "log.txt"))
+    started = time.time()
+    losses: list[float] = []
+    outcome = Outcome(job.key, "complete")
+    plan: Plan | None = None
+    try:
+        with SystemMetrics(folder / "system.json"):
+            plan = plan_trial(job.trial, _opened(_frozen(job.place)), work, machine, job.digest)
+            losses = _first_training(plan, job.rivals)
+            records = plan.measure()
+            _write(folder, plan, records, pictures=job.phase == "confirm")
+            outcome = replace(outcome, objective=objective_of(records))
+    except StoppedEarlyError as error:
+        losses = list(error.losses)
+        outcome = replace(outcome, status="pruned", reason=str(error))
+    except Exception as error:
+        _leave_if_broken(device)
+        outcome = replace(outcome, status="failed", reason=reason_of(error))
+        # A full disk may refuse even this.
+        with contextlib.suppress(OSError):
+            write_text(folder / ERROR, traceback.format_exc())
+    now = environment()
+    outcome = replace(
+        outcome,
+        losses=losses,
+        computed=sum(entry.seconds for entry in plan.executed) if plan is not None else 0.0,
+        started=started,
+        finished=time.time(),
+        device=device,
+        hardware=str((now["gpu"] if device != "cpu" else None) or now["processor"]),
+    )
+    # What cannot be written now, on a full disk, is computed again when the sweep is resumed.
+    with contextlib.suppress(OSError, SeedbedError):
+        if plan is not None:
+            outcome = replace(outcome, stages=_seconds(plan))
+            write_text(folder / "config.json", json.dumps(plan.describe(), indent=1))
+            write_text(folder / "losses.json", json.dumps(curves(plan)))
+        write_outcome(folder, outcome)
+    return outcome
+
+
+def _leave_if_broken(device: str) -> None:
+    """End this process where its GPU no longer answers: the next trials would fail on it, whatever they are."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        os._exit(1)
+
+
+def objective_of(records: Sequence[Record]) -> float | None:
+    """Return the mIoU of the pseudo-masks on `tune`, None where it was not measured."""
+    wanted = (r for r in records if (r.level, r.split, r.metric) == ("pseudo_mask", "tune", "mIoU"))
+    return next((r.value for r in wanted), None)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in one line of at most REASON characters; the traceback is in `error.txt`."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not isinstance(error, SeedbedError) and (text := out_of_memory(error)) is not None:
+        return text
+    if any("Traceback (most recent call last)" in line for line in lines):
+        # A worker process of a loader puts its traceback before the error itself.
+        text = lines[-1]
+    else:
+        # `Error(s) in loading state_dict for VGG:` says nothing without the next line.
+        text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+        text = text if isinstance(error, SeedbedError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= REASON else text[: REASON - 1] + "…"
+
+
+def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
+    """Return the losses by epoch of every training stage of a plan that is in the store.
+
+    A stage that occurs again has its place behind its name: `TrainSub`, `TrainSub_2`.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for key, step in plan.steps().items():
+        history = _history(plan.work.store.path(key))
+        if step.stage.produces is Kind.CHECKPOINT and history is not None:
+            name = type(step.stage).__name__
+            again = sum(n.partition("_")[0] == name for n in found)
+            found[f"{name}_{again + 1}" if again else name] = history
+    return found
+
+
+def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
+    """Run the first training, stop it where it is worse than its rivals, and return its losses by epoch."""
+    target = plan.first_training()
+    if target is None:
+        return []
+    training = cast("TrainingStage", target.step.stage)
+    if rivals:
+        name = type(target.step.stage).__name__
+
+        def judge(stage: str, history: Sequence[Mapping[str, float]]) -> None:
+            if stage == name:
+                stop_if_above_median(rivals, training.totals(history), training.stop_after)
+
+        judged = replace(target.pipeline.machine, on_epoch=judge)
+        pipeline = replace(target.pipeline, machine=judged, executed=plan.executed)
+        folder = pipeline.compute(target.step).path
+        # What was in the store already is judged as if it had run now, so that a resumed sweep decides the same.
+        judge(name, _history(folder) or [])
+    else:
+        folder = target.pipeline.compute(target.step).path
+    return training.totals(_history(folder) or [])
+
+
+def _history(entry: Path) -> list[dict[str, float]] | None:
+    if not (entry / "training.json").exists():
+        return None
+    with reading(entry / "training.json") as path:
+        history: list[dict[str, float]] = json.loads(path.read_text("utf-8"))["history"]
+    return history
+
+
+def _seconds(plan: Plan) -> dict[str, float]:
+    """Return the seconds of all stages of a plan that are in the store, by 12 digits of their keys."""
+    entries = ((key, plan.work.store.get(key)) for key in plan.steps())
+    return {key[:12]: entry.seconds for key, entry in entries if entry is not None}
+
+
+def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) -> None:
+    write_records(folder / "records.parquet", records)
+    _write_per_class(folder / "per_class.csv", records)
+    for step in plan.steps().values():
+        for source in sorted(plan.work.store.path(step.key).glob("per_image*.parquet")):
+            target = folder / "per_image" / f"{_per_image_name(step, source.stem)}.parquet"
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
+    if pictures:
+        plan.pictures(folder / "examples.png")
+        copy_figures(plan, folder / "figures")
+
+
+def _per_image_name(step: Step, stem: str) -> str:
+    """Return what per-image statistics are called: `pseudo_mask.train_tuned`, `seed_soft.train`, `streams.val`."""
+    values, own = step.stage.settings(), stem.removeprefix("per_image").removeprefix("_")
+    level = values.get("level", "")
+    place = {"": level, "soft": f"{level}_soft"}.get(own, own)
+    selection = values.get("selection", "none")
+    return f"{place}.{step.split}" + ("" if selection == "none" else f"_{selection}")
+
+
+def _write_per_class(path: Path, records: Sequence[Record]) -> None:
+    """Write one row a level, split, selection and class with a column a metric, as fractions."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for record in records:
+        if record.label is not None and record.metric in NUMBERS_BY_CLASS:
+            place: tuple[str, ...] = (record.level, record.split, record.selection, record.label)
+            rows.setdefault(place, {})[record.metric] = record.value
+    metrics = [metric for metric in NUMBERS_BY_CLASS if any(metric in row for row in rows.values())]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["level", "split", "selection", "class", *metrics])
+        for place, row in rows.items():
+            writer.writerow([*place, *("" if row.get(m) is None else row[m] for m in metrics)])
+
+
+def _frozen(place: Place) -> tuple[str, str, str, str]:
+    return place.name, place.loader, place.root, json.dumps(dict(place.options), sort_keys=True)
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(place: tuple[str, str, str, str]) -> Dataset:
+    """Open a data set once a process: reading the lists and tags of COCO takes seconds."""
+    name, loader, root, options = place
+    return Place(name, loader, root, json.loads(options)).open()

@@ -1,0 +1,137 @@
+"""Multi-scale inference with flips over a split: batches of equal-sized images, one pass over the files."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.training.augmentation import normalise, resize_image
+from seedbed.datasets.base import SplitView
+
+PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
+"""Images of a batch hold about so many pixels at scale 1."""
+
+
+def resized(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Return the size at which an image is worked on: its longer side `long_side` pixels, 0 for its own size."""
+    if long_side == 0:
+        return height, width
+    factor = long_side / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def multi_scale(
+    forward: Callable[[Tensor], Tensor],
+    view: SplitView,
+    *,
+    scales: Sequence[float],
+    flip: bool,
+    long_side: int,
+    grid: Callable[[str, int, int], tuple[int, int]],
+    ctx: Context,
+    label: str,
+    activation: Callable[[Tensor], Tensor] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (id, mean of the network's maps over scales and flips) for every image of the split.
+
+    `forward` maps normalised images (B, 3, h, w) to maps (B, C, h', w'). Each image is resized to `long_side`,
+    then by each scale (`resize_image`), normalised and flipped. Each map is resized (bilinear,
+    align_corners=False) to the size that `grid(id, h, w)` gives for the image at scale 1, passed through
+    `activation` as (1, C, grid h, grid w), un-flipped, and averaged. Maps are float32 (C, grid h, grid w) on
+    `ctx.device`. Images come grouped by size, in a fixed order.
+
+    The networks run in float32 on every device, as the authors' do.
+    """
+    groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for image_id in view.ids:
+        groups[resized(*view.size(image_id), long_side)].append(image_id)
+    batches = []
+    for (height, width), ids in sorted(groups.items()):
+        batch = max(1, PIXELS_A_BATCH[ctx.device.partition(":")[0]] // (height * width))
+        batches += [ids[start : start + batch] for start in range(0, len(ids), batch)]
+    loader = torch.utils.data.DataLoader(
+        _Images(view, long_side, scales),
+        batch_sampler=batches,
+        num_workers=ctx.workers,
+        pin_memory=ctx.device != "cpu",
+    )
+    with ctx.reporter.bar(label, len(view)) as bar:
+        for ids, pyramid in zip(batches, loader, strict=True):
+            size = resized(*view.size(ids[0]), long_side)
+            sizes = [grid(image_id, *size) for image_id in ids]
+            yield from zip(ids, _fused(forward, activation, pyramid, flip, sizes, ctx.device), strict=True)
+            bar.advance(len(ids))
+
+
+def padded_images(
+    view: SplitView, long_side: int, least: int, multiple: int, ctx: Context, label: str
+) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
+    """Yield (id, image, (h, w)) for every image of the split: normalised float32 (1, 3, H', W') on `ctx.device`.
+
+    The image is resized to `long_side` (0: its own size), which makes it h × w, and padded at the bottom and right
+    with 0, the mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
+    """
+    loader = torch.utils.data.DataLoader(
+        _Images(view, long_side, (1.0,)),
+        batch_sampler=[[image_id] for image_id in view.ids],
+        num_workers=ctx.workers,
+        pin_memory=ctx.device != "cpu",
+    )
+    with ctx.reporter.bar(label, len(view)) as bar:
+        for image_id, (image,) in zip(view.ids, loader, strict=True):
+            height, width = image.shape[-2:]
+            down, right = (-(-max(least, side) // multiple) * multiple - side for side in (height, width))
+            yield image_id, F.pad(image.to(ctx.device, non_blocking=True), (0, right, 0, down)), (height, width)
+            bar.advance()
+
+
+@torch.inference_mode()
+def _fused(
+    forward: Callable[[Tensor], Tensor],
+    activation: Callable[[Tensor], Tensor] | None,
+    pyramid: Sequence[Tensor],
+    flip: bool,
+    sizes: Sequence[tuple[int, int]],
+    device: str,
+) -> list[Tensor]:
+    """Return the mean map of each image of a batch; `pyramid` has the batch (B, 3, h, w) at each scale."""
+    sums: list[Tensor | None] = [None] * len(sizes)
+    for images in pyramid:
+        scaled = images.to(device, non_blocking=True)
+        if flip:
+            scaled = torch.cat([scaled, scaled.flip(-1)])
+        if device != "cpu":
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+        maps = forward(scaled).float()
+        for index, target in enumerate(sizes):
+            single = _on_grid(maps[index, None], target, activation)
+            if flip:
+                single = single + _on_grid(maps[len(sizes) + index, None], target, activation).flip(-1)
+            before = sums[index]
+            sums[index] = single if before is None else before + single
+    count = len(pyramid) * (2 if flip else 1)
+    return [total / count for total in sums if total is not None]
+
+
+def _on_grid(maps: Tensor, size: tuple[int, int], activation: Callable[[Tensor], Tensor] | None) -> Tensor:
+    maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return (maps if activation is None else activation(maps))[0]
+
+
+class _Images(torch.utils.data.Dataset[list[Tensor]]):
+    """Images by id: resized to `long_side`, then by each scale, and normalised; one (3, h, w) per scale."""
+
+    def __init__(self, view: SplitView, long_side: int, scales: Sequence[float]) -> None:
+        self.view, self.long_side, self.scales = view, long_side, scales
+
+    def __getitem__(self, image_id: str) -> list[Tensor]:
+        image = torch.from_numpy(self.view.image(image_id).copy()).permute(2, 0, 1)
+        height, width = resized(image.shape[1], image.shape[2], self.long_side)
+        image = resize_image(image, (height, width))
+        sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
+        return [normalise(resize_image(image, size)) for size in sizes]

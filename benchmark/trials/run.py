@@ -1,0 +1,135 @@
+"""Runs: a trial from images to Records in a folder `runs/ID/`, and what finished runs have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, describe
+from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.store import Entry
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.training.initialisation import check_weights
+from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.trial import Trial
+from seedbed.datasets.base import Dataset
+from seedbed.datasets.io.images import atomic
+from seedbed.datasets.tools.check import preflight
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial gave."""
+
+    run: str
+    """The run's id: the same trial on the same data and code settings has the same id."""
+    folder: Path
+    """Holds `run.json`, `records.parquet`, `examples.png`, and `figures/` where the method draws any."""
+    records: list[Record]
+    executed: list[Entry]
+    """The stages that were computed; those found in the store are not among them."""
+    changes: list[Change]
+    """The results from the store that earlier code made; the user was warned."""
+
+
+def run_trial(
+    trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, accept_changed_code: bool = False
+) -> Result:
+    """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
+
+    Whatever is in the store already is not computed again. Warns of results that earlier code made;
+    `accept_changed_code` records instead that today's code gives the same. Raises DataError if the data set's
+    lists, tags or files show before any training that it cannot work, and the errors of the stages.
+    """
+    warnings = preflight(
+        data,
+        allow_val_in_training=trial.allow_val_in_training,
+        full_supervision=trial.supervision == "full",
+        processes=machine.workers,
+    )
+    for warning in warnings:
+        machine.reporter.warn(warning)
+    plan = plan_trial(trial, data, work, machine)
+    check_weights(plan.weights_needed(), plan.machine.weights_files)
+    changes = plan.changes()
+    if accept_changed_code:
+        accept(changes, work.store)
+        changes = []
+    if changes:
+        machine.reporter.warn(f"{describe(changes)}, {OPTION} ends this warning. The stored results are used")
+    records = plan.measure()
+    folder = work.runs / plan.run_id()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_records(folder / "records.parquet", records)
+    plan.pictures(folder / "examples.png")
+    copy_figures(plan, folder / "figures")
+    description = plan.describe()
+    if changes:
+        description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
+    with atomic(folder / "run.json") as temporary:
+        temporary.write_text(json.dumps(description, indent=1))
+    return Result(plan.run_id(), folder, records, plan.executed, changes)
+
+
+def copy_figures(plan: Plan, folder: Path) -> None:
+    """Copy the pictures of the method's own measurements to `folder`, which is made where there are any."""
+    for name, path in plan.figures().items():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+
+
+def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
+    """Return the description of a finished run. Raises ConfigError where there is no such run."""
+    path = work.runs / run / "run.json"
+    if not path.exists():
+        known = sorted(p.parent.name for p in work.runs.glob("*/run.json"))
+        listed = ", ".join(known[-10:]) or "(none)"
+        raise ConfigError(f"{work.root}: no run {run!r}. The newest ones: {listed}")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); the command of the run writes it again") from None
+    return content
+
+
+def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
+    """Return what a finished run has for a split: its name (`predictions`, `masks`, `scores`) and its folder.
+
+    Raises ConfigError where there is no such run, where it has nothing for the split, or where the store does
+    not have it any more.
+    """
+    artifacts = read_run(work, run)["artifacts"]
+    wanted = ("predictions",) if split == "val" else ("masks", "scores")
+    name = next((n for n in wanted if n in artifacts), None)
+    if name is None:
+        raise ConfigError(
+            f"{run} has nothing for the split {split!r}; it has: {', '.join(artifacts) or 'nothing'}"
+        )
+    return name, _in_store(work, run, artifacts[name])
+
+
+def network_of(work: WorkFolder, run: str) -> Path:
+    """Return the folder of the trained network that a finished run predicted its masks with.
+
+    Raises ConfigError where there is no such run, where it trained no segmentation network, or where the store
+    does not have the network any more.
+    """
+    artifacts = read_run(work, run)["artifacts"]
+    if "network" not in artifacts:
+        raise ConfigError(
+            f"{work.runs / run / 'run.json'}: names no segmentation network; give the run's command again, "
+            "without --no-segment"
+        )
+    return _in_store(work, run, artifacts["network"])
+
+
+def _in_store(work: WorkFolder, run: str, key: str) -> Path:
+    folder = work.store.path(key)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no longer in the store; the command of the run {run} computes it again")
+    return folder

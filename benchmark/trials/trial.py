@@ -1,0 +1,132 @@
+"""One trial: what is run, and the stages that this means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.hparams import declared, override
+from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
+from seedbed.benchmark.pipeline.stage import Meta, Method, Stage
+from seedbed.benchmark.training.initialisation import method_weights, segmentation_weights
+from seedbed.datasets.base import Dataset
+
+Selection = Literal["fixed", "tuned", "oracle"]
+SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
+SMALL_IMAGES = 128
+"""Data sets whose images are at most so many pixels long get the backbone `tiny` unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is run. Everything here is recorded; nothing else changes the numbers."""
+
+    dataset: str
+    method: str = "cam"
+    refiner: str = "none"
+    seed: int = 0
+    supervision: Literal["weak", "full"] = "weak"
+    """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
+    backbone: str | None = None
+    """None: `tiny` for images of at most 128 pixels, else `resnet50`."""
+    weights: str | None = None
+    """`none`, `imagenet`, or the path of a state dict; None: `imagenet` where the backbone has it."""
+    segmentation_backbone: str | None = None
+    """Of the segmentation network; None: `backbone`."""
+    segmentation_weights: str | None = None
+    """As `weights`, or `coco`, which are extra supervision; None: `weights` where the backbone is the same."""
+    size: int = 0
+    """Networks see images with this longer side in pixels; 0 is their own size. Measured at full size always."""
+    segment: bool = True
+    """Whether a segmentation network is trained on the pseudo-masks."""
+    selections: Sequence[Selection] = SELECTIONS
+    """The thresholds at which pseudo-masks are reported."""
+    maps_on: Sequence[Literal["train", "val"]] = ("train",)
+    """The splits on which maps and pseudo-masks are measured: some papers' tables are about `val`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changed hyper-parameters, `{"Stage.field": value}`."""
+    allow_val_in_training: bool = False
+    """Whether images of `val` may be in `weak` or `train`; else such a data set is refused."""
+    measure_on: Literal["report", "tune"] = "report"
+    """`report`: all levels on `train` and `val`. `tune`: the pseudo-masks on `tune` alone, for a search."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages of a trial, in their three parts."""
+
+    localise: list[Stage]
+    refine: list[Stage]
+    """From SCORES to pseudo-masks: the refiner's, then the method's own on masks."""
+    segment: list[Stage]
+    measurements: list[Stage] = field(default_factory=list)
+    """The method's own, beside the chain."""
+    method: Method | None = None
+    """With its settings applied; None for the upper bound."""
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [*self.localise, *self.refine, *self.segment]
+
+    @property
+    def configured(self) -> list[Method | Stage]:
+        """All that has settings."""
+        method = [self.method] if self.method is not None and declared(type(self.method)) else []
+        return [*method, *self.stages, *self.measurements]
+
+
+def build_chain(trial: Trial, meta: Meta) -> Chain:
+    """Return the stages of a trial with its settings applied. Raises ConfigError for an impossible one."""
+    from seedbed.methods.segmentation.stages import segmentation_stages
+
+    network = replace(
+        meta,
+        backbone=trial.segmentation_backbone or meta.backbone,
+        weights=trial.segmentation_weights or meta.weights,
+    )
+    segment = segmentation_stages(network, trial.supervision) if trial.segment else []
+    if trial.supervision == "full":
+        return Chain([], [], override(segment, trial.settings))
+    method: Method = METHODS.load(trial.method)
+    name = type(method).__name__
+    of_method = {key: value for key, value in trial.settings.items() if key.partition(".")[0] == name}
+    (method,) = override([method], of_method)
+    if method.one_step and trial.refiner != "none":
+        raise ConfigError(f"the method {method.name!r} predicts its masks itself; it takes no refiner but 'none'")
+    refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
+    refine += method.on_masks(meta)
+    parts = [method.localise(meta), refine, segment, method.measurements(meta)]
+    settings = {key: value for key, value in trial.settings.items() if key not in of_method}
+    stages = iter(override([stage for part in parts for stage in part], settings))
+    localise, refine, segment, measurements = ([next(stages) for _ in part] for part in parts)
+    return Chain(localise, refine, segment, measurements, method)
+
+
+def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:
+    """Fill in the defaults that depend on the data set, and the digests of weights files."""
+    backbone = trial.backbone or ("tiny" if data.long_side <= SMALL_IMAGES else "resnet50")
+    weights, files = method_weights(trial.weights, backbone)
+    segmentation_backbone = trial.segmentation_backbone or backbone
+    network_weights, network_files = weights, files
+    if trial.segmentation_weights is not None or segmentation_backbone != backbone:
+        network_weights, network_files = segmentation_weights(trial.segmentation_weights, segmentation_backbone)
+    if not trial.segment and (trial.segmentation_backbone or trial.segmentation_weights):
+        raise ConfigError("--segmentation-backbone and --segmentation-weights need the network that segments")
+    if network_weights == "coco" and data.name == "coco2014":
+        raise ConfigError(
+            "--segmentation-weights coco: torchvision trained them on train2017, which has most images of COCO's "
+            "val2014. Valid for coco2014: none, imagenet, or a state-dict file"
+        )
+    machine = replace(machine, weights_files={**machine.weights_files, **files, **network_files})
+    trial = replace(
+        trial,
+        backbone=backbone,
+        weights=weights,
+        segmentation_backbone=segmentation_backbone,
+        segmentation_weights=network_weights,
+    )
+    long_side = min(trial.size or data.long_side, data.long_side)
+    return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

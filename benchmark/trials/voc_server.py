@@ -1,0 +1,156 @@
+"""The masks of VOC's test images, as the evaluation server takes them (`seedbed export voc-test`).
+
+OUT/results/VOC2012/Segmentation/comp6_test_cls/ID.png    palette PNGs of the images' own size
+OUT/results.tgz                                           the same files under the same names, to be uploaded
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.pipeline.hparams import override
+from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.registry import METHODS
+from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.trials.run import network_of, read_run
+from seedbed.datasets.base import Dataset, Split, SplitView
+from seedbed.datasets.io.images import BROKEN, atomic
+from seedbed.datasets.voc2012 import VocDataset
+from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
+
+# comp5 is for what learned from VOC's own images alone; our networks start from ImageNet's.
+MASKS = Path("results/VOC2012/Segmentation/comp6_test_cls")
+TAR = "results.tgz"
+NAMED = 10
+"""So many missing images are named; the others are counted."""
+
+
+def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, machine: Machine) -> Path:
+    """Predict `test` with the network of a finished run, check the masks, and return the tar for the server.
+
+    Nothing is trained, and masks that are in `out` from before are written again. Raises ConfigError where the
+    run or its network is not there, or does not go with the data set; DataError where test images are missing,
+    and for a submission that the server would refuse, of which there is no tar then.
+    """
+    description = read_run(work, run)
+    network, stage = network_of(work, run), recorded_prediction(description)
+    if tuple(description["data"]["classes"]) != data.classes:
+        raise ConfigError(f"{data.root}: {data.name} has other classes than the data of {run}; see --dataset")
+    view = images_of_test(data)
+    folder, tar = out / MASKS, out / TAR
+    folder.mkdir(parents=True, exist_ok=True)
+    # The tar of an earlier export must not lie beside masks that are not in it.
+    tar.unlink(missing_ok=True)
+    context = Context(
+        seed=description["trial"]["seed"],
+        split=Split.TEST,
+        scratch=folder,
+        device=machine.device,
+        workers=machine.workers,
+        reporter=machine.reporter,
+    )
+    predict_masks(stage, network, view, folder, context)
+    if problems := check_submission(folder, view):
+        raise DataError(f"{folder}: not what the server takes, so no {TAR} was written\n" + "\n".join(problems))
+    write_tar(tar, folder)
+    return tar
+
+
+def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
+    """Return the stage that a run predicted its masks with, with the settings in the run's `run.json`.
+
+    Raises ConfigError where this code has no such stage, another version of it, or other settings.
+    """
+    # The file of a one-step method brings a stage of its own.
+    METHODS.load(description["trial"]["method"])
+    kinds: list[type[PredictMasks]] = [PredictMasks, *PredictMasks.__subclasses__()]
+    known = {kind.__name__: kind for kind in kinds}
+    recorded = [dict(stage) for stage in description["stages"] if stage["stage"] in known]
+    again = f"give the command of the run {description['run']} again"
+    if not recorded:
+        stages = ", ".join(stage["stage"] for stage in description["stages"])
+        raise ConfigError(f"this code knows no stage that predicts masks among {stages}; {again}")
+    name, version = recorded[-1].pop("stage"), recorded[-1].pop("version")
+    if version != known[name].version:
+        raise ConfigError(f"{name} was version {version} and is now {known[name].version}; {again}")
+    (stage,) = override([known[name]()], {f"{name}.{field}": value for field, value in recorded[-1].items()})
+    return stage
+
+
+def images_of_test(data: Dataset) -> SplitView:
+    """Return the split `test`, of which every image is there.
+
+    Raises ConfigError where the data set is not in VOC's layout, DataError where images are missing.
+    """
+    if not isinstance(data, VocDataset):
+        raise ConfigError(f"{data.root}: {data.name} is not in VOC's layout; the server takes VOC's test images")
+    listed, images = data.list_file(Split.TEST), data.root / "JPEGImages"
+    ids = data.ids(Split.TEST)
+    if not ids:
+        raise DataError(
+            f"{data.root}: has no test images. They are a separate download, from VOC's evaluation server: "
+            f"the images go to {images}, their list to {listed}"
+        )
+    missing = [image_id for image_id in ids if not data.image_path(image_id).is_file()]
+    if missing:
+        named = ", ".join(missing[:NAMED]) + (", …" if len(missing) > NAMED else "")
+        raise DataError(f"{images}: {len(missing)} of the {len(ids)} images of {listed} are missing: {named}")
+    return data.split(Split.TEST)
+
+
+def check_submission(folder: Path, view: SplitView) -> list[str]:
+    """Return all that is wrong with the masks ID.png in `folder`, each with its file; empty where nothing is.
+
+    There must be one palette PNG for every image of `view`, of the image's size, with labels 0..C, and nothing
+    else. Raises DataError where the size of an image cannot be read.
+    """
+    expected = {folder / f"{image_id}.png": view.size(image_id) for image_id in view.ids}
+    problems = [text for path, size in expected.items() for text in _look(path, size, len(view.classes))]
+    # A Mac writes .DS_Store and ._NAME; they do not go into the tar.
+    extra = sorted(path for path in folder.glob("[!.]*") if path not in expected)
+    return [*problems, *(f"{path}: not in the test list; remove it" for path in extra)]
+
+
+def _look(path: Path, size: tuple[int, int], classes: int) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path}: missing"
+        return
+    try:
+        with Image.open(path) as picture:
+            form, mask = (picture.format, picture.mode), np.asarray(picture)
+    except BROKEN as error:
+        yield f"{path}: no readable picture ({error})"
+        return
+    height, width = mask.shape[:2]
+    if (height, width) != size:
+        yield f"{path}: is {width}x{height} pixels, its image {size[1]}x{size[0]}"
+    if form != ("PNG", "P"):
+        yield f"{path}: a {form[0]} of mode {form[1]}, expected a palette PNG"
+    elif unknown := np.unique(mask[mask > classes]).tolist():
+        yield f"{path}: labels {unknown} are outside 0..{classes}"
+
+
+def write_tar(path: Path, folder: Path) -> None:
+    """Write the PNGs in `folder` to a gzipped tar under the server's names; the same masks give the same bytes."""
+    with (
+        atomic(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for mask in sorted(folder.glob("[!.]*.png")):
+            content = mask.read_bytes()
+            # A bare TarInfo has no time and no owner.
+            member = tarfile.TarInfo(str(MASKS / mask.name))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))

@@ -1,0 +1,359 @@
+"""The leaderboard as data: groups of lines with their numbers, ranks and marks, and why a line has no rank.
+
+A line is ranked only where nothing is missing that its number depends on: all expected seeds, at least three of
+them, every field of the protocol, and one digest of the data in the whole group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
+from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
+from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
+
+SEEDS_NEEDED = 3
+NOTHING = "–"
+UNCOUNTED = "no counted pixel"
+"""In place of a mIoU: every true pixel of the split is 255."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that the leaderboard reports for every line."""
+
+    name: str
+    section: str
+    title: str
+    records: tuple[str, ...]
+    """Names of the record, the first that a run has counts: masks that need no threshold have no selection."""
+
+    def of(self, run: Run) -> float | None:
+        """Return the run's number, a fraction; None where it has none."""
+        return next((run.metrics[record] for record in self.records if record in run.metrics), None)
+
+    def uncounted(self, run: Run) -> bool:
+        """Return whether the run was measured on a split without a counted pixel, so that it has no number."""
+        counted = (run.metrics.get(record.replace("/mIoU", "/classes")) for record in self.records)
+        return self.of(run) is None and any(number == 0 for number in counted)
+
+
+MEASURES = (
+    Measure("maps_mIoU_fixed", "Maps", "mIoU fixed", ("seed.train/mIoU_fixed",)),
+    Measure("maps_mIoU_tuned", "Maps", "mIoU tuned", ("seed.train/mIoU_tuned",)),
+    Measure("maps_mIoU_oracle", "Maps", "mIoU oracle", ("seed.train/mIoU_oracle",)),
+    Measure("maps_soft_overlap", "Maps", "Overlap", ("seed.train/msoft_overlap",)),
+    Measure("maps_soft_precision", "Maps", "Precision", ("seed.train/msoft_precision",)),
+    Measure("maps_soft_recall", "Maps", "Recall", ("seed.train/msoft_recall",)),
+    Measure(
+        "pseudo_mask_mIoU", "Pseudo-masks", "mIoU", ("pseudo_mask.train/mIoU_tuned", "pseudo_mask.train/mIoU")
+    ),
+    Measure("one_step_mIoU", "Segmentation", "one-step val", ("one_step.val/mIoU",)),
+    Measure("val_mIoU", "Segmentation", "val mIoU", ("val/mIoU",)),
+)
+PSEUDO_MASK, _, VAL = MEASURES[-3:]
+SPLITS = {PSEUDO_MASK: "train", VAL: "val"}
+FIELDS = {
+    "crf_preset": "CRF preset",
+    "multi_scale": "multi-scale",
+    "selection": "selection",
+    "tuning_masks": "number of masks used for tuning",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a method with a refiner, at `default` settings, at the `best` of a search, or at both if equal."""
+
+    method: str
+    refiner: str
+    settings: str
+    seeds: tuple[int, ...]
+    fields: Mapping[str, str]
+    """The conditions by the names of FIELDS, and `evaluation`: the split that the line is ranked by."""
+    values: Mapping[str, Summary | str]
+    """By measure: mean and spread over random seeds, or what stands in their place."""
+    gain: Summary | None
+    """What tuning gained: best − default, paired by seed."""
+    gain_on: str
+    """The measure of the gain; empty without one."""
+    seconds: Mapping[str, float]
+    """By device; every stage once."""
+    trials: Mapping[str, int]
+    """Search trials by status."""
+    classes: Mapping[str, float | None]
+    """IoU of each class by the group's measure, mean over random seeds; None where a seed has none."""
+    status: str
+    """`complete`, or what the seeds lack: `failed (1 of 3)`."""
+    bars: tuple[str, ...]
+    """Why the line is not ranked."""
+    notes: tuple[str, ...]
+    """What a reader should know, and what does not keep the line from a rank."""
+    rank: int | None = None
+    marked: frozenset[str] = frozenset()
+    """The measures in which it is the best of its group, or cannot be told apart from the first (marks.py)."""
+
+    @property
+    def name(self) -> str:
+        """Return how a sentence names the line."""
+        return f"{self.method} + {self.refiner}, {self.settings}"
+
+    def at(self, settings: str) -> bool:
+        """Return whether the line has the `default` settings, or the `best`."""
+        return self.settings in (settings, BOTH)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines that may be compared, in order: ranked ones first."""
+
+    dataset: str
+    supervision: str
+    backbone: str
+    initialisation: str
+    segmentation_backbone: str
+    segmentation_initialisation: str
+    measure: Measure
+    """What the lines are ranked by."""
+    rows: tuple[Row, ...]
+    caveat: str = ""
+    """Which ranked rows could not be compared with the first, and why; empty if all could."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the names of all classes, background first."""
+        names = {name for row in self.rows for name in row.classes}
+        return sorted(names, key=lambda name: (name != "background", name))
+
+
+@dataclass(frozen=True)
+class Board:
+    """The whole leaderboard."""
+
+    sweep: str
+    trials: int
+    """Search trials that were planned for each cell."""
+    seeds: tuple[int, ...]
+    hardware: tuple[str, ...]
+    code: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+def board_of(table: Any) -> Board:
+    """Return the leaderboard of a snapshot's table."""
+    runs = runs_of(table)
+    return Board(
+        sweep=", ".join(sorted({run.sweep for run in runs})),
+        trials=max((run.trials for run in runs), default=0),
+        seeds=tuple(sorted({run.seed for run in runs if run.phase == "confirm"})),
+        hardware=tuple(_known(run.hardware for run in runs)),
+        code=tuple(_known(run.code for run in runs)),
+        groups=tuple(_group(scope, lines) for scope, lines in entries(runs).items()),
+    )
+
+
+def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
+    """Return the measure that the lines of each scope are ranked by: on `val`, where any has a network."""
+    found: dict[Scope, Measure] = {}
+    for run in runs:
+        if run.phase == "confirm":
+            on_val = VAL.of(run) is not None or found.get(run.scope) is VAL
+            found[run.scope] = VAL if on_val else PSEUDO_MASK
+    return found
+
+
+def _group(scope: Scope, lines: list[Entry]) -> Group:
+    confirmed = [run for line in lines for run in line.confirm]
+    present = [m for m in MEASURES if any(m.of(run) is not None or m.uncounted(run) for run in confirmed)]
+    measure = measures(confirmed)[scope]
+    bars = _bars_of_group(scope, lines)
+    defaults = {(line.method, line.refiner): line for line in lines if line.settings in ("default", BOTH)}
+    rows = [_row(line, defaults.get((line.method, line.refiner)), present, measure, bars) for line in lines]
+    return Group(*scope, measure, _ranked(rows, measure))
+
+
+def _bars_of_group(scope: Scope, lines: list[Entry]) -> list[str]:
+    named = {"data set": scope.dataset, "supervision": scope.supervision, "backbone": scope.backbone}
+    named["initialisation"] = scope.initialisation
+    bars = [f"its {name} was not recorded" for name, value in named.items() if not value]
+    digests = _known(run.data_digest for line in lines for run in line.runs)
+    if len(digests) > 1:
+        bars.append(f"the group mixes contents of the data (digests {', '.join(d[:12] for d in digests)})")
+    return bars
+
+
+def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Measure, bars: list[str]) -> Row:
+    status = _status(line.confirm)
+    values = {m.name: _value(line, m, status) if m in present else NOTHING for m in MEASURES}
+    fields = {name: _known(getattr(run, name) for run in _finished(line)) for name in FIELDS}
+    gain_on, gain = _gain(line, default)
+    ranked_by = values[measure.name]
+    if status == "complete" and not isinstance(ranked_by, Summary):
+        what = f"{SPLITS[measure]} mIoU of its {'network' if measure is VAL else 'pseudo-masks'}"
+        why = {
+            NOTHING: f"no {what}",
+            UNCOUNTED: f"no {what}: every pixel of the true masks of {SPLITS[measure]} is 255, so none is counted",
+        }
+        bars = [*bars, why.get(ranked_by, f"{what} {ranked_by}")]
+    return Row(
+        method=line.method,
+        refiner=line.refiner,
+        settings=line.settings,
+        seeds=tuple(sorted({run.seed for run in line.confirm})),
+        fields={name: ", ".join(texts) or NOTHING for name, texts in fields.items()}
+        | {"evaluation": SPLITS[measure] if isinstance(ranked_by, Summary) else NOTHING},
+        values=values,
+        gain=gain,
+        gain_on=gain_on,
+        seconds=seconds_by_device(line.paid),
+        trials=spent(line.search),
+        classes=_classes(line.confirm, measure) if status == "complete" else {},
+        status=status,
+        bars=(*_unfinished(line.confirm), *_bars(line, fields), *bars),
+        notes=tuple(_notes(line)),
+    )
+
+
+def _status(confirm: Sequence[Run]) -> str:
+    counts = Counter(run.status for run in confirm if run.status != "complete")
+    lacking = [f"{status} ({count} of {len(confirm)})" for status, count in sorted(counts.items())]
+    if len({run.seed for run in confirm}) < len(confirm):
+        lacking.append("a seed ran twice")
+    return ", ".join(lacking) or "complete"
+
+
+def _value(line: Entry, measure: Measure, status: str) -> Summary | str:
+    if status != "complete":
+        return status
+    known = [value for run in line.confirm if (value := measure.of(run)) is not None]
+    if not known:
+        return UNCOUNTED if any(measure.uncounted(run) for run in line.confirm) else NOTHING
+    lacking = len(line.confirm) - len(known)
+    return f"absent ({lacking} of {len(line.confirm)})" if lacking else summarise(known)
+
+
+def _finished(line: Entry) -> list[Run]:
+    """Return the runs that tell the line's conditions: complete ones, where there are any."""
+    return [run for run in line.confirm if run.status == "complete"] or list(line.confirm)
+
+
+def _gain(line: Entry, default: Entry | None) -> tuple[str, Summary | None]:
+    if line.settings == "default" or default is None:
+        return "", None
+    for measure in (VAL, PSEUDO_MASK):
+        if all(isinstance(_value(entry, measure, _status(entry.confirm)), Summary) for entry in (line, default)):
+            return measure.name, paired_gain(_by_seed(default, measure), _by_seed(line, measure))
+    return "", None
+
+
+def _by_seed(line: Entry, measure: Measure) -> dict[int, float]:
+    return {run.seed: value for run in line.confirm if (value := measure.of(run)) is not None}
+
+
+def _unfinished(confirm: Sequence[Run]) -> list[str]:
+    """Say of each seed that is not complete why, seeds with the same reason together."""
+    reasons: dict[tuple[str, str], list[int]] = {}
+    for run in confirm:
+        if run.status != "complete":
+            reasons.setdefault((run.status, run.reason), []).append(run.seed)
+    return [
+        f"{_seeds(seeds)} {status}" + (f": {reason}" if reason else "")
+        for (status, reason), seeds in reasons.items()
+    ]
+
+
+def _bars(line: Entry, fields: Mapping[str, Sequence[str]]) -> list[str]:
+    bars = []
+    seeds = [run.seed for run in line.confirm]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        bars.append(f"{_seeds(twice)} ran more than once")
+    if len(set(seeds)) < SEEDS_NEEDED:
+        bars.append(f"{_count(len(set(seeds)), 'seed')}, and {SEEDS_NEEDED} are needed")
+    if any(run.status == "complete" for run in line.confirm):
+        bars += [f"its {FIELDS[name]} was not recorded" for name, texts in fields.items() if not texts]
+    bars += [
+        f"its seeds differ in {FIELDS[name]}: {', '.join(texts)}"
+        for name, texts in fields.items()
+        if len(texts) > 1
+    ]
+    if line.settings == "best" and not spent(line.search):
+        bars.append("no search trial was recorded")
+    return bars
+
+
+def _notes(line: Entry) -> list[str]:
+    notes = []
+    code = _known(run.code for run in line.runs)
+    if len(code) > 1:
+        notes.append(f"{len(code)} versions of the code: {', '.join(version[:12] for version in code)}")
+    if any(run.dirty == "true" for run in line.runs):
+        notes.append("the code had changes that were not committed")
+    ran, planned = sum(spent(line.search).values()), line.confirm[0].trials
+    if line.search and ran < planned:
+        notes.append(f"{ran} of {_count(planned, 'planned search trial')} ran")
+    failures: dict[str, int] = {}
+    for run in line.search:
+        if run.status == "failed":
+            failures[run.reason] = failures.get(run.reason, 0) + 1
+    notes += [f"{_count(count, 'search trial')} failed: {reason}" for reason, count in sorted(failures.items())]
+    return notes
+
+
+def _classes(confirm: Sequence[Run], measure: Measure) -> dict[str, float | None]:
+    """Return the mean IoU of each class over all runs."""
+    ious = [_class_ious(run, measure) for run in confirm]
+    names = sorted({name for iou in ious for name in iou})
+    means: dict[str, float | None] = {}
+    for name in names:
+        known = [value for iou in ious if (value := iou.get(name)) is not None]
+        means[name] = summarise(known).mean if len(known) == len(ious) else None
+    return means
+
+
+def _class_ious(run: Run, measure: Measure) -> dict[str, float | None]:
+    record = next((record for record in measure.records if record in run.metrics), "")
+    place, _, selection = record.partition("/mIoU")
+    return {
+        name.removeprefix(f"{place}/IoU_").removesuffix(selection): value
+        for name, value in run.metrics.items()
+        if record and name.startswith(f"{place}/IoU_") and name.endswith(selection)
+    }
+
+
+def _ranked(rows: list[Row], measure: Measure) -> tuple[Row, ...]:
+    """Give ranks and marks to the rows that nothing bars, and put them first."""
+    eligible = [row for row in rows if not row.bars]
+    means = [_mean(row, measure) for row in eligible]
+    eligible = [replace(row, rank=rank) for row, rank in zip(eligible, ranks(means), strict=True)]
+    marks: dict[int, set[str]] = {}
+    for column in MEASURES:
+        known = {
+            i: value for i, row in enumerate(eligible) if isinstance(value := row.values[column.name], Summary)
+        }
+        for index in highest(known):
+            marks.setdefault(index, set()).add(column.name)
+    ranked = [replace(row, marked=frozenset(marks.get(index, ()))) for index, row in enumerate(eligible)]
+    return (*sorted(ranked, key=lambda row: row.rank or 0), *(row for row in rows if row.bars))
+
+
+def _mean(row: Row, measure: Measure) -> float:
+    value = row.values[measure.name]
+    assert isinstance(value, Summary), "a row without a number has a bar"
+    return value.mean
+
+
+def _known(values: Iterable[object]) -> list[str]:
+    """Return the different values as texts, in order, without those that were not recorded."""
+    return sorted({str(value) for value in values if value not in ("", None)})
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

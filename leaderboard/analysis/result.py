@@ -1,0 +1,119 @@
+"""All that the leaderboard says beyond its table: who can be told apart, at what cost, after how many trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from seedbed.leaderboard.analysis.average_rank import AverageRank, average_ranks
+from seedbed.leaderboard.analysis.grouping import entries, searches
+from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis, Resampled, compare, resample
+from seedbed.leaderboard.analysis.ranking import Board, Group
+from seedbed.leaderboard.data.per_image import ImageStatistics
+from seedbed.leaderboard.data.snapshot import Run, runs_of
+from seedbed.leaderboard.figures import pareto as cost
+from seedbed.leaderboard.figures.budget import budget_figure
+from seedbed.leaderboard.figures.figure import Figure, scope_of, stems
+from seedbed.leaderboard.figures.importance import importance_figures
+from seedbed.leaderboard.figures.quality import class_figure, interval_figure
+from seedbed.leaderboard.tables.columns import group_title
+
+__all__ = ["Analysis", "AverageRank", "Comparison", "Figure", "GroupAnalysis", "analyse"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a reader should know of a board's numbers."""
+
+    groups: tuple[GroupAnalysis, ...]
+    """In the order of the board's groups."""
+    average_ranks: tuple[AverageRank, ...]
+    sentences: tuple[str, ...]
+    """What cannot be told apart, who is on the Pareto front, and what average ranks are over, in plain words."""
+    figures: tuple[Figure, ...]
+    images_without: tuple[str, ...] = ()
+    """Rows with a number of which no statistics of images could be used, with the reason."""
+
+
+def analyse(
+    board: Board, snapshot: pa.Table, images: ImageStatistics | None, *, resamples: int = 2000, seed: int = 0
+) -> Analysis:
+    """Return the analysis of the board that was made of a snapshot. The same input gives the same result.
+
+    Without statistics of images there are no intervals and no comparisons.
+    """
+    runs = runs_of(snapshot)
+    confirmed = _confirmed(board, runs)
+    by_cell = searches(runs)
+    resampled = [
+        Resampled({}, {}, {}, seed) if images is None else resample(group, members, images, resamples, seed)
+        for group, members in zip(board.groups, confirmed, strict=True)
+    ]
+    groups = tuple(compare(group, drawn) for group, drawn in zip(board.groups, resampled, strict=True))
+    averages, over = average_ranks(board.groups, resampled) if images is not None else ([], "")
+    figures: list[Figure | None] = []
+    for group, analysis, stem in zip(board.groups, groups, stems(board.groups), strict=True):
+        cells = by_cell.get(scope_of(group), {})
+        figures += [interval_figure(group, analysis, stem), *cost.cost_figures(group, stem)]
+        figures += [budget_figure(group, cells, stem), *importance_figures(group, cells, stem)]
+        figures.append(class_figure(group, stem))
+    sentences = [*_sentences(board, groups), *([over] if over else [])]
+    if images is None and board.groups:
+        sentences.append("No statistics of images were given, so nothing is said of differences between rows.")
+    return Analysis(
+        groups,
+        tuple(averages),
+        tuple(sentences),
+        tuple(figure for figure in figures if figure is not None),
+        tuple(
+            f"{_prefix(board, group)}{group.rows[index].name}: {reason}"
+            for group, drawn in zip(board.groups, resampled, strict=True)
+            for index, reason in drawn.without.items()
+        ),
+    )
+
+
+def _confirmed(board: Board, runs: Sequence[Run]) -> list[list[tuple[Run, ...]]]:
+    """Return the confirming runs of each row of each group."""
+    lines = {
+        (scope, line.method, line.refiner, line.settings): line.confirm
+        for scope, found in entries(runs).items()
+        for line in found
+    }
+    return [
+        [lines[scope_of(group), row.method, row.refiner, row.settings] for row in group.rows]
+        for group in board.groups
+    ]
+
+
+def _sentences(board: Board, groups: Sequence[GroupAnalysis]) -> Iterator[str]:
+    for group, analysis in zip(board.groups, groups, strict=True):
+        for sentence in (*_apart(group, analysis), *cost.sentences(group)):
+            yield f"{_prefix(board, group)}{sentence}"
+
+
+def _apart(group: Group, analysis: GroupAnalysis) -> Iterator[str]:
+    """Say which ranked rows the first cannot be told apart from, and how many pairs there are of this kind."""
+    ranked = {index for index, row in enumerate(group.rows) if row.rank is not None}
+    pairs = [c for c in analysis.comparisons if {c.first, c.second} <= ranked]
+    if not pairs:
+        return
+    first = min(ranked, key=lambda index: (group.rows[index].rank or 0, index))
+    near = [
+        c.second if c.first == first else c.first for c in pairs if c.together and first in (c.first, c.second)
+    ]
+    name = group.rows[first].name
+    if near:
+        listed = "; ".join(group.rows[index].name for index in near)
+        yield f"{name}, which is ranked first, cannot be told apart from: {listed}."
+    else:
+        yield f"{name}, which is ranked first, is told apart from every other row."
+    together = sum(c.together for c in pairs)
+    over = "95 %, over images and random seeds"
+    yield f"{together} of {len(pairs)} pairs of ranked rows cannot be told apart ({over})."
+
+
+def _prefix(board: Board, group: Group) -> str:
+    return f"{group_title(group)}: " if len(board.groups) > 1 else ""

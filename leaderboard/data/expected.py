@@ -1,0 +1,93 @@
+"""The plan of a sweep, `sweep.json`: which trials there should be, so that a missing one can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.leaderboard.data.snapshot import Run
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep set out to run."""
+
+    name: str
+    trials: int
+    """Search trials of each cell; 0: default settings alone are run."""
+    seeds: tuple[int, ...]
+    cells: tuple[Mapping[str, Any], ...]
+    """Method, refiner, data set and conditions, as columns of the snapshot."""
+
+    @classmethod
+    def parse(cls, plan: Mapping[str, Any]) -> Plan:
+        """Read the content of `sweep.json`.
+
+        Raises DataError for another version or a missing entry, ConfigError for a sweep of variants: its cells
+        differ in more than a line of the leaderboard tells.
+        """
+        if plan.get("version") != VERSION:
+            raise DataError(f"sweep.json of version {plan.get('version')!r}, this Seedbed reads {VERSION}")
+        if any(cell.get("variant") for cell in plan.get("cells", ())):
+            name = plan.get("name")
+            raise ConfigError(f"the sweep {name!r} is of variants, or a study: `seedbed study` makes its table")
+        try:
+            return cls(plan["name"], plan["trials"], tuple(plan["seeds"]), tuple(plan["cells"]))
+        except KeyError as error:
+            raise DataError(f"sweep.json has no entry {error}") from None
+
+    def expected(self) -> Iterator[Run]:
+        """Yield every trial that the tables report, as a run that is missing."""
+        for cell in self.cells:
+            for settings in ("default", "best") if self.trials else ("default",):
+                for seed in self.seeds:
+                    yield self._missing(cell, settings, seed)
+
+    def missing(self, runs: Iterable[Run]) -> list[Run]:
+        """Return the expected trials that have no run."""
+        found = {_place(run) for run in runs}
+        return [run for run in self.expected() if _place(run) not in found]
+
+    def _missing(self, cell: Mapping[str, Any], settings: str, seed: int) -> Run:
+        def text(name: str) -> str:
+            return str(cell.get(name) or "")
+
+        names = ("method", "refiner", "dataset", "supervision", "backbone", "initialisation")
+        return Run(
+            sweep=self.name,
+            key="/".join(["missing", *map(text, names), settings, str(seed)]),
+            method=text("method"),
+            refiner=text("refiner"),
+            dataset=text("dataset"),
+            supervision=text("supervision"),
+            backbone=text("backbone"),
+            initialisation=text("initialisation"),
+            segmentation_backbone=text("segmentation_backbone"),
+            segmentation_initialisation=text("segmentation_initialisation"),
+            crf_preset=text("crf_preset"),
+            multi_scale=text("multi_scale"),
+            segmentation=text("segmentation"),
+            selection="",
+            tuning_masks=cell.get("tuning_masks"),
+            phase="confirm",
+            settings=settings,
+            number="",
+            seed=seed,
+            status="missing",
+            reason="no run was recorded",
+            device="",
+            hardware="",
+            code="",
+            dirty="",
+            data_digest=text("data_digest"),
+            trials=self.trials,
+            metrics={},
+        )
+
+
+def _place(run: Run) -> tuple[object, ...]:
+    return run.phase, *run.cell, run.settings, run.seed

@@ -1,0 +1,101 @@
+"""How the best of a search grows with its trials: what a method needs before it shines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from seedbed.leaderboard.analysis.grouping import objective
+from seedbed.leaderboard.analysis.ranking import Group
+from seedbed.leaderboard.data.snapshot import Run
+from seedbed.leaderboard.figures.figure import (
+    COLOURS,
+    Figure,
+    canvas,
+    comma_separated_rows,
+    of_group,
+    short,
+    svg_of,
+)
+from seedbed.leaderboard.tables.columns import group_title
+
+Cells = Mapping[tuple[str, str], Sequence[Run]]
+"""Search trials by method and refiner."""
+
+
+def expected_best(values: Sequence[float]) -> list[float]:
+    """Return the expected maximum of n of the values, drawn without replacement, for n = 1 … all.
+
+    Of the sorted values v₁ ≤ … ≤ v_N the i-th is the highest of n in C(i−1, n−1) of the C(N, n) choices (docs/
+    protocol.md, Statistics, names the sources).
+    """
+    ordered, total = sorted(values), len(values)
+    return [
+        math.fsum(value * (math.comb(i, n - 1) / math.comb(total, n)) for i, value in enumerate(ordered))
+        for n in range(1, total + 1)
+    ]
+
+
+def budget_figure(group: Group, cells: Cells, stem: str) -> Figure | None:
+    """Return the curves of a group's searches, a panel a method; None where no search trial came to an end."""
+    curves = {cell: known for cell, runs in cells.items() if (known := _known(runs))}
+    if not curves:
+        return None
+    methods = sorted({method for method, _ in curves})
+    refiners = sorted({refiner for _, refiner in curves})
+    colours = {refiner: COLOURS[i % len(COLOURS)] for i, refiner in enumerate(refiners)}
+    name, title = f"budget-{stem}", f"Expected best tune score against search trials: {group_title(group)}"
+    columns = 1 if len(methods) == 1 else 2
+    lines = math.ceil(len(methods) / columns)
+    with canvas(0.7 + 1.7 * lines, lines, columns, sharex=True, sharey=True) as (figure, axes):
+        for axis, method in zip(axes.flat, methods, strict=False):
+            for refiner in refiners:
+                if (method, refiner) in curves:
+                    curve = [100 * value for value in expected_best(curves[method, refiner])]
+                    axis.plot(range(1, len(curve) + 1), curve, "o-", ms=2.5, lw=1.2, color=colours[refiner])
+                    default = _default(cells[method, refiner])
+                    if default is not None:
+                        axis.axhline(100 * default, color=colours[refiner], lw=0.8, ls=":")
+            axis.set_title(short(method), loc="left")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(visible=True)
+        for axis in axes.flat[len(methods) :]:
+            axis.set_visible(False)
+        figure.supxlabel("search trials", fontsize=8)
+        figure.supylabel("expected best tune mIoU (%)", fontsize=8)
+        keys = [axes[0, 0].plot([], [], "o-", ms=2.5, lw=1.2, color=colours[refiner])[0] for refiner in refiners]
+        figure.legend(
+            keys, [short(refiner) for refiner in refiners], loc="outside upper center", ncols=min(4, len(refiners))
+        )
+        svg = svg_of(figure, name, title)
+    caption = (
+        f"{of_group(group)} The mIoU of the pseudo-masks on tune that the best of n search trials is expected to "
+        "have, were n of the trials that ran drawn without replacement; dotted: the default settings, trial 0. "
+        "Optuna's trials are no independent draws, as later ones know the earlier, so a curve says what these "
+        f"trials gave and not what other searches would. {_left_out(cells)}"
+    ).strip()
+    header = ["method", "refiner", "trials", "expected_best", "default"]
+    rows = [
+        [*cell, n, value, _default(cells[cell])]
+        for cell, known in sorted(curves.items())
+        for n, value in enumerate(expected_best(known), 1)
+    ]
+    return Figure(name, title, caption, svg, comma_separated_rows(header, rows), tuple(methods), group.dataset)
+
+
+def _known(runs: Sequence[Run]) -> list[float]:
+    return [value for run in runs if (value := objective(run)) is not None]
+
+
+def _default(runs: Sequence[Run]) -> float | None:
+    return next((objective(run) for run in runs if run.settings == "default"), None)
+
+
+def _left_out(cells: Cells) -> str:
+    """Say how many trials have no score: they took a place in the search, and are in no curve."""
+    count = sum(objective(run) is None for runs in cells.values() for run in runs)
+    if not count:
+        return ""
+    return (
+        f"{count} trial{'s' if count > 1 else ''} without a score (pruned, failed or not finished) are left out."
+    )

@@ -1,0 +1,88 @@
+"""What the site shows, and where each part of it lies; all paths are relative to the site's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from seedbed.benchmark.paths import slug
+from seedbed.leaderboard.analysis.grouping import Entry, entries
+from seedbed.leaderboard.analysis.ranking import Board
+from seedbed.leaderboard.analysis.result import Analysis
+from seedbed.leaderboard.data.reported import ReportedPaper, ReportedTable
+from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.study_results import Study
+from seedbed.leaderboard.figures.figure import Figure
+from seedbed.leaderboard.site.gallery import FOLDER, DatasetGallery
+from seedbed.leaderboard.site.rows import GroupView, group_views
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that the pages show."""
+
+    board: Board
+    runs: tuple[Run, ...]
+    """Those that the board was made from."""
+    analysis: Analysis
+    studies: tuple[Study, ...] = ()
+    papers: tuple[ReportedPaper, ...] = ()
+    galleries: tuple[DatasetGallery, ...] = ()
+    no_gallery: str = ""
+    """Why there is no gallery; empty where there is one."""
+
+    @cached_property
+    def views(self) -> list[GroupView]:
+        """The groups with their tables."""
+        return group_views(self.board, self.analysis)
+
+    @cached_property
+    def entries(self) -> dict[Scope, list[Entry]]:
+        """The runs of each row, by what rows may be compared within."""
+        return entries(self.runs)
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that have a page: those of the rows, of the studies and of the papers."""
+        named = {row.method for group in self.board.groups for row in group.rows}
+        return sorted(named | {study.method for study in self.studies} | {paper.method for paper in self.papers})
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets that have a page."""
+        return sorted({group.dataset for group in self.board.groups})
+
+
+def method_page(method: str) -> str:
+    """Return the path of a method's page."""
+    return f"methods/{slug(method)}.html"
+
+
+def dataset_page(dataset: str) -> str:
+    """Return the path of a data set's page."""
+    return f"datasets/{slug(dataset)}.html"
+
+
+def study_name(study: Study) -> str:
+    """Return the name of a study's files."""
+    return f"{slug(study.study)}-{slug(study.sweep or study.dataset)}"
+
+
+def study_page(study: Study) -> str:
+    """Return the path of a study's page."""
+    return f"studies/{study_name(study)}.html"
+
+
+def gallery_page(gallery: DatasetGallery) -> str:
+    """Return the path of a data set's gallery."""
+    return f"{FOLDER}/{slug(gallery.dataset)}.html"
+
+
+def reported_name(paper: ReportedPaper, table: ReportedTable) -> str:
+    """Return the name of a reported table's files."""
+    return f"reported-{slug(paper.id)}-{slug(table.id)}"
+
+
+def figure_file(figure: Figure, suffix: str) -> str:
+    """Return the path of a figure's file."""
+    return f"figures/{slug(figure.name)}.{suffix}"

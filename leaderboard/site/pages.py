@@ -1,0 +1,154 @@
+"""The pages of the site as HTML, from the templates in `templates/`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from seedbed.benchmark.pipeline.registry import METHODS
+from seedbed.leaderboard.analysis.ranking import NOTHING
+from seedbed.leaderboard.data.study_results import Study, signed
+from seedbed.leaderboard.site import content as places
+from seedbed.leaderboard.site.content import Content
+from seedbed.leaderboard.site.gallery import DatasetGallery
+from seedbed.leaderboard.site.rows import GroupView, repeats
+from seedbed.leaderboard.tables.claims import claims_counted, claims_table
+from seedbed.leaderboard.tables.columns import (
+    COLUMNS,
+    classes_counted,
+    group_title,
+    initialisation,
+    ranked_by,
+    remarks,
+    sections,
+    segmentation,
+)
+from seedbed.leaderboard.tables.plain import number, printed
+from seedbed.leaderboard.tables.text import EMPTY, MARKS, NUMBERS, summary
+
+
+def pages(content: Content) -> Iterator[tuple[str, str]]:
+    """Yield path and text of each page, the overview first."""
+    yield "index.html", overview(content)
+    yield "studies.html", _studies(content)
+    yield "gallery.html", _render("gallery.html", content)
+    for method in content.methods:
+        yield places.method_page(method), _method(content, method)
+    for dataset in content.datasets:
+        yield places.dataset_page(dataset), _dataset(content, dataset)
+    for study in content.studies:
+        yield places.study_page(study), _study(content, study)
+    for gallery in content.galleries:
+        yield places.gallery_page(gallery), _gallery(content, gallery)
+
+
+def overview(content: Content) -> str:
+    """Return `index.html`."""
+    # What is about one method stands on its page.
+    figures = [figure for figure in content.analysis.figures if len(figure.methods) != 1]
+    return _render("index.html", content, summary=summary(content.board), views=content.views, figures=figures)
+
+
+def _method(content: Content, method: str) -> str:
+    known = method in METHODS.names()
+    return _render(
+        "method.html",
+        content,
+        root="../",
+        method=method,
+        description=METHODS.description(method).split("\n\n") if known else [],
+        views=[_only(view, method) for view in content.views if _only(view, method).main],
+        repeats=[repeat for view in content.views for repeat in repeats(view, content.entries, method)],
+        figures=[figure for figure in content.analysis.figures if method in figure.methods],
+        studies=[study for study in content.studies if study.method == method],
+        papers=[paper for paper in content.papers if paper.method == method],
+    )
+
+
+def _only(view: GroupView, method: str) -> GroupView:
+    """Return a group with the rows of one method; ranks and marks stay those of the whole group."""
+    return replace(
+        view,
+        main=tuple(line for line in view.main if line.row.method == method),
+        all=tuple(line for line in view.all if line.row.method == method),
+        heat=tuple(heat for heat in view.heat if heat.line.row.method == method),
+    )
+
+
+def _dataset(content: Content, dataset: str) -> str:
+    runs = [run for run in content.runs if run.dataset == dataset]
+    return _render(
+        "dataset.html",
+        content,
+        root="../",
+        dataset=dataset,
+        views=[view for view in content.views if view.group.dataset == dataset],
+        digests=sorted({run.data_digest for run in runs if run.data_digest}),
+        figures=[figure for figure in content.analysis.figures if figure.dataset == dataset],
+        studies=[study for study in content.studies if study.dataset == dataset],
+        galleries=[gallery for gallery in content.galleries if gallery.dataset == dataset],
+    )
+
+
+def _studies(content: Content) -> str:
+    claims, counted = claims_table(content.studies), claims_counted(content.studies)
+    linked = [places.study_page(study) for study in content.studies for _ in study.claims]
+    return _render(
+        "studies.html", content, claims=claims, counted=counted, claimed=zip(linked, claims.rows, strict=True)
+    )
+
+
+def _study(content: Content, study: Study) -> str:
+    return _render("study.html", content, root="../", study=study)
+
+
+def _gallery(content: Content, gallery: DatasetGallery) -> str:
+    return _render("gallery_dataset.html", content, root="../", gallery=gallery)
+
+
+def _render(template: str, content: Content, root: str = "", **values: Any) -> str:
+    """Return a page; `root` leads from it to the site's folder."""
+    return _environment().get_template(template).render(content=content, root=root, **values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("seedbed.leaderboard.site"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"code": _code, "number": number, "printed": printed, "signed": _signed, "svg": Markup}
+    environment.globals |= {
+        "places": places,
+        "columns": COLUMNS,
+        "sections": list(sections()),
+        "group_title": group_title,
+        "initialisation": initialisation,
+        "segmentation": segmentation,
+        "classes_counted": classes_counted,
+        "ranked_by": ranked_by,
+        "remarks": remarks,
+        "empty": EMPTY,
+        "marks": MARKS,
+        "numbers": NUMBERS,
+    }
+    return environment
+
+
+def _signed(value: float | None, digits: int = 2) -> str:
+    return NOTHING if value is None else signed(value, digits)
+
+
+def _code(text: str) -> Markup:
+    """Return text as HTML in which `words between backticks` are code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -1,0 +1,36 @@
+"""What became of the papers' claims: all studies in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from seedbed.leaderboard.analysis.ranking import NOTHING
+from seedbed.leaderboard.data.study_results import Claim, Study, signed
+from seedbed.leaderboard.tables.plain import Table
+
+COLUMNS = (
+    *("study", "data set", "random seeds", "the paper says"),
+    *("unit", "paper", "here", "low", "high", "p", "verdict"),
+)
+VERDICTS = ("holds", "does not hold", "undecided")
+
+
+def claims_table(studies: Iterable[Study]) -> Table:
+    """Return a row a claim: the difference that the paper prints and ours, with its interval of 95 %."""
+    return Table(COLUMNS, tuple(_row(study, claim) for study in studies for claim in study.claims))
+
+
+def claims_counted(studies: Iterable[Study]) -> str:
+    """Return "holds 3, does not hold 1, undecided 2" of all claims."""
+    verdicts = [claim.verdict for study in studies for claim in study.claims]
+    return ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in VERDICTS)
+
+
+def _row(study: Study, claim: Claim) -> tuple[str, ...]:
+    def told(value: float | None) -> str:
+        return NOTHING if value is None else signed(value, study.digits)
+
+    seeds = ", ".join(map(str, study.seeds))
+    numbers = (told(claim.paper), told(claim.difference), told(claim.low), told(claim.high))
+    p = NOTHING if claim.p is None else f"{claim.p:.3f}"
+    return (study.label, study.dataset, seeds, claim.text, study.unit, *numbers, p, claim.verdict)

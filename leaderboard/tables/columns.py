@@ -1,0 +1,281 @@
+"""The columns that every table shows, as text: title, meaning, and what stands in a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from seedbed.leaderboard.analysis.ranking import MEASURES, NOTHING, Group, Row
+from seedbed.leaderboard.analysis.summary import Summary
+
+if TYPE_CHECKING:
+    from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column; `measure` is its name among the measures, empty for others."""
+
+    section: str
+    title: str
+    meaning: str
+    text: Callable[[Row], str]
+    number: bool = False
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, how many columns it spans, and how it is shown."""
+
+    text: str
+    number: bool
+    marked: bool
+    missing: bool
+    """Whether it says why there is no number."""
+    width: int
+
+
+def percent(value: Summary) -> str:
+    """Return "46.20 ± 0.31", in percent; without "±" where there is one value only."""
+    return f"{100 * value.mean:.2f}" + ("" if value.std is None else f" ± {100 * value.std:.2f}")
+
+
+def duration(seconds: float, unit: str = "") -> str:
+    """Return "8.4 s", "42 s", "4.2 min" or "3.1 h"; with the unit `CPU-`: "4.2 CPU-min"."""
+    # What rounds up to the next unit is told in it.
+    if seconds < 9.95:
+        return f"{seconds:.1f} {unit}s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} {unit}s"
+    if seconds < 3597:
+        return f"{seconds / 60:.1f} {unit}min"
+    return f"{seconds / 3600:.1f} {unit}h"
+
+
+def time(row: Row) -> str:
+    """Return "1.2 GPU-h" or "4.2 CPU-min" for each kind of device that the row ran on."""
+    kinds: dict[str, float] = {}
+    for device, seconds in row.seconds.items():
+        kind = "CPU-" if device == "cpu" else "GPU-"
+        kinds[kind] = kinds.get(kind, 0.0) + seconds
+    return " + ".join(duration(seconds, kind) for kind, seconds in sorted(kinds.items())) or NOTHING
+
+
+def trials(row: Row) -> str:
+    """Return "8", or "8 (6 complete, 1 pruned, 1 failed)" where not all are complete."""
+    total = sum(row.trials.values())
+    if row.trials.get("complete", 0) == total:
+        return str(total)
+    return f"{total} ({', '.join(f'{count} {status}' for status, count in row.trials.items())})"
+
+
+def gain(row: Row) -> str:
+    """Return "+1.20 ± 0.31", in points of percent."""
+    if row.gain is None:
+        return NOTHING
+    # Adding zero turns a rounded −0.0 into 0.0.
+    mean = f"{round(100 * row.gain.mean, 2) + 0.0:+.2f}".replace("-", "−")
+    return mean + ("" if row.gain.std is None else f" ± {100 * row.gain.std:.2f}")
+
+
+def _measure(name: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row.values[name]
+        return value if isinstance(value, str) else percent(value)
+
+    return text
+
+
+def _field(name: str) -> Callable[[Row], str]:
+    return lambda row: row.fields[name]
+
+
+_MEANINGS = {
+    "maps_mIoU_fixed": "localisation maps on `train`, cut at the constant that the paper gives",
+    "maps_mIoU_tuned": "the same maps, cut where it is best for the masks of `tune`",
+    "maps_mIoU_oracle": "the same maps, cut where it is best for `train` itself: it looks at the answer",
+    "maps_soft_overlap": "soft intersection over union of the maps, without a threshold",
+    "maps_soft_precision": "how much of the maps is on the object",
+    "maps_soft_recall": "how much of the object is covered by the maps",
+    "pseudo_mask_mIoU": "masks after the refiner on `train`, at the tuned threshold where there is one",
+    "one_step_mIoU": "the network of a one-step method itself, on `val`",
+    "val_mIoU": "the segmentation network that was trained on the pseudo-masks, on `val`",
+}
+RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank is None else str(row.rank), True)
+METHOD = Column("", "Method", "what makes the localisation maps", lambda row: row.method)
+REFINER = Column("", "Refiner", "what makes pseudo-masks of them", lambda row: row.refiner)
+SETTINGS = Column(
+    "",
+    "Settings",
+    "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better",
+    lambda row: row.settings,
+)
+MEASURED = {
+    measure.name: Column(
+        measure.section, measure.title, _MEANINGS[measure.name], _measure(measure.name), True, measure.name
+    )
+    for measure in MEASURES
+}
+GAIN = Column(
+    "Tuning and cost",
+    "Gain",
+    "best − default in points, paired by random seed: on `val`, or on the pseudo-masks where there is no network",
+    gain,
+    True,
+)
+TIME = Column(
+    "Tuning and cost",
+    "Time",
+    "computing time from scratch with every stage counted once; for `best`, search included",
+    time,
+    True,
+)
+TRIALS = Column("Tuning and cost", "Trials", "search trials that ran", trials, True)
+COLUMNS = (
+    RANK,
+    METHOD,
+    REFINER,
+    SETTINGS,
+    *MEASURED.values(),
+    GAIN,
+    TIME,
+    TRIALS,
+    Column(
+        "Conditions",
+        "Random seeds",
+        "the random seeds that the numbers are over",
+        lambda row: ", ".join(map(str, row.seeds)),
+    ),
+    Column("Conditions", "CRF", "settings of the dense CRF", _field("crf_preset")),
+    Column("Conditions", "Scales", "scales of inference that are averaged", _field("multi_scale")),
+    Column("Conditions", "Selection", "how the threshold of the training masks was chosen", _field("selection")),
+    Column(
+        "Conditions",
+        "Tuning masks",
+        "how many true masks a choice of threshold or settings could see",
+        _field("tuning_masks"),
+        True,
+    ),
+    Column("Conditions", "Ranked on", "the split that decides the rank", _field("evaluation")),
+)
+
+
+def columns_of(group: Group, analysis: GroupAnalysis | None) -> tuple[Column, ...]:
+    """Return the columns of a group's table; with an analysis intervals stand beside rank and number."""
+    if analysis is None:
+        return COLUMNS
+    ranks = {group.rows[index].name: limits for index, limits in analysis.rank_intervals.items()}
+    numbers = {group.rows[index].name: limits for index, limits in analysis.intervals.items()}
+    ranked = MEASURED[group.measure.name]
+    rank_interval = Column(
+        "",
+        f"{RANK.title} 95 %",
+        "95 % interval of the rank, over images and random seeds",
+        lambda row: rank_limits(ranks.get(row.name)),
+        True,
+    )
+    interval = Column(
+        ranked.section,
+        f"{ranked.title} 95 %",
+        "95 % interval of the number before it, over images and random seeds",
+        lambda row: percent_limits(numbers.get(row.name)),
+        True,
+    )
+    beside = {RANK: (RANK, rank_interval), ranked: (ranked, interval)}
+    return tuple(shown for column in COLUMNS for shown in beside.get(column, (column,)))
+
+
+def rank_limits(limits: tuple[int, int] | None) -> str:
+    """Return "2–4", or "2" where there is no doubt."""
+    if limits is None:
+        return NOTHING
+    return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}–{limits[1]}"
+
+
+def percent_limits(limits: tuple[float, float] | None) -> str:
+    """Return "45.10 … 47.20" of fractions, in percent."""
+    return NOTHING if limits is None else f"{points(limits[0])} … {points(limits[1])}"
+
+
+def points(fraction: float) -> str:
+    """Return "−1.20": a fraction, or a difference of two, in percent."""
+    # Adding zero turns a rounded −0.0 into 0.0.
+    return f"{round(100 * fraction, 2) + 0.0:.2f}".replace("-", "−")
+
+
+def cells(row: Row, columns: tuple[Column, ...] = COLUMNS) -> Iterator[Cell]:
+    """Yield the cells of a row; neighbours that say what is missing are one wide cell."""
+
+    def missing(column: Column) -> str:
+        value = row.values.get(column.measure)
+        return value if isinstance(value, str) and value != NOTHING else ""
+
+    for reason, same in groupby(columns, missing):
+        together = list(same)
+        if reason:
+            yield Cell(reason, number=False, marked=False, missing=True, width=len(together))
+        else:
+            for column in together:
+                yield Cell(column.text(row), column.number, column.measure in row.marked, missing=False, width=1)
+
+
+def sections(columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, int]]:
+    """Yield the title of each section of columns, and how many columns it spans."""
+    for section, same in groupby(columns, lambda column: column.section):
+        yield section, len(list(same))
+
+
+def initialisation(group: Group) -> str:
+    """Return how the backbone of a group began; of a weights file the first digits of its digest."""
+    return _short(group.initialisation)
+
+
+def segmentation(group: Group) -> list[tuple[str, str]]:
+    """Return backbone and initialisation of the segmentation network by name; none where they are the method's."""
+    own = group.segmentation_backbone, group.segmentation_initialisation
+    if own == (group.backbone, group.initialisation):
+        return []
+    return [("segmentation backbone", own[0] or NOTHING), ("segmentation initialisation", _short(own[1]))]
+
+
+def _short(initialisation: str) -> str:
+    kind, colon, digest = initialisation.partition(":")
+    return f"{kind}:{digest[:12]}" if colon else kind or NOTHING
+
+
+def group_title(group: Group) -> str:
+    """Return the conditions that the lines of a group share."""
+    return (
+        f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
+        f" · initialisation {initialisation(group)}"
+        + "".join(f" · {name} {text}" for name, text in segmentation(group))
+    )
+
+
+def ranked_by(group: Group) -> str:
+    """Return what the ranks of a group are by."""
+    return f"{'' if group.measure.name == 'val_mIoU' else 'pseudo-mask '}{group.measure.title}"
+
+
+def classes_counted(group: Group) -> str:
+    """Return "6 + background", the classes that the group's mIoU is a mean over; of a group without, "6"."""
+    names = group.classes
+    foreground = sum(name != "background" for name in names)
+    return f"{foreground} + background" if foreground < len(names) else str(foreground)
+
+
+def ranking(group: Group) -> str:
+    """Return by what a group is ranked, and which of its rows could not be compared with the first."""
+    return f"Ranked by {ranked_by(group)}." + (f" {group.caveat}" if group.caveat else "")
+
+
+def remarks(group: Group) -> Iterator[tuple[str, str]]:
+    """Yield name and remark of each row that has no rank, or of which a reader should know something."""
+    for row in group.rows:
+        if row.bars:
+            yield row.name, f"not ranked: {'; '.join(row.bars)}"
+        if row.notes:
+            yield row.name, "; ".join(row.notes)

@@ -1,0 +1,110 @@
+"""Comparisons and average ranks as tables of texts, for Markdown and LaTeX, and all comparisons as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis
+from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group
+from seedbed.leaderboard.analysis.result import Analysis
+from seedbed.leaderboard.figures.figure import comma_separated_rows
+from seedbed.leaderboard.tables.columns import group_title, percent_limits, points
+
+FACTS = (
+    "p is two-sided, from the paired bootstrap, and not corrected for the number of comparisons. Two rows cannot "
+    "be told apart if the interval over images and random seeds includes 0; with fewer than two random seeds in "
+    "common, the interval over images alone."
+)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A small table; its first column is text, the others are numbers."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def against_the_first(group: Group, analysis: GroupAnalysis) -> TextTable | None:
+    """Return how far the first row of a group is before each other one, in points; None without comparisons."""
+    if not analysis.comparisons:
+        return None
+    first = analysis.comparisons[0].first
+    return TextTable(
+        f"Differences from {group.rows[first].name}, in points of {group.measure.title}",
+        ("Row", "Difference", "95 % over images", "p", "95 % over images and random seeds", "p", "Told apart"),
+        tuple(_row(group, pair) for pair in analysis.comparisons if pair.first == first),
+    )
+
+
+def _row(group: Group, pair: Comparison) -> tuple[str, ...]:
+    over_seeds = None if pair.seed_low is None or pair.seed_high is None else (pair.seed_low, pair.seed_high)
+    return (
+        group.rows[pair.second].name,
+        points(pair.difference),
+        percent_limits((pair.image_low, pair.image_high)),
+        _p(pair.image_p),
+        percent_limits(over_seeds),
+        NOTHING if pair.seed_p is None else _p(pair.seed_p),
+        "no" if pair.together else "yes",
+    )
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}"
+
+
+def average_table(analysis: Analysis) -> TextTable | None:
+    """Return the average ranks; None where there are none."""
+    if not analysis.average_ranks:
+        return None
+    return TextTable(
+        "Average rank over data sets",
+        ("Method", "Average rank", "95 %", "Data sets"),
+        tuple(
+            (
+                f"{rank.method} + {rank.refiner}",
+                f"{rank.mean:.2f}",
+                f"{rank.low:.2f} … {rank.high:.2f}",
+                str(rank.datasets),
+            )
+            for rank in analysis.average_ranks
+        ),
+    )
+
+
+def comparisons(board: Board, analysis: Analysis) -> str:
+    """Return every comparison as CSV, one a line: `first` minus `second`, unrounded fractions."""
+    header = [
+        *("dataset", "supervision", "backbone", "initialisation"),
+        *("segmentation_backbone", "segmentation_initialisation", "measure"),
+        *(f"{which}_{name}" for which in ("first", "second") for name in ("method", "refiner", "settings")),
+        *("difference", "image_low", "image_high", "image_p", "seed_low", "seed_high", "seed_p", "together"),
+    ]
+    return comma_separated_rows(header, _rows(board, analysis))
+
+
+def _rows(board: Board, analysis: Analysis) -> Iterator[list[object]]:
+    for group, own in zip(board.groups, analysis.groups, strict=True):
+        conditions = [group.dataset, group.supervision, group.backbone, group.initialisation]
+        conditions += [group.segmentation_backbone, group.segmentation_initialisation, group.measure.name]
+        for pair in own.comparisons:
+            rows = (group.rows[pair.first], group.rows[pair.second])
+            names = [name for row in rows for name in (row.method, row.refiner, row.settings)]
+            over_images = [pair.difference, pair.image_low, pair.image_high, pair.image_p]
+            over_seeds = [pair.seed_low, pair.seed_high, pair.seed_p]
+            yield [*conditions, *names, *over_images, *over_seeds, str(pair.together).lower()]
+
+
+def titled(board: Board, analysis: Analysis) -> Iterator[TextTable]:
+    """Yield all tables, those of groups with the group's title where there are several groups."""
+    for group, own in zip(board.groups, analysis.groups, strict=True):
+        if (table := against_the_first(group, own)) is not None:
+            several = len(board.groups) > 1
+            yield (
+                TextTable(f"{table.title} ({group_title(group)})", table.header, table.rows) if several else table
+            )
+    if (table := average_table(analysis)) is not None:
+        yield table

@@ -1,0 +1,87 @@
+"""Pseudo-masks combined with saliency maps, after the refiner.
+
+For papers that do so without saying how: ESOL ("We combine our final pseudo ground-truths masks with saliency
+maps", Section 4.2.1). The rule is the simplest published one of this family, that of OAA's code (Jiang et al.,
+ICCV 2019): what is salient and background in the mask becomes 255, which no loss counts and metrics count as
+background.
+
+Departures from it: what is not salient becomes background by the same threshold; in OAA, 1 − saliency competes
+with the classes for it. An image of which less than 1 % is salient keeps its mask, as in ICD's code; OAA leaves
+images with so little foreground out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.parallel import for_each_image
+from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.stage import Context, Kind, Stage
+from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
+from seedbed.datasets.io.images import decode_mask, write_mask
+
+LEAST_AREA = 0.01
+"""Share of the image below which what is salient counts as nothing (ICD's code)."""
+
+
+def salient_area(saliency: NDArray[np.float32], threshold: float) -> NDArray[np.bool_] | None:
+    """Return where a saliency map (H, W) in [0, 1] is `threshold` or more; None for less than 1 % of the image."""
+    area = saliency >= threshold
+    return area if area.mean() >= LEAST_AREA else None
+
+
+def combined(mask: NDArray[np.uint8], saliency: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """Return the labels uint8 (H, W) of a mask (H, W) that a saliency map (H, W) in [0, 1] agrees with.
+
+    Not salient is background, salient background is 255. Where less than 1 % is salient, the mask stays.
+    """
+    area = salient_area(saliency, threshold)
+    if area is None:
+        return mask
+    return np.where(area, np.where(mask == 0, IGNORE_INDEX, mask), 0).astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencyMasks(Stage):
+    """Pseudo-masks where the data set's saliency maps agree with them."""
+
+    version = 1
+    consumes = (Kind.MASKS,)
+    produces = Kind.MASKS
+    seeded = False
+
+    threshold: float = hp(0.125, low=0, high=1, source="OAA code: grey values from 32 of 255 are salient")
+
+    def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
+        """Write one palette PNG an image of the context's split.
+
+        Raises DataError, naming the file, for a saliency map or a mask that is missing, broken or of another size
+        than its image.
+        """
+        view = data.split(ctx.split)
+        task = _Combine(view, inputs[Kind.MASKS], self.threshold, out)
+        for_each_image(task, view.ids, ctx, "SaliencyMasks")
+
+
+@dataclass(frozen=True)
+class _Combine:
+    """Makes and writes the mask of one image; sent to worker processes."""
+
+    view: SplitView
+    masks: Path
+    threshold: float
+    out: Path
+
+    def __call__(self, image_id: str) -> None:
+        path, saliency = self.masks / f"{image_id}.png", self.view.saliency(image_id)
+        mask = decode_mask(path)
+        if mask.shape != saliency.shape:
+            (height, width), size = mask.shape, self.view.size(image_id)
+            raise DataError(f"{path}: the mask is {width}x{height}, its image {size[1]}x{size[0]} pixels")
+        write_mask(self.out / f"{image_id}.png", combined(mask, saliency, self.threshold))

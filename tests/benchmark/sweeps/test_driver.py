@@ -1,0 +1,476 @@
+"""Whole sweeps through Ray, as a user starts them, and what is left of them after kills.
+
+All sweeps here have the same settings and so, whatever happens to them, must end in the same leaderboard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import optuna
+import psutil
+import pytest
+
+from tests.conftest import CHECKOUT
+
+TABLES = ("leaderboard.md", "index.html", "leaderboard.tex", "leaderboard.csv")
+TIMES = re.compile(
+    rb"[^\n]*Pareto front of CPU time[^\n]*|<svg.*?</svg>"
+    rb'|(data-value="\d+"><span class="value">)?[\d.]+ CPU-(s|min|h)',
+    re.DOTALL,
+)
+"""The sentence about the Pareto front, the figures, and the column of times."""
+PROGRAM = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
+pytestmark = pytest.mark.slow
+
+
+def without_times(path: Path) -> bytes:
+    """Return a table without what was measured in seconds."""
+    if path.suffix != ".csv":
+        return TIMES.sub(b"", path.read_bytes())
+    rows = [{**row, "cpu_hours": ""} for row in csv.DictReader(path.open(newline=""))]
+    return json.dumps(rows).encode()
+
+
+class Sweep:
+    """A sweep in a work folder of its own."""
+
+    def __init__(self, folder: Path, data: Path, *more: str) -> None:
+        self.folder, self.more = folder, more
+        self.work = folder / "work"
+        settings = ["--set", "TrainCam.epochs=1", "TrainSegmentation.epochs=1", "InferCam.scales=1.0"]
+        sizes = ["--trials", "3", "--seeds", "0", "1", "--tune", "crf", "lr"]
+        self.words = [
+            "sweep",
+            "--name",
+            "s",
+            "--methods",
+            "cam",
+            "--refiners",
+            "none",
+            "crf",
+            "--datasets",
+            f"chimera-voc={data}",
+            *sizes,
+            *settings,
+            "--window",
+            "2",
+        ]
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start `seedbed` with some words; its messages are appended to `output.txt`."""
+        with (self.folder / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *words, "--work", str(self.work)],
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+            )
+
+    def run(self, *words: str, code: int = 0) -> None:
+        """Run `seedbed` to its end."""
+        assert self.start(*words).wait(timeout=400) == code, self.output()
+
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text()
+
+    def ended(self) -> int:
+        return len(list(self.work.glob("sweeps/s/trials/*/result.json")))
+
+    def wait_for(self, count: int, process: subprocess.Popen[bytes]) -> None:
+        """Wait until so many trials have ended, or the process has."""
+        limit = time.monotonic() + 200
+        while self.ended() < count and process.poll() is None:
+            assert time.monotonic() < limit, self.output()
+            time.sleep(0.05)
+
+    def tables(self, *words: str) -> dict[str, bytes]:
+        """Build the leaderboard and return its pages without times, which are measured anew."""
+        self.run("leaderboard", "--sweep", "s", "--out", str(self.folder / "board"), *words)
+        return {name: without_times(self.folder / "board" / name) for name in TABLES}
+
+    def check(self, uri: str | None = None) -> None:
+        """Check that nothing runs for ever, nothing is there twice, and no finished stage was repeated."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(uri or f"sqlite:///{self.work}/mlflow/mlflow.db")
+        experiment = client.get_experiment_by_name("seedbed")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], max_results=1000)
+        keys = Counter(run.data.tags["seedbed.key"] for run in runs)
+        assert max(keys.values()) == 1
+        assert len(keys) == 1 + 2 * (3 + 4)
+        unfinished = [(r.info.status, r.data.tags) for r in runs if r.info.status != "FINISHED"]
+        assert not unfinished, f"{unfinished}\n{self.output()}"
+        storage = f"sqlite:///{self.work}/sweeps/s/studies.db"
+        for name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(study_name=name, storage=storage)
+            assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3
+        finished = Counter(
+            found
+            for log in self.work.glob("sweeps/s/trials/*/log.txt")
+            for found in re.findall(r"took [\d.]+ s  \[(\w+)\]", log.read_text())
+        )
+        assert max(finished.values()) == 1
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Return the root of a Chimera of 24 images of 48 pixels."""
+    from seedbed.datasets.chimera import generate
+
+    root = tmp_path_factory.mktemp("chimera") / "voc"
+    generate(root, layout="voc", images=24, size=48, seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def straight(data, tmp_path_factory) -> tuple[Sweep, dict[str, bytes]]:
+    """Return a sweep that nothing disturbed, and its leaderboard."""
+    sweep = Sweep(tmp_path_factory.mktemp("straight"), data)
+    sweep.run(*sweep.words)
+    return sweep, sweep.tables()
+
+
+def test_a_sweep_runs_every_cell_and_records_everything(straight):
+    sweep, tables = straight
+    sweep.check()
+    text = tables["leaderboard.md"].decode()
+    assert "crf" in text
+    assert "none" in text
+    assert "14 of 14 trials finished" in sweep.output()
+    assert re.search(r"\[3/14\] cam × \w+ × chimera-voc: .* (min|s) left", sweep.output())
+    assert re.search(r"\[\d+/14\] .*: best, seed 1  val mIoU \d", sweep.output())
+
+
+def test_the_same_command_again_ends_at_once_without_ray(straight):
+    sweep, tables = straight
+    before = len(sweep.output())
+    sweep.run(*sweep.words)
+    assert "starting Ray" not in sweep.output()[before:]
+    assert sweep.tables() == tables
+
+
+def test_the_ui_shows_the_store_on_this_machine_alone(straight):
+    sweep, _ = straight
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = sweep.start("ui", "--port", str(port))
+    try:
+        wait_for_server(f"http://127.0.0.1:{port}/health", server)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=seedbed"
+        )
+        assert b"seedbed" in urllib.request.urlopen(request, timeout=30).read()
+        listening = {
+            connection.laddr.ip
+            for process in [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    finally:
+        for child in psutil.Process(server.pid).children(recursive=True):
+            child.kill()
+        server.kill()
+        server.wait()
+
+
+def test_other_settings_under_the_same_name_are_refused(straight):
+    sweep, _ = straight
+    words = [word if word != "3" else "4" for word in sweep.words]
+    sweep.run(*words, code=1)
+    assert "a sweep of this name has other settings (trials)" in sweep.output()
+
+
+def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
+    sweep, _ = straight
+    before = len(sweep.output())
+    sweep.run(*[word if word != "s" else "planned" for word in sweep.words], "--dry-run")
+    text = sweep.output()[before:]
+    assert "14 trials in 2 cells" in text
+    line = next(line for line in text.splitlines() if line.startswith("TrainCam "))
+    needed, shared = map(int, line.split()[1:3])
+    assert needed == 14
+    assert shared == 3  # The two cells share the default settings: one seed of the search, two to confirm.
+    assert re.search(r"estimate: \d+\.\d\d hours", text)
+    assert not (sweep.work / "sweeps" / "planned").exists()
+
+
+def children(process: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
+    """Return the living processes below a driver whose command has a word in it."""
+    found: list[psutil.Process] = []
+    if process.poll() is not None:
+        return found
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if word in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def kill_driver(process):
+    process.kill()
+
+
+def kill_worker(process):
+    for worker in [*children(process, "Trainable"), *children(process, "TrialActor")][:1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
+def kill_ray(process):
+    """Kill every process of Ray; the driver is left to notice, and not for long."""
+    for child in children(process, "ray"):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=30)
+    process.kill()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, data, tmp_path, seed):
+    """−9 for the driver, a worker and the whole of Ray, each at a moment that chance chooses."""
+    sweep = Sweep(tmp_path, data)
+    chance = np.random.default_rng(seed)
+    kills = [kill_driver, kill_worker, kill_ray]
+    chance.shuffle(kills)
+    words = sweep.words
+    for kill in kills:
+        process = sweep.start(*words)
+        sweep.wait_for(sweep.ended() + int(chance.integers(0, 4)), process)
+        time.sleep(float(chance.uniform(0, 2)))
+        kill(process)
+        if kill is kill_worker:
+            sweep.wait_for(sweep.ended() + 1, process)
+            process.kill()
+        process.wait()
+        if (sweep.work / "sweeps" / "s" / "sweep.yaml").exists():
+            words = ["sweep", "--resume", "s"]
+    sweep.run(*words)
+    sweep.check()
+    assert sweep.tables() == straight[1]
+
+
+def test_a_second_driver_is_refused(data, tmp_path):
+    sweep = Sweep(tmp_path, data)
+    first = sweep.start(*sweep.words)
+    try:
+        limit = time.monotonic() + 60
+        while not (sweep.work / "sweeps" / "s" / "driver.lock").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        sweep.run(*sweep.words, code=1)
+        assert "another process drives this sweep" in sweep.output()
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+
+
+def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard(straight, data, tmp_path):
+    """A real MLflow server on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    stores = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    with (tmp_path / "server.txt").open("wb") as log:
+        server = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for_server(f"{uri}/health", server)
+        # The trap of docs/cluster.md: a name that is not among `--allowed-hosts`.
+        request = urllib.request.Request(
+            f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": "elsewhere.example"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=30)
+        assert b"Invalid Host header" in refused.value.read()
+        sweep = Sweep(tmp_path, data)
+        sweep.run(*sweep.words, "--tracking-uri", uri)
+        assert not (sweep.work / "mlflow").exists()
+        sweep.check(uri)
+        assert sweep.tables("--tracking-uri", uri) == straight[1]
+        assert any((tmp_path / "art").rglob("examples.png"))
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for_server(address: str, server: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit and server.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address, timeout=2)
+            return
+        time.sleep(0.2)
+    raise AssertionError("the MLflow server did not start")
+
+
+def test_a_node_of_a_cluster_dies_and_the_sweep_goes_on(straight, data, tmp_path):
+    """Three nodes on this machine, that share nothing but the disk; one is killed in the middle."""
+    program = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(nodes[0], allow_graceful=False)
+print("removed", flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        address = cluster.stdout.readline().strip()
+        assert re.fullmatch(r"[\d.]+:\d+", address)
+        sweep = Sweep(tmp_path, data)
+        process = sweep.start(*sweep.words, "--address", address)
+        sweep.wait_for(3, process)
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        assert cluster.stdout.readline().strip() == "removed"
+        assert process.wait(timeout=300) == 0, sweep.output()
+        sweep.check()
+        assert sweep.tables() == straight[1]
+        environments = [json.loads(p.read_text()) for p in sweep.work.glob("sweeps/s/trials/*/config.json")]
+        assert {e["environment"]["code"] for e in environments} == {code_of(straight[0])}
+    finally:
+        for child in psutil.Process(cluster.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        cluster.kill()
+        cluster.wait()
+
+
+def code_of(sweep: Sweep) -> str:
+    return str(json.loads((sweep.work / "sweeps" / "s" / "sweep.json").read_text())["code"])
+
+
+def test_what_goes_wrong_when_a_trial_ends_stops_the_sweep_and_is_told():
+    """The trap: Tune swallows an error of `on_trial_complete`, and would wait for ever for the lost trial."""
+    from seedbed.benchmark.sweeps.driver import DealerSearcher
+    from seedbed.benchmark.sweeps.trial_files import Outcome
+
+    class Job:
+        key = "k"
+
+        def to_json(self):
+            return "{}"
+
+    class Dealer:
+        done = False
+
+        def deal(self):
+            return Job()
+
+        def finish(self, outcome):
+            raise OSError("no space left")
+
+    searcher = DealerSearcher(Dealer(), None, {})
+    assert searcher.suggest("a") == {"job": "{}"}
+    searcher.on_trial_complete("a", {"outcome": json.dumps(dataclasses.asdict(Outcome("k", "complete")))})
+    with pytest.raises(OSError, match="no space left"):
+        searcher.suggest("b")
+
+
+def test_a_node_that_does_not_see_the_work_folder_takes_no_trial(tmp_path):
+    from seedbed.benchmark.errors import DataError
+    from seedbed.benchmark.sweeps.driver import TrialActor
+
+    actor = object.__new__(TrialActor)
+    with pytest.raises(DataError, match="all nodes must share the work folder"):
+        actor.setup({"token": str(tmp_path / "sweep.json")})
+
+
+def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path):
+    """The failed ones say why, in MLflow and on the leaderboard."""
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    for image in (broken / "JPEGImages").glob("*.jpg"):
+        image.write_bytes(image.read_bytes()[: image.stat().st_size * 3 // 4])
+    sweep = Sweep(tmp_path, data)
+    sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
+    sizes = ["--trials", "0", "--seeds", "0", "1", "2", "--refiners", "none", "--no-segment"]
+    sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1", code=3)
+    assert "3 of 6 trials finished, 3 failed" in sweep.output()
+    assert "`seedbed sweep --resume s --work" in sweep.output()
+    text = sweep.tables()["leaderboard.md"].decode()
+    good, bad = sorted(text.split("## ")[1:3])[::-1]
+    assert "failed" not in good.split("Columns")[0]
+    assert "failed" in bad
+    assert "DIR/JPEGImages/" in bad
+    assert "not ranked" in bad
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{sweep.work}/mlflow/mlflow.db")
+    runs = client.search_runs(["1"], "tags.dataset = 'chimera-coco'")
+    assert {run.info.status for run in runs} == {"FAILED"}
+    before = len(sweep.output())
+    sweep.run("sweep", "--resume", "s", code=3)
+    assert "3 trials run again" in sweep.output()[before:]
+    assert len(client.search_runs(["1"])) == 1 + 6
+
+
+def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):
+    from seedbed.benchmark.sweeps.cluster import shipped_code
+
+    inside, outside = CHECKOUT / "mine" / "VOC2012", Path("/elsewhere/data")
+    sent = shipped_code([inside, outside])
+    assert sent["working_dir"] == str(CHECKOUT)
+    assert "/mine/VOC2012" in sent["excludes"]
+    assert not any("elsewhere" in pattern for pattern in sent["excludes"])
+    for pattern in ("seedbed-work/", "*.pth", ".git/", ".venv/"):
+        assert pattern in sent["excludes"]
+
+
+def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path, data):
+    from seedbed.benchmark.sweeps.cluster import problems_of_node
+
+    place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
+    other = {"name": "chimera-voc", "loader": "chimera", "root": str(data), "options": {}}
+    token, weights = str(tmp_path / "sweep.json"), str(tmp_path / "weights.pth")
+    problems = problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, token, weights)
+    assert len(problems) == 4
+    assert "weights.pth: no such file" in problems.pop(1)
+    assert "a file system that all nodes share" in problems[0]
+    assert f"{tmp_path / 'away'}: no such folder" in problems[1]
+    assert "has other images here" in problems[2]

@@ -1,0 +1,55 @@
+"""Predictions of a finished trial's network on a few images of `train`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.predictions import predict_train
+from seedbed.benchmark.sweeps.worker import run_job
+from seedbed.datasets.io.images import decode_mask, write_mask
+from tests.helpers.sweeping import dealer_of, small
+
+
+@pytest.fixture
+def finished(chimera_root, tmp_path):
+    """Return a work folder and the folder of a finished trial in it."""
+    work = WorkFolder(tmp_path / "work")
+    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=0, seeds=[0]), work.root)
+    job = dealer.deal()
+    assert run_job(job, work, "cpu", 0).status == "complete"
+    return work, dealer.folder(job)
+
+
+def refuse() -> str:
+    """Stand for a device that must not be asked for."""
+    raise AssertionError("something was predicted")
+
+
+def test_what_is_predicted_is_the_networks_and_is_kept(finished, chimera):
+    work, trial = finished
+    ids = chimera.split("val").ids[:2]
+    # Any ids can be asked for, and of those of `val` the trial has made masks itself.
+    made = work.store.path(json.loads((trial / "config.json").read_text())["artifacts"]["predictions"])
+    folder = predict_train(work, trial, ids, lambda: "cpu", Reporter(True))
+    for image_id in ids:
+        assert (decode_mask(folder / f"{image_id}.png") == decode_mask(made / f"{image_id}.png")).all()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{image_id}.png" for image_id in ids)
+    write_mask(folder / f"{ids[0]}.png", np.full((64, 64), 7, np.uint8))
+    again = predict_train(work, trial, ids, refuse, Reporter(True))
+    assert set(np.unique(decode_mask(again / f"{ids[0]}.png"))) == {7}
+
+
+def test_without_a_network_nothing_is_predicted(finished, chimera):
+    work, trial = finished
+    config = json.loads((trial / "config.json").read_text())
+    ids = chimera.split("train").ids[:1]
+    shutil.rmtree(work.store.path(config["artifacts"].pop("network")))
+    assert predict_train(work, trial, ids, refuse, Reporter(True)) is None
+    (trial / "config.json").write_text(json.dumps(config))
+    assert predict_train(work, trial, ids, refuse, Reporter(True)) is None

@@ -1,0 +1,248 @@
+"""What a user is told while a sweep runs and when it is over, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from seedbed.benchmark.cli.main import app
+from seedbed.benchmark.cli.sweep import INCOMPLETE
+from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.plan import plan_sweep
+from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult, duration, ranked_number, time_left
+from seedbed.benchmark.sweeps.settings import Cell
+from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, write_text
+from tests.helpers.sweeping import Heard, dealer_of, end, small
+
+CAM, IRN = Cell("cam", "none", "voc2012"), Cell("cam", "irn", "voc2012")
+
+
+def test_what_is_left_is_estimated_by_cell_and_phase():
+    known = {(CAM, "search"): [10.0, 20.0], (IRN, "search"): [100.0], (CAM, "confirm"): [600.0]}
+    remaining = {(CAM, "search"): 2, (IRN, "search"): 3, (CAM, "confirm"): 1, (IRN, "confirm"): 2}
+    # 2 × 15 + 3 × 100 + 600, and IRN's confirming trials as long as CAM's.
+    assert time_left(remaining, known) == (2 * 15 + 3 * 100 + 600 + 2 * 600, 0)
+
+
+def test_search_trials_say_nothing_of_confirming_ones():
+    """The trap: an estimate of 3 minutes that becomes 36 when the first confirming trial ends."""
+    known = {(CAM, "search"): [10.0]}
+    assert time_left({(CAM, "search"): 2, (CAM, "confirm"): 6}, known) == (20, 6)
+    assert time_left({(CAM, "search"): 0, (CAM, "confirm"): 0}, known) == (0, 0)
+
+
+def test_durations_are_in_words():
+    assert [duration(seconds) for seconds in (3.4, 89, 90, 3600)] == ["3 s", "89 s", "2 min", "60 min"]
+
+
+def record(level, split, value, selection="none"):
+    return Record(level, split, "mIoU", selection, None, value, None)
+
+
+@pytest.mark.parametrize(
+    ("records", "shown"),
+    [
+        ([("pseudo_mask", "train", 0.5, "tuned"), ("segmentation", "val", 0.4123)], "  val mIoU 41.23"),
+        (
+            [("pseudo_mask", "train", 0.6, "oracle"), ("pseudo_mask", "train", 0.5, "tuned")],
+            "  pseudo-mask mIoU 50.00",
+        ),
+        ([("pseudo_mask", "tune", 0.9, "tuned"), ("pseudo_mask", "train", 0.25)], "  pseudo-mask mIoU 25.00"),
+        ([("seed", "train", 0.5, "tuned")], ""),
+    ],
+)
+def test_a_confirming_trial_shows_the_number_that_the_table_ranks_by(tmp_path, records, shown):
+    write_records(tmp_path / "records.parquet", [record(*values) for values in records])
+    assert ranked_number(tmp_path) == shown
+
+
+def test_without_records_there_is_no_number(tmp_path):
+    assert ranked_number(tmp_path) == ""
+
+
+class Deliveries:
+    """Stands in for MLflow."""
+
+    undelivered = 0
+
+    def __init__(self, *_: object) -> None:
+        self.folders: list[Path] = []
+
+    def start(self) -> None: ...
+
+    def put(self, folder: Path) -> None:
+        self.folders.append(folder)
+
+    def stop(self, status: str) -> None: ...
+
+
+def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0]), tmp_path)
+    heard, delivery = Heard(), Deliveries()
+    progress = SweepProgress(dealer, delivery, {"CPU": 1.0, "GPU": 0.0}, heard)
+
+    def ended(**outcome) -> None:
+        job = dealer.deal()
+        if job.phase == "confirm":
+            write_records(dealer.folder(job) / "records.parquet", [record("segmentation", "val", 0.31)])
+        end(dealer, job, started=0.0, finished=120.0, computed=1.0, **outcome)
+        progress.ended(*dealer.ended[-1])
+
+    ended(objective=0.25)
+    ended(objective=None, status="failed", reason="a NaN")
+    ended()
+    ended()
+    cell = "cam × none × chimera-voc"
+    folders = [dealer.plan.folder / "trials" / job.key for job, _ in dealer.ended]
+    assert delivery.folders == folders
+    assert heard.lines == [
+        f"[1/4] {cell}: search 0  tune mIoU 25.00 (best 25.00)  120 s; about 60 s left, and the 2 confirming "
+        "trials, which are not timed yet",
+        f"[2/4] {cell}: search 1  failed: a NaN ({folders[1]})  120 s",
+        f"[3/4] {cell}: default, seed 0  val mIoU 31.00  120 s; about 60 s left",
+        f"[4/4] {cell}: best, seed 0  val mIoU 31.00  120 s",
+    ]
+
+
+def result(dealer, seconds=30.0) -> SweepResult:
+    return SweepResult("small", dealer.plan.folder, dealer.plan.expected(), dealer.ended, 0, seconds)
+
+
+def test_the_last_lines_count_failures_by_reason_and_say_what_resume_does(chimera_root, tmp_path):
+    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0, 1]), tmp_path)
+    while (job := dealer.deal()) is not None:
+        failed = job.number == 1 or job.phase == "confirm"
+        write_text(dealer.folder(job) / ERROR, "Traceback")
+        how = {"status": "failed", "reason": "a NaN" if job.number else "no space"} if failed else {}
+        end(dealer, job, None if failed else 0.5, **how)
+    what = result(dealer)
+    jobs = [job for job, _ in dealer.ended]
+    first = next(job for job in jobs if job.phase == "confirm")
+    assert (what.finished, what.whole, what.confirmed) == (1, False, False)
+    assert list(what.lines(" --work here")) == [
+        "sweep small: 1 of 6 trials finished, 5 failed  (30 s)",
+        "  4 failed: no space",
+        f"    first: {first.label}; log: {dealer.folder(first) / ERROR}",
+        "  1 failed: a NaN",
+        f"    first: {jobs[1].label}; log: {dealer.folder(jobs[1]) / ERROR}",
+        "`seedbed sweep --resume small --work here` runs 4 trials again; the 1 failed search trials stay failed, "
+        "since later ones were chosen knowing them",
+    ]
+
+
+def test_of_many_reasons_the_commonest_are_told(chimera_root, tmp_path):
+    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=0, seeds=[*range(8)]), tmp_path)
+    while (job := dealer.deal()) is not None:
+        end(dealer, job, status="failed", reason=f"reason {min(job.trial.seed, 6)}")
+    lines = list(result(dealer).lines())
+    assert lines[1] == "  2 failed: reason 6"
+    assert lines[-2] == "  and 2 other reasons; each is in error.txt of its trial's folder"
+
+
+@pytest.fixture
+def seedbed(tmp_path, monkeypatch):
+    """Return a function that runs `seedbed` in this process on the test's work folder, without MLflow."""
+    monkeypatch.setattr("seedbed.benchmark.sweeps.driver.Delivery", Deliveries)
+
+    def run(*words: str):
+        return CliRunner().invoke(app, [*words, "--work", str(tmp_path)])
+
+    return run
+
+
+@pytest.mark.parametrize(("status", "code"), [("complete", 0), ("pruned", 0), ("failed", INCOMPLETE)])
+def test_the_exit_code_tells_whether_all_trials_finished(chimera_root, tmp_path, seedbed, status, code):
+    settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1])
+    dealer = dealer_of(settings, tmp_path)
+    for reason in ("", "a NaN"):
+        job = dealer.deal()
+        end(dealer, job, status=status if reason else "complete", reason=reason)
+    settings.save(tmp_path / "small.yaml")
+    ran = seedbed("sweep", str(tmp_path / "small.yaml"))
+    assert ran.exit_code == code, ran.output
+    assert ("1 of 2 trials finished, 1 failed" in ran.output) == (code != 0)
+    assert "next: seedbed leaderboard --sweep small" in ran.output
+
+
+def test_a_sweep_of_which_nothing_finished_proposes_no_leaderboard(chimera_root, tmp_path, seedbed):
+    settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0])
+    dealer = dealer_of(settings, tmp_path)
+    end(dealer, dealer.deal(), status="failed", reason="broken.jpg: cut off")
+    settings.save(tmp_path / "small.yaml")
+    ran = seedbed("sweep", str(tmp_path / "small.yaml"))
+    assert ran.exit_code == INCOMPLETE
+    assert "0 of 1 trials finished, 1 failed" in ran.output
+    assert "  1 failed: broken.jpg: cut off" in ran.output
+    assert f"`seedbed sweep --resume small --work {tmp_path}` runs 1 trials again" in ran.output
+    assert "leaderboard" not in ran.output
+
+
+def test_a_study_of_which_a_trial_failed_has_the_same_exit_code(chimera_root, tmp_path, seedbed, monkeypatch):
+    from seedbed.benchmark.studies.run import StudyRequest, sweep_of
+    from seedbed.benchmark.studies.study import read_study
+
+    request = StudyRequest(dataset="chimera-voc", root=chimera_root, seeds=(0,))
+    settings = sweep_of(read_study("esol_t4"), request, WorkFolder(tmp_path), Reporter())
+    dealer = dealer_of(settings, tmp_path)
+    while (job := dealer.deal()) is not None:
+        end(dealer, job, status="failed", reason="too little memory")
+    monkeypatch.setattr("seedbed.benchmark.sweeps.resume.forget_failures", lambda folder: 0)
+    monkeypatch.setattr("seedbed.benchmark.sweeps.driver.forget_failures", lambda folder: 0)
+    options = ["--dataset", "chimera-voc", "--root", str(chimera_root), "--seeds", "0"]
+    ran = seedbed("study", "esol_t4", *options)
+    assert ran.exit_code == INCOMPLETE, ran.output
+    assert "failed: too little memory" in ran.output
+
+
+def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(chimera_root, tmp_path):
+    extra = {
+        "TrainSubcategories.lr": 0.1,
+        "ScCam.rounds": 1,
+        "TrainSegmentation.epochs": 1,
+        "CrfMasks.preset": "psa",
+    }
+    settings = small(
+        chimera_root,
+        refiners=["none"],
+        segment=False,
+        settings={"TrainCam.epochs": 1, **extra},
+        tune=["lr", "crf"],
+    )
+    heard = Heard()
+    plan = plan_sweep(settings, WorkFolder(tmp_path), heard)
+    assert plan.cells[0].fixed == {"TrainCam.epochs": 1}
+    (note,) = [line for line in heard.lines if line.startswith("note")]
+    assert note.endswith(
+        "are ignored: TrainSubcategories.lr, ScCam.rounds, TrainSegmentation.epochs, CrfMasks.preset, tune crf"
+    )
+    json.dumps([job.to_json() for job in [dealer_of(settings, tmp_path).deal()]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": {"TrainSubcategories.lrr": 1}}, r"unknown setting of TrainSubcategories 'lrr'.*'lr'"),
+        ({"settings": {"ScCam.round": 1}}, r"unknown setting of ScCam 'round'.*rounds"),
+        ({"settings": {"TrainKamm.lr": 1}}, r"unknown stage 'TrainKamm'.*TrainCam"),
+        ({"tune": ["lr", "crv"]}, "nothing to search is called 'crv'"),
+        ({"tune": ["TrainSubcategories.lr"]}, "nothing to search is called 'TrainSubcategories.lr'"),
+    ],
+)
+def test_what_no_method_has_is_still_refused(chimera_root, tmp_path, changes, message):
+    from seedbed.benchmark.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=message):
+        plan_sweep(small(chimera_root, refiners=["none"], **changes), WorkFolder(tmp_path), Reporter())
+
+
+def test_an_outcome_of_an_earlier_version_is_read(tmp_path):
+    from seedbed.benchmark.sweeps.trial_files import read_outcome
+
+    (tmp_path / "result.json").write_text('{"key": "k", "status": "complete"}')
+    assert read_outcome(tmp_path) == Outcome("k", "complete")

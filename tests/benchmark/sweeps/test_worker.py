@@ -1,0 +1,243 @@
+"""One job of a sweep, run in this process: what it leaves, and how it ends when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.sweeps import worker
+from seedbed.benchmark.sweeps.trial_files import BEGUN, read_job, read_outcome
+from seedbed.benchmark.sweeps.worker import curves, reason_of, run_job
+from tests.helpers.sweeping import dealer_of, small
+
+
+@pytest.fixture(scope="module")
+def dealt(chimera_root, tmp_path_factory):
+    """Return a dealer, its work folder, and the first search and confirming job of CAM with a CRF."""
+    work = WorkFolder(tmp_path_factory.mktemp("work"))
+    dealer = dealer_of(small(chimera_root, refiners=["crf"], trials=1, seeds=[0]), work.root)
+    search = dealer.deal()
+    outcome = run_job(search, work, "cpu", 0)
+    dealer.finish(outcome)
+    confirm = dealer.deal()
+    return work, dealer, search, confirm
+
+
+def test_a_search_trial_measures_the_pseudo_masks_on_tune(dealt):
+    _, dealer, search, _ = dealt
+    outcome = read_outcome(dealer.folder(search))
+    records = read_records(dealer.folder(search) / "records.parquet")
+    assert {(r.level, r.split) for r in records} == {("pseudo_mask", "tune")}
+    miou = next(r.value for r in records if r.metric == "mIoU")
+    assert outcome.status == "complete"
+    assert outcome.objective == miou
+    assert not (dealer.folder(search) / "examples.png").exists()
+
+
+def test_a_confirming_trial_leaves_all_that_the_tracker_shows(dealt):
+    work, dealer, _, confirm = dealt
+    outcome = run_job(confirm, work, "cpu", 0)
+    folder = dealer.folder(confirm)
+    assert outcome.status == "complete", outcome.reason
+    names = {record.name for record in read_records(folder / "records.parquet")}
+    for name in ("seed.train/mIoU_fixed", "seed.train/mIoU_tuned", "seed.train/mIoU_oracle", "val/mIoU"):
+        assert name in names
+    assert {"seed.train/msoft_overlap", "pseudo_mask.train/mIoU_tuned", "pseudo_mask.tune/mIoU_tuned"} <= names
+    for file in (
+        "job.json",
+        "config.json",
+        "per_class.csv",
+        "examples.png",
+        "losses.json",
+        "system.json",
+        "log.txt",
+    ):
+        assert (folder / file).stat().st_size > 0, file
+    assert read_job(folder).to_json() == confirm.to_json()
+    images = pq.read_table(folder / "per_image" / "segmentation.val.parquet")
+    assert images.num_rows > 0
+    assert (folder / "per_image" / "seed.train.parquet").exists()
+    assert (folder / "per_image" / "seed_soft.train.parquet").exists()
+    assert (folder / "per_image" / "pseudo_mask.train_tuned.parquet").exists()
+    losses = json.loads((folder / "losses.json").read_text())
+    assert [sorted(losses[stage][0]) for stage in ("TrainCam", "TrainSegmentation")] == [
+        ["classification"],
+        ["cross_entropy"],
+    ]
+    header, *rows = (folder / "per_class.csv").read_text().splitlines()
+    assert header.startswith("level,split,selection,class,IoU")
+    assert any(row.startswith("segmentation,val,none,background,") for row in rows)
+    system = json.loads((folder / "system.json").read_text())
+    assert system["system/system_memory_usage_percentage"][0][1] > 0
+
+
+def test_stages_are_listed_with_their_seconds_whoever_computed_them(dealt):
+    work, dealer, _, confirm = dealt
+    first = run_job(confirm, work, "cpu", 0)
+    (dealer.folder(confirm) / "result.json").unlink()
+    again = run_job(confirm, work, "cpu", 0)
+    assert again.stages == first.stages
+    assert len(again.stages) > 10
+    assert first.computed > 0
+    assert again.computed == 0
+
+
+def test_a_worker_marks_a_job_before_it_does_anything_else(dealt, monkeypatch):
+    """Only the death of a worker that had begun is counted."""
+    work, dealer, search, _ = dealt
+    job = job_like(search, 89, **{"TrainCam.weight_decay": 0.006})
+
+    def die(*_):
+        assert (dealer.folder(job) / BEGUN).exists()
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "_run", die)
+    with pytest.raises(SystemExit):
+        run_job(job, work, "cpu", 0)
+
+
+def test_what_ended_is_not_run_again(dealt, monkeypatch):
+    work, dealer, search, _ = dealt
+    monkeypatch.setattr(worker, "plan_trial", lambda *_: pytest.fail("it ran again"))
+    assert run_job(search, work, "cpu", 0) == read_outcome(dealer.folder(search))
+
+
+def job_like(job, number, **changes):
+    return replace(job, number=number, trial=replace(job.trial, settings={**job.trial.settings, **changes}))
+
+
+def test_a_nan_ends_the_trial_as_failed_with_its_reason(dealt, monkeypatch):
+    work, _, search, _ = dealt
+    monkeypatch.setattr(
+        "seedbed.methods.cam.multi_label_soft_margin",
+        lambda logits, tags: logits.sum() * float("nan") + tags.sum(),
+    )
+    outcome = run_job(job_like(search, 90, **{"TrainCam.weight_decay": 0.001}), work, "cpu", 0)
+    assert outcome.status == "failed"
+    assert "TrainCam: the loss 'classification' is nan in epoch 1, step 1" in outcome.reason
+    assert outcome.objective is None
+
+
+def test_a_crash_and_a_full_disk_end_the_trial_as_failed(dealt, monkeypatch):
+    work, dealer, search, _ = dealt
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "_compute", full)
+    outcome = run_job(job_like(search, 91, **{"TrainCam.weight_decay": 0.003}), work, "cpu", 0)
+    assert outcome.status == "failed"
+    assert "cannot write (No space left on device)" in outcome.reason
+
+    def crash(*_):
+        raise ZeroDivisionError("division by zero\nand more")
+
+    monkeypatch.setattr(Store, "_compute", crash)
+    job = job_like(search, 92, **{"TrainCam.weight_decay": 0.004})
+    outcome = run_job(job, work, "cpu", 0)
+    assert outcome.reason == "ZeroDivisionError: division by zero"
+    assert "Traceback" in (dealer.folder(job) / "error.txt").read_text()
+
+
+def test_a_disk_too_full_for_the_result_still_gives_an_outcome(dealt, monkeypatch):
+    work, dealer, search, _ = dealt
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "write_outcome", full)
+    monkeypatch.setattr(worker, "write_text", full)
+    job = job_like(search, 98, **{"TrainCam.weight_decay": 0.005})
+    outcome = run_job(job, work, "cpu", 0)
+    assert outcome.status == "complete"
+    assert read_outcome(dealer.folder(job)) is None
+
+
+def test_impossible_settings_end_the_trial_as_failed(dealt):
+    work, _, search, _ = dealt
+    outcome = run_job(job_like(search, 93, **{"TrainCam.stride": 7}), work, "cpu", 0)
+    assert outcome.status == "failed"
+    assert "TrainCam.stride" in outcome.reason
+
+
+RIVALS = [[0.01] * 6, [0.02] * 6, [0.03] * 6]
+
+
+def test_a_trial_worse_than_its_rivals_is_stopped_inside_its_first_training(dealt):
+    work, _, search, _ = dealt
+    job = replace(job_like(search, 94, **{"TrainCam.epochs": 6}), rivals=RIVALS)
+    outcome = run_job(job, work, "cpu", 0)
+    assert outcome.status == "pruned"
+    assert "above the median" in outcome.reason
+    assert len(outcome.losses) == 2
+    assert outcome.objective is None
+
+
+def test_a_training_from_the_store_is_judged_as_if_it_had_run_now(dealt):
+    """So that a sweep which is resumed, or finds another sweep's training, decides the same."""
+    work, _, search, _ = dealt
+    settings = {"TrainCam.epochs": 6, "TrainCam.weight_decay": 0.002}
+    fresh = run_job(replace(job_like(search, 95, **settings), rivals=RIVALS), work, "cpu", 0)
+    whole = run_job(job_like(search, 96, **settings), work, "cpu", 0)
+    assert len(whole.losses) == 6
+    found = run_job(replace(job_like(search, 97, **settings), rivals=RIVALS), work, "cpu", 0)
+    assert (found.status, found.reason, found.losses) == (fresh.status, fresh.reason, fresh.losses)
+    assert found.losses == whole.losses[:2]
+
+
+def test_losses_of_a_stage_that_occurs_again_have_names_of_their_own(tmp_path):
+    class Step:
+        def __init__(self, stage):
+            self.stage = stage
+
+    class TrainSub:
+        from seedbed.benchmark.pipeline.stage import Kind
+
+        produces = Kind.CHECKPOINT
+
+    class Plan:
+        work = WorkFolder(tmp_path)
+
+        def steps(self):
+            return {"aa1": Step(TrainSub()), "aa2": Step(TrainSub())}
+
+    for key in ("aa1", "aa2"):
+        folder = tmp_path / "store" / "entries" / "aa" / key
+        folder.mkdir(parents=True)
+        (folder / "training.json").write_text(json.dumps({"history": [{"loss": float(key[-1])}]}))
+    assert curves(Plan()) == {"TrainSub": [{"loss": 1.0}], "TrainSub_2": [{"loss": 2.0}]}
+
+
+def test_a_worker_does_not_know_mlflow_or_ray():
+    """The trap: a new SQLite store that several processes touch at once fails in all of them."""
+    program = (
+        "import sys, seedbed.benchmark.sweeps.worker; print([m for m in ('mlflow', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_reasons_are_one_line():
+    assert reason_of(ValueError("a\nb")) == "ValueError: a"
+    assert reason_of(MemoryError()).startswith("memory ran out (MemoryError); give a smaller batch")
+    loader = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+    )
+    assert reason_of(ValueError(loader + "ValueError: it is broken\n")) == "ValueError: it is broken"
+    assert reason_of(RuntimeError("Error(s) in loading:\n\tMissing key")) == (
+        "RuntimeError: Error(s) in loading: Missing key"
+    )
+    assert len(reason_of(ValueError("x" * 9999))) == 500
+    assert math.isfinite(len(reason_of(KeyError("x"))))
+    assert Path(worker.__file__).name == "worker.py"

@@ -1,0 +1,60 @@
+"""On real VOC images with real ImageNet weights, where they are (see conftest.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from seedbed.benchmark.evaluation.formats import PngMasks
+from seedbed.benchmark.evaluation.scoring import score_masks
+from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.trials.run import run_trial
+from seedbed.benchmark.trials.trial import Trial
+from seedbed.datasets.base import Split
+from seedbed.datasets.voc2012 import DATASET
+
+pytestmark = pytest.mark.real_data
+LEARN = {"crf": (), "psa": ("TrainPsa",), "irn": ("TrainIrn",)}
+"""The trainings of each refiner."""
+
+
+def test_the_true_masks_score_perfectly_and_empty_ones_as_background_alone(real_voc):
+    view = DATASET.open(real_voc).split(Split.VAL)
+    perfect = score_masks(PngMasks(real_voc / "SegmentationClassAug"), view)
+    assert perfect.confusion.miou() == 1.0
+    assert perfect.images == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refiner", ["crf", "psa", "irn"])
+def test_the_whole_line_runs_on_real_images(refiner, real_voc, real_weights, tmp_path, monkeypatch):
+    """Twelve images of each split at 96 pixels, one epoch: every stage works on real sizes, tags and masks."""
+    data = DATASET.open(real_voc)
+    train, val = data.ids(Split.TRAIN)[:12], data.ids(Split.VAL)[:12]
+    kept = {Split.WEAK: train, Split.TRAIN: train, Split.TUNE: train[:4], Split.VAL: val, Split.TEST: ()}
+    monkeypatch.setattr(type(data), "ids", lambda self, split: kept[split])
+    trial = Trial(
+        dataset="voc2012",
+        refiner=refiner,
+        backbone="squeezenet",
+        weights=str(real_weights),
+        size=96,
+        selections=["tuned"],
+        settings={
+            "TrainCam.epochs": 1,
+            "TrainCam.batch": 6,
+            "TrainSegmentation.epochs": 1,
+            "TrainSegmentation.batch": 6,
+            "InferCam.scales": (1.0,),
+            "PredictMasks.scales": (1.0,),
+            **{f"{stage}.{field}": n for stage in LEARN[refiner] for field, n in (("epochs", 1), ("batch", 6))},
+        },
+    )
+    result = run_trial(trial, data, WorkFolder(tmp_path), Machine())
+    values = {record.name: record.value for record in result.records}
+    assert 0 < values["seed.train/mIoU_oracle"] < 1
+    assert values["seed.train/mIoU_oracle"] >= values["seed.train/mIoU_fixed"]
+    assert 0 < values["val/mIoU"] < 1
+    assert (result.folder / "examples.png").is_file()
+    assert np.isfinite([v for v in values.values() if v is not None]).all()

@@ -1,0 +1,5 @@
+"""Records the golden numbers: `python -m tests.golden`."""
+
+from tests.golden.numbers import main
+
+main()

@@ -1,0 +1,80 @@
+"""Small sweeps for tests: settings, and trials that end without being run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.plan import plan_sweep
+from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.settings import SweepSettings, settings_of
+from seedbed.benchmark.sweeps.trial_files import Job, Outcome, write_outcome
+
+SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
+
+
+@dataclass(frozen=True)
+class Heard(Reporter):
+    """Keeps what a user is told."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Keep one line."""
+        self.lines.append(text)
+
+
+def small(root: Path, **changes: Any) -> SweepSettings:
+    """Return the settings of a sweep of CAM over one tiny data set, with as little training as there can be."""
+    return settings_of(
+        {
+            "name": "small",
+            "methods": ["cam"],
+            "refiners": ["none", "crf"],
+            "datasets": [f"chimera-voc={root}"],
+            "trials": 2,
+            "seeds": [0, 1],
+            "settings": SHORT,
+            **changes,
+        }
+    )
+
+
+def dealer_of(settings: SweepSettings, work: Path) -> Dealer:
+    """Return the dealer of a sweep, as a driver that just started would make it."""
+    return Dealer(plan_sweep(settings, WorkFolder(work), Reporter()))
+
+
+def put_entry(store: Store, key: str) -> None:
+    """Pretend that a stage has been computed."""
+    store.path(key).mkdir(parents=True, exist_ok=True)
+    record = {"key": key, "identity": {"stage": "Pretended", "data": ""}, "seconds": 1.0, "bytes": 0}
+    (store.path(key) / "entry.json").write_text(json.dumps(record))
+
+
+def end(dealer: Dealer, job: Job, objective: float | None = 0.5, **outcome: Any) -> None:
+    """Let a dealt job end: its stages are in the store, its result is written, the dealer knows."""
+    for key in dealer.plan.plan(dealer.cell_of(job), job.trial).steps():
+        put_entry(dealer.plan.work.store, key)
+    result = Outcome(job.key, **{"status": "complete", "objective": objective, **outcome})
+    write_outcome(dealer.folder(job), result)
+    dealer.finish(result)
+
+
+def run_to_its_end(dealer: Dealer, slots: int = 2, objective: Any = lambda job: 0.5) -> list[Job]:
+    """Deal and end all jobs, `slots` at a time, and return them in the order in which they were dealt."""
+    dealt: list[Job] = []
+    running: list[Job] = []
+    while not dealer.done:
+        while len(running) < slots and (job := dealer.deal()) is not None:
+            dealt.append(job)
+            running.append(job)
+        # An empty list here means that nothing runs and nothing can be dealt.
+        job = running.pop(0)
+        end(dealer, job, objective(job))
+    return dealt

@@ -1,0 +1,205 @@
+"""Statistics of images: from the files of trials, to one small file, and back, and from a real MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.evaluation.scoring import MASK_SCHEMA
+from seedbed.leaderboard.analysis.ranking import board_of
+from seedbed.leaderboard.analysis.result import analyse
+from seedbed.leaderboard.data.collect import collect
+from seedbed.leaderboard.data.per_image import (
+    ImageStatistics,
+    RunImages,
+    collect_images,
+    files_of,
+    read_images,
+    run_images,
+    write_images,
+)
+from seedbed.leaderboard.data.snapshot import runs_of
+from tests.helpers.board_with_images import confirmed, confusions, images_of, statistics
+from tests.leaderboard.data.test_collect import Tracker
+from tests.leaderboard.tables.test_leaderboard import make
+
+
+def cells_of(matrices):
+    """Return the rows that a trial leaves: the cells of each image's confusion matrix that are not zero."""
+    rows = [
+        {"id": f"image{n:03d}", "truth": t, "predicted": p, "pixels": int(matrix[t, p])}
+        for n, matrix in enumerate(matrices)
+        for t, p in zip(*np.nonzero(matrix), strict=True)
+    ]
+    return pa.Table.from_pylist([{**row, "truth": int(row["truth"])} for row in rows], MASK_SCHEMA)
+
+
+def same(one: RunImages, other: RunImages) -> bool:
+    """Say whether two runs have the same statistics; labels without pixels may be left away."""
+    labels = max(one.counts.shape[2], other.counts.shape[2])
+    padded = [np.pad(x.counts, ((0, 0), (0, 0), (0, labels - x.counts.shape[2]))) for x in (one, other)]
+    return one.ids == other.ids and bool((padded[0] == padded[1]).all())
+
+
+def test_the_counts_of_two_images_by_hand():
+    table = pa.table(
+        {
+            "id": ["b", "b", "b", "a"],
+            "truth": pa.array([0, 2, 2, 1], pa.uint8()),
+            "predicted": pa.array([0, 0, 2, 1], pa.uint8()),
+            "pixels": pa.array([5, 3, 4, 9]),
+        }
+    )
+    images = run_images(table)
+    assert images.ids == ("a", "b")
+    assert images.counts.tolist() == [[[0, 9, 0], [0, 9, 0], [0, 9, 0]], [[5, 0, 4], [5, 0, 7], [8, 0, 4]]]
+
+
+def test_the_files_of_trials_have_the_statistics():
+    matrices = confusions(0.7, 3)
+    assert same(run_images(cells_of(matrices)), images_of(matrices))
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    row, other = confirmed(0.8), confirmed(0.6, method="b")
+    written = ImageStatistics(statistics(row, other).runs, {"key": "the reason"})
+    write_images(tmp_path / "per_image.parquet", written)
+    read = read_images(tmp_path / "per_image.parquet")
+    assert read.without == written.without
+    assert read.runs.keys() == written.runs.keys()
+    assert all(same(read.runs[key], written.runs[key]) for key in written.runs)
+
+
+def test_the_same_statistics_are_the_same_bytes_in_any_order(tmp_path):
+    whole = statistics(confirmed(0.8), confirmed(0.6, method="b"))
+    turned = ImageStatistics(dict(reversed(list(whole.runs.items()))))
+    write_images(tmp_path / "a", whole)
+    write_images(tmp_path / "b", turned)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_nothing_is_a_file_too(tmp_path):
+    write_images(tmp_path / "a", ImageStatistics({}))
+    assert read_images(tmp_path / "a") == ImageStatistics({})
+
+
+def test_a_file_that_is_something_else_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not the statistics of images"):
+        read_images(tmp_path / "missing")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a")
+    with pytest.raises(DataError, match="of version None, this Seedbed reads b'1'"):
+        read_images(tmp_path / "a")
+
+
+def test_fifty_runs_of_four_hundred_images_are_a_small_file(tmp_path):
+    runs = {f"{seed:016x}": images_of(confusions(0.7, seed, images=400)) for seed in range(50)}
+    write_images(tmp_path / "a", ImageStatistics(runs))
+    assert (tmp_path / "a").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize(
+    ("metrics", "file"),
+    [
+        ({"val/mIoU": 0.5, "pseudo_mask.train/mIoU_tuned": 0.4}, "segmentation.val.parquet"),
+        ({"pseudo_mask.train/mIoU_tuned": 0.4}, "pseudo_mask.train_tuned.parquet"),
+        ({"pseudo_mask.train/mIoU": 0.4}, "pseudo_mask.train.parquet"),
+    ],
+)
+def test_the_file_is_that_of_the_ranked_measure(metrics, file):
+    assert [name for _, name in files_of([make(metrics=metrics)])] == [file]
+
+
+def test_trials_that_have_no_ranked_number_need_no_file():
+    others = [
+        make(0.5),
+        make(metrics={"pseudo_mask.train/mIoU": 0.4}, method="b"),
+        make(0.5, status="failed", method="c"),
+        make(0.5, phase="search", method="d", number="1"),
+    ]
+    assert [run.method for run, _ in files_of(others)] == ["cam"]
+
+
+# MLflow
+
+
+def cell(method: str) -> dict:
+    """Return a cell of a plan with the conditions that `make` gives a run."""
+    run = make(method=method)
+    names = ("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset")
+    rest = {"multi_scale": "1.0", "segmentation": "deeplab", "tuning_masks": 40, "data_digest": "d1"}
+    return {name: getattr(run, name) for name in names} | rest
+
+
+TAGS = (
+    *("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset", "multi_scale"),
+    *("segmentation", "selection", "tuning_masks", "phase", "settings", "seed", "status", "device", "hardware"),
+    *("code", "dirty", "data_digest"),
+)
+
+
+def record(tracker: Tracker, folder: Path, sweep: str, rows: dict, seeds=(0, 1, 2), without=()) -> None:
+    """Write a sweep with a row for each skill; the runs `without` (by place) have no artifacts."""
+    members = [(skill, run) for skill, row in rows.items() for run, _ in row]
+    methods = sorted({run.method for _, run in members})
+    plan = {"version": 1, "name": sweep, "trials": 0, "seeds": list(seeds), "cells": [cell(m) for m in methods]}
+    parent = tracker.sweep(plan)
+    for place, (skill, run) in enumerate(members):
+        tags = {name: str(getattr(run, name)) for name in TAGS}
+        tags |= {"seedbed.kind": "trial", "seedbed.sweep": sweep, "seedbed.key": f"{sweep}{place:03d}"}
+        metrics = {name: value for name, value in run.metrics.items() if not name.startswith("stage/")}
+        tracked = tracker.trial(parent, tags, metrics)
+        if place not in without:
+            path = folder / "segmentation.val.parquet"
+            pq.write_table(cells_of(confusions(skill, run.seed)), path)
+            tracker.client.log_artifact(tracked, str(path), "per_image")
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    """Return a store with two sweeps that belong together, and one that does not."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracker = Tracker(folder)
+    record(tracker, folder, "first", {0.8: confirmed(0.8), 0.6: confirmed(0.6, method="b")})
+    record(tracker, folder, "second", {0.7: confirmed(0.7, method="c")}, without=[1])
+    record(tracker, folder, "rival", {0.5: confirmed(0.5, method="b", seeds=[2])}, seeds=[2])
+    return tracker
+
+
+def test_two_sweeps_are_one_table_and_one_set_of_statistics(tracker, tmp_path):
+    table = collect(tracker.uri, ["first", "second"])
+    assert {run.sweep for run in runs_of(table)} == {"first", "second"}
+    assert collect(tracker.uri, ["second", "first", "first"]).equals(table)
+    images = collect_images(tracker.uri, ["first", "second"], table)
+    assert len(images.runs) == 8
+    assert images.without == {"second001": "MLflow has no artifact per_image/segmentation.val.parquet of it"}
+    assert same(images.runs["first000"], images_of(confusions(0.8, 0)))
+    write_images(tmp_path / "per_image.parquet", images)
+    board = board_of(table)
+    assert board.sweep == "first, second"
+    analysis = analyse(board, table, read_images(tmp_path / "per_image.parquet"), resamples=100)
+    assert [(pair.first, pair.second, pair.together) for pair in analysis.groups[0].comparisons] == [(0, 2, False)]
+    assert analysis.images_without == (
+        "c + none, default: MLflow has no artifact per_image/segmentation.val.parquet of it",
+    )
+
+
+def test_two_sweeps_with_the_same_cell_and_seed_are_refused(tracker):
+    with pytest.raises(DataError, match=r"the sweeps 'first' and 'rival' both have b \+ none on chimera .*seed 2"):
+        collect(tracker.uri, ["first", "rival"])
+    assert len(runs_of(collect(tracker.uri, ["second", "rival"]))) == 4
+
+
+def test_an_unknown_sweep_among_several_is_named(tracker):
+    with pytest.raises(ConfigError, match="unknown sweep 'thrid'"):
+        collect(tracker.uri, ["first", "thrid"])
+
+
+def test_a_run_that_mlflow_forgot_is_told(tracker):
+    table = collect(tracker.uri, "first")
+    images = collect_images(tracker.uri, ["second"], table)
+    assert set(images.without.values()) == {"MLflow has no such run any more"}

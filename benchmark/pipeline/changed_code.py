@@ -1,7 +1,8 @@
 """Tells which stored results were made by other code than today's although no `version` was raised.
 
 Each entry of the store keeps the definitions that its stage and the stages before it depended on
-(benchmark/source/closure.py). Entries made before that was so have none, and are taken as they are.
+(benchmark/source/closure.py). Entries without them are taken as they are. So are those of versions that did not
+import the packages as `seedbed.…`: nearly every definition has moved since.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from seedbed.datasets.base import Dataset
 
 OPTION = "--accept-changed-code"
+EARLIER_PACKAGES = ("benchmark.", "methods.", "datasets.")
+"""How the names of definitions began before the packages were imported as `seedbed.…`."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,17 @@ def changed_names(entry: Entry, definitions: Mapping[str, str] | None = None) ->
 
     `definitions` are today's; by default those that the entry's own roots lead to.
     """
-    known = [source for source in (entry.record.get("source"), *entry.record.get("accepted", ())) if source]
+    sources = (entry.record.get("source"), *entry.record.get("accepted", ()))
+    known = [source for source in sources if source and not _earlier(source["definitions"])]
     if not known or not known[0]["definitions"]:
         return []
     today = closure(known[-1]["roots"]) if definitions is None else definitions
     found = [differences(source["definitions"], today) for source in known]
     return [] if [] in found else found[-1]
+
+
+def _earlier(definitions: Iterable[str]) -> bool:
+    return any(name.startswith(EARLIER_PACKAGES) for name in definitions)
 
 
 def changes_of(steps: Iterable[Step], data: Dataset, store: Store) -> list[Change]:

@@ -13,8 +13,9 @@ from typer.testing import CliRunner, Result
 
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.changed_code import changed_names
 from seedbed.benchmark.pipeline.stage import cache_key
-from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.pipeline.store import Entry, Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.source import modules as source_modules
@@ -238,3 +239,16 @@ def test_a_sweep_whose_trials_used_another_version_is_not_mixed_silently(work, c
         check_code(plan, accepted=False, reporter=Reporter())
     check_code(plan, accepted=True, reporter=Reporter())
     assert "used other versions of TrainCam" in capsys.readouterr().err
+
+
+def test_entries_from_before_the_packages_had_their_prefix_are_taken_as_they_are(tmp_path):
+    def entry(*definitions):
+        sources = [{"roots": [], "definitions": one} for one in definitions]
+        return Entry("k", tmp_path, {"source": sources[0], "accepted": sources[1:]})
+
+    today = {"seedbed.methods.cam.loss": "1"}
+    earlier, other = {"methods.cam.loss": "0"}, {"seedbed.methods.cam.loss": "2"}
+    assert changed_names(entry(earlier), today) == []
+    assert changed_names(entry(other), today) == ["seedbed.methods.cam.loss"]
+    # Accepted since by code that has changed again: compared.
+    assert changed_names(entry(earlier, other), today) == ["seedbed.methods.cam.loss"]

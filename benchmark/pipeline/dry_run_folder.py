@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.pipeline.work_folder import CHIMERAS, DEMO_IMAGES, DEMO_SIZE, Place, WorkFolder
+from seedbed.benchmark.pipeline.work_folder import CHIMERAS, DEMO_IMAGES, DEMO_SIZE, DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import Dataset, Problem, Split, tune_ids
 from seedbed.datasets.chimera import TRAIN, split_sizes
@@ -68,7 +68,7 @@ class PlannedChimera(Dataset):
 
 
 @dataclass(frozen=True)
-class _PlannedPlace(Place):
+class _PlannedDatasetSpec(DatasetSpec):
     """Where the demonstration data set will lie."""
 
     def open(self) -> Dataset:
@@ -80,12 +80,12 @@ class DryRunFolder(WorkFolder):
 
     def locate(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
-    ) -> Place:
+    ) -> DatasetSpec:
         """Return where a data set lies, or would be generated. Raises as `WorkFolder.locate`."""
         try:
             return super().locate(name, root, reporter, given)
         except _NotGeneratedError as error:
-            return _PlannedPlace(name, "chimera", str(error), {})
+            return _PlannedDatasetSpec(name, "chimera", str(error), {})
 
     def digest(self, data: Dataset, reporter: Reporter) -> str:
         """Return the data set's digest, or NOT_KNOWN if it does not matter: the store is empty."""

@@ -41,7 +41,7 @@ CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-co
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetSpec:
     """A data set by name, and all that any process on any node needs to open it."""
 
     name: str
@@ -85,46 +85,46 @@ class WorkFolder:
         """Return the data set's content digest; digests of unchanged files are read from the work folder."""
         folder = self.root / "digests"
         folder.mkdir(parents=True, exist_ok=True)
-        place = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
+        location = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
         with reporter.bar(f"reading {data.display_name}", 1) as bar:
-            return data.digest(folder / f"{data.name}-{place}.json", bar.at)
+            return data.digest(folder / f"{data.name}-{location}.json", bar.at)
 
     def locate(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
-    ) -> Place:
+    ) -> DatasetSpec:
         """Return where the data set `name` lies: a loader's name, or one that `seedbed.toml` defines.
 
         `root` and the loader's options in `given` win over `seedbed.toml`; Chimera without a root is generated in
         the work folder. Raises ConfigError for an unknown name and where no root is known.
         """
-        place = self._configured(name, given or {})
+        spec = self._configured(name, given or {})
         if root is not None:
-            place = replace(place, root=str(root))
-        if not place.root and place.loader == "chimera":
-            place = replace(place, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"), reporter)))
-        if not place.root:
+            spec = replace(spec, root=str(root))
+        if not spec.root and spec.loader == "chimera":
+            spec = replace(spec, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"), reporter)))
+        if not spec.root:
             raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
-        return _absolute(place)
+        return _absolute(spec)
 
-    def current(self, place: Place, digest: str, reporter: Reporter) -> Place:
-        """Return where a data set lies that an earlier trial read at `place`.
+    def current(self, spec: DatasetSpec, digest: str, reporter: Reporter) -> DatasetSpec:
+        """Return where a data set lies that an earlier trial read as `spec` says.
 
         If it is no longer there, that is where `locate` finds it, without generating any. Raises ConfigError if
         it is nowhere, DataError if its content has another digest.
         """
-        if Path(place.root).is_dir():
-            return place
-        now = self._configured(place.name, {})
+        if Path(spec.root).is_dir():
+            return spec
+        now = self._configured(spec.name, {})
         if not now.root and now.loader == "chimera":
-            now = replace(now, root=str(self._demo_folder(CHIMERAS.get(place.name, "voc"))))
+            now = replace(now, root=str(self._demo_folder(CHIMERAS.get(spec.name, "voc"))))
         if not now.root:
-            raise ConfigError(f"{place.root}: no such folder (the root of {place.name})")
+            raise ConfigError(f"{spec.root}: no such folder (the root of {spec.name})")
         now = _absolute(now)
         if self.digest(now.open(), reporter) != digest:
-            raise DataError(f"{now.root}: not the content that {place.name} had at {place.root}")
+            raise DataError(f"{now.root}: not the content that {spec.name} had at {spec.root}")
         return now
 
-    def _configured(self, name: str, given: Mapping[str, Any]) -> Place:
+    def _configured(self, name: str, given: Mapping[str, Any]) -> DatasetSpec:
         """Return what `seedbed.toml` and `given` options say about a data set; its root may be empty."""
         configured = read_configuration(CONFIGURATION)
         known = {*DATASETS.names(), *CHIMERAS, *configured}
@@ -134,7 +134,7 @@ class WorkFolder:
         loader = options.pop("dataset", "chimera" if name in CHIMERAS and name not in configured else name)
         if loader not in DATASETS.names():
             raise unknown_name(f"loader of {name} (key `dataset` in {CONFIGURATION}):", loader, DATASETS.names())
-        return Place(name, loader, options.pop("root", ""), options)
+        return DatasetSpec(name, loader, options.pop("root", ""), options)
 
     def open(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
@@ -160,17 +160,17 @@ class WorkFolder:
         return folder
 
 
-def _absolute(place: Place) -> Place:
-    """Return a place with absolute paths. Raises ConfigError if its root is no folder."""
-    root = expanded(place.root)
+def _absolute(spec: DatasetSpec) -> DatasetSpec:
+    """Return a spec with absolute paths. Raises ConfigError if its root is no folder."""
+    root = expanded(spec.root)
     if not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
         raise ConfigError(
-            f"{root}: {problem} (the root of {place.name}); say where it is by --root DIR, in a sweep by "
-            f"--datasets {place.name}=DIR, or in {CONFIGURATION}"
+            f"{root}: {problem} (the root of {spec.name}); say where it is by --root DIR, in a sweep by "
+            f"--datasets {spec.name}=DIR, or in {CONFIGURATION}"
         )
-    paths = {key: str(expanded(place.options[key]).resolve()) for key in PATH_OPTIONS if key in place.options}
-    return replace(place, root=str(root.resolve()), options={**place.options, **paths})
+    paths = {key: str(expanded(spec.options[key]).resolve()) for key in PATH_OPTIONS if key in spec.options}
+    return replace(spec, root=str(root.resolve()), options={**spec.options, **paths})
 
 
 def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:

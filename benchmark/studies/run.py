@@ -30,7 +30,7 @@ from seedbed.benchmark.studies.intervals import (
 )
 from seedbed.benchmark.studies.study import Spot, Study, measure_of
 from seedbed.benchmark.sweeps.settings import NAME, SweepSettings, settings_of
-from seedbed.benchmark.sweeps.trial_files import Job, read_job, read_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_outcome, read_spec, write_text
 from seedbed.benchmark.trials.trial import SMALL_IMAGES
 from seedbed.datasets.tools.check import preflight
 
@@ -113,7 +113,7 @@ def run_study(
 class Measured:
     """What one trial measured."""
 
-    job: Job
+    spec: TrialSpec
     failure: str
     """Why there are no numbers; empty where there are."""
     values: Mapping[str, float]
@@ -130,19 +130,19 @@ def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
     """Return what the trials of a sweep measured, by variant and seed."""
     found = {}
     for path in sorted((work.sweeps / sweep / "trials").glob("*/job.json")):
-        job, outcome = read_job(path.parent), read_outcome(path.parent)
+        spec, outcome = read_spec(path.parent), read_outcome(path.parent)
         values: dict[str, float] = {}
         failure = "has not ended" if outcome is None else outcome.reason if outcome.status != "complete" else ""
-        failure = without_folders(failure, *job.place.folders())
+        failure = without_folders(failure, *spec.dataset_spec.folders())
         if outcome is not None and not failure:
             try:
                 records = read_records(path.parent / "records.parquet")
             except DataError as error:
-                failure = without_folders(str(error), *job.place.folders())
+                failure = without_folders(str(error), *spec.dataset_spec.folders())
             else:
                 values = {record.name: record.value for record in records if record.value is not None}
                 values[HOURS] = sum(outcome.stages.values()) / 3600
-        found[job.cell.variant, job.trial.seed] = Measured(job, failure, values, path.parent)
+        found[spec.cell.variant, spec.trial.seed] = Measured(spec, failure, values, path.parent)
     return found
 
 
@@ -296,7 +296,7 @@ def _number(number: str) -> str:
 def _protocol(study: Study, settings: SweepSettings, trials: Mapping[tuple[str, int], Measured]) -> dict[str, str]:
     """Return the conditions of our numbers in words."""
     first = next(iter(trials.values()), None)
-    facts: Mapping[str, Any] = {} if first is None else first.job.facts
+    facts: Mapping[str, Any] = {} if first is None else first.spec.facts
     ours = {
         "dataset": settings.dataset_names()[0],
         "data digest": str(facts.get("data_digest", ""))[:12],

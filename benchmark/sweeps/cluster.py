@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedbed.benchmark.environment import CODE_VARIABLE, code_version
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.pipeline.work_folder import Place
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.training.initialisation import is_file
@@ -127,10 +127,10 @@ def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
     return {"py_modules": [str(root)]}
 
 
-def check_nodes(all_places: Sequence[Place], token: Path, *weights: str | None) -> None:
+def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None) -> None:
     """Raise ConfigError, listing all problems, where a node lacks the data, the file `token` or the weights."""
-    places = [asdict(place) for place in all_places]
-    ids = {place.name: _counts(place) for place in all_places}
+    specs = [asdict(spec) for spec in all_specs]
+    ids = {spec.name: _counts(spec) for spec in all_specs}
     check = ray.remote(num_cpus=0)(problems_of_node)
     asked = {}
     for node in ray.nodes():
@@ -138,7 +138,7 @@ def check_nodes(all_places: Sequence[Place], token: Path, *weights: str | None) 
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerAddress", node["NodeID"])
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                places, ids, str(token), *weights
+                specs, ids, str(token), *weights
             )
     problems = []
     for name, answer in asked.items():
@@ -149,15 +149,15 @@ def check_nodes(all_places: Sequence[Place], token: Path, *weights: str | None) 
         raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
 
 
-def _counts(place: Place) -> list[int]:
+def _counts(spec: DatasetSpec) -> list[int]:
     from seedbed.datasets.base import Split
 
-    data = place.open()
+    data = spec.open()
     return [len(data.ids(split)) for split in Split]
 
 
 def problems_of_node(
-    places: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
+    specs: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
 ) -> list[str]:
     """Return what keeps this node from running trials: data sets by place, and their images a split."""
     problems = []
@@ -165,21 +165,19 @@ def problems_of_node(
         problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
     files = [path for path in dict.fromkeys(weights) if is_file(path)]
     problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
-    for content in places:
-        place = Place(**content)
+    for content in specs:
+        spec = DatasetSpec(**content)
         try:
-            if not Path(place.root).is_dir():
-                raise DataError(f"{place.root}: no such folder (the root of {place.name})")
-            if (found := _counts(place)) != ids[place.name]:
-                raise DataError(
-                    f"{place.root}: {place.name} has other images here ({found}, not {ids[place.name]})"
-                )
+            if not Path(spec.root).is_dir():
+                raise DataError(f"{spec.root}: no such folder (the root of {spec.name})")
+            if (found := _counts(spec)) != ids[spec.name]:
+                raise DataError(f"{spec.root}: {spec.name} has other images here ({found}, not {ids[spec.name]})")
         except Exception as error:
             problems.append(str(error))
     return problems
 
 
-class Pulse:
+class RayWatchdog:
     """Looks every second whether Ray still lives, and calls `died` where it does not."""
 
     def __init__(self, died: Callable[[], None]) -> None:

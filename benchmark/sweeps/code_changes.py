@@ -9,7 +9,7 @@ from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, chan
 from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan
-from seedbed.benchmark.sweeps.trial_files import Job, Outcome, read_job, read_outcome
+from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, read_outcome, read_spec
 from seedbed.benchmark.trials.trial import Trial
 
 
@@ -35,10 +35,10 @@ def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
         reporter.warn(text)
 
 
-def check_job(plan: SweepPlan, job: Job, accepted: bool) -> None:
+def check_trial(plan: SweepPlan, spec: TrialSpec, accepted: bool) -> None:
     """Do what `check_code` does for the store, for one trial whose settings were not known before."""
-    cell = next(cell for cell in plan.cells if cell.cell == job.cell)
-    _decide(_changes(plan, cell, job.trial), plan, accepted)
+    cell = next(cell for cell in plan.cells if cell.cell == spec.cell)
+    _decide(_changes(plan, cell, spec.trial), plan, accepted)
 
 
 def _decide(changes: list[Change], plan: SweepPlan, accepted: bool) -> None:
@@ -66,29 +66,29 @@ def _known_trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
         yield plan.trial(cell, plan.settings.search_seed, {}, "search")
     for seed in plan.settings.seeds:
         yield plan.trial(cell, seed, {}, "confirm")
-    for job, _ in _finished(plan):
-        if job.cell == cell.cell:
-            yield job.trial
+    for spec, _ in _finished(plan):
+        if spec.cell == cell.cell:
+            yield spec.trial
 
 
-def _finished(plan: SweepPlan) -> Iterator[tuple[Job, Outcome]]:
+def _finished(plan: SweepPlan) -> Iterator[tuple[TrialSpec, Outcome]]:
     for folder in sorted((plan.folder / "trials").glob("*")):
         try:
-            job, outcome = read_job(folder), read_outcome(folder)
+            spec, outcome = read_spec(folder), read_outcome(folder)
         except (OSError, ValueError, TypeError, KeyError, SeedbedError):
             continue  # Left by a power loss: the trial runs again.
         if outcome is not None:
-            yield job, outcome
+            yield spec, outcome
 
 
 def _finished_with_other_versions(plan: SweepPlan) -> list[str]:
     """Return the stages whose version differs from that of trials that have finished."""
     cells = {cell.cell: cell for cell in plan.cells}
     names: dict[str, None] = {}
-    for job, outcome in _finished(plan):
-        if outcome.status != "complete" or job.cell not in cells:
+    for spec, outcome in _finished(plan):
+        if outcome.status != "complete" or spec.cell not in cells:
             continue
-        steps = {key[:12]: step for key, step in _steps(plan, cells[job.cell], job.trial).items()}
+        steps = {key[:12]: step for key, step in _steps(plan, cells[spec.cell], spec.trial).items()}
         if steps and not outcome.stages.keys() <= steps.keys():
             new = [step for key, step in steps.items() if key not in outcome.stages]
             first = [

@@ -5,8 +5,9 @@
     sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
 
 What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a
-new Tune run over what is left. The driver deals trials out (benchmark/sweeps/scheduler.py), workers run them
-(benchmark/sweeps/worker.py), and the driver delivers their records to MLflow (benchmark/tracking/delivery.py).
+new Tune run over what is left. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
+workers run trials (benchmark/sweeps/worker.py), and the driver delivers their records to MLflow
+(benchmark/tracking/delivery.py).
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from ray.tune.search import Searcher
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
-from seedbed.benchmark.sweeps.cluster import Pulse, check_nodes, connected
-from seedbed.benchmark.sweeps.code_changes import check_code, check_job
-from seedbed.benchmark.sweeps.failures import Deaths
+from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
+from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
+from seedbed.benchmark.sweeps.failures import WorkerFailures
 from seedbed.benchmark.sweeps.plan import SweepPlan, plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult
 from seedbed.benchmark.sweeps.resume import (
@@ -45,13 +46,13 @@ from seedbed.benchmark.sweeps.resume import (
     forget_damaged,
     forget_failures,
     naming_other_code,
-    update_places,
+    update_dataset_specs,
 )
-from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import SweepSettings
-from seedbed.benchmark.sweeps.trial_files import ERROR, Job, Outcome, read_outcome, write_text
-from seedbed.benchmark.sweeps.worker import reason_of, run_job
-from seedbed.benchmark.tracking.delivery import Delivery
+from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read_outcome, write_text
+from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
+from seedbed.benchmark.tracking.delivery import MlflowUploader
 from seedbed.benchmark.tracking.mlflow_store import check_uri
 from seedbed.benchmark.training.initialisation import check_weights
 
@@ -91,51 +92,51 @@ def run_sweep(
         # Saved once the content is known to be the same: data sets and weights may lie at new places.
         settings.save(folder / "sweep.yaml")
         forget_damaged(folder, reporter)
-        update_places(folder, plan)
+        update_dataset_specs(folder, plan)
         if retry_failed and (count := forget_failures(folder)):
             reporter.say(f"{count} trials run again")
-        dealer = Dealer(plan)
-        dealer.refresh()
-        for change in dealer.changes():
+        scheduler = Scheduler(plan)
+        scheduler.refresh()
+        for change in scheduler.changes():
             reporter.say(f"note: {change}")
-        delivery = Delivery(settings.tracking_uri, work, settings.name, reporter)
-        delivery.start()
+        uploader = MlflowUploader(settings.tracking_uri, work, settings.name, reporter)
+        uploader.start()
         status = "KILLED"
         try:
-            if not dealer.done:
-                _tune(plan, dealer, delivery, reporter, accept_changed_code)
-            status = "FINISHED" if dealer.done else "KILLED"
+            if not scheduler.done:
+                _tune(plan, scheduler, uploader, reporter, accept_changed_code)
+            status = "FINISHED" if scheduler.done else "KILLED"
         finally:
-            delivery.stop(status)
+            uploader.stop(status)
     seconds = time.monotonic() - started
-    return SweepResult(settings.name, folder, plan.expected(), dealer.ended, delivery.undelivered, seconds)
+    return SweepResult(settings.name, folder, plan.expected(), scheduler.ended, uploader.undelivered, seconds)
 
 
 class TrialActor(Trainable):
-    """A worker of Ray: runs one job after another, so that libraries and data are loaded once."""
+    """A worker of Ray: runs one trial after another, so that libraries and data are loaded once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first job. Raises DataError on a node, perhaps a new one, that does not see the work folder."""
+        """Take the first trial. Raises DataError if this node, perhaps a new one, does not see the work folder."""
         if not Path(config["token"]).exists():
             raise DataError(f"{config['token']}: not on this node; all nodes must share the work folder")
         self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next job."""
+        """Take the next trial."""
         self._config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the job to its end."""
+        """Run the trial to its end."""
         config = self._config
-        job = Job.from_json(config["job"])
+        spec = TrialSpec.from_json(config["spec"])
         try:
-            outcome = run_job(job, WorkFolder(Path(config["work"])), config["device"], config["workers"])
+            outcome = run_sweep_trial(spec, WorkFolder(Path(config["work"])), config["device"], config["workers"])
         except Exception as error:
             work = WorkFolder(Path(config["work"]))
             with contextlib.suppress(OSError):
-                write_text(work.sweeps / job.sweep / "trials" / job.key / ERROR, traceback.format_exc())
-            outcome = Outcome(job.key, "failed", reason_of(error))
+                write_text(work.sweeps / spec.sweep / "trials" / spec.key / ERROR, traceback.format_exc())
+            outcome = Outcome(spec.key, "failed", reason_of(error))
         return {"done": True, "outcome": json.dumps(asdict(outcome))}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -145,21 +146,21 @@ class TrialActor(Trainable):
         """Load nothing."""
 
 
-class DealerSearcher(Searcher):
-    """Shows the dealer to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
+class SchedulerSearcher(Searcher):
+    """Shows the scheduler to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
 
     def __init__(
         self,
-        dealer: Dealer,
-        watch: SweepProgress,
+        scheduler: Scheduler,
+        progress: SweepProgress,
         constants: Mapping[str, Any],
-        check: Callable[[Job], None] = lambda _: None,
+        check: Callable[[TrialSpec], None] = lambda _: None,
     ) -> None:
-        """`check` is given each job before it starts, and may raise."""
+        """`check` is given each trial before it starts, and may raise."""
         super().__init__(metric="outcome", mode="max")
-        self._dealer, self._watch, self._constants, self._check = dealer, watch, dict(constants), check
-        self._jobs: dict[str, Job] = {}
-        self.deaths = Deaths()
+        self._scheduler, self._progress, self._constants, self._check = scheduler, progress, dict(constants), check
+        self._specs: dict[str, TrialSpec] = {}
+        self.failures = WorkerFailures()
         self.broken: Exception | None = None
         """What went wrong while a trial's end was noted; Tune itself would go on without the trial."""
 
@@ -168,51 +169,51 @@ class DealerSearcher(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next job, None while none can start, FINISHED after the last."""
+        """Return the next trial, None while none can start, FINISHED after the last."""
         if self.broken is not None:
             raise self.broken
-        if self._dealer.done:
+        if self._scheduler.done:
             return Searcher.FINISHED
-        if self.deaths.pausing:
+        if self.failures.pausing:
             return None
-        job = self._dealer.deal()
-        if job is None:
-            # The dealer may just have found the last trials done.
-            return Searcher.FINISHED if self._dealer.done else None
-        self._check(job)
-        self._jobs[trial_id] = job
-        return {**self._constants, "job": job.to_json()}
+        spec = self._scheduler.next_trial()
+        if spec is None:
+            # The scheduler may just have found the last trials done.
+            return Searcher.FINISHED if self._scheduler.done else None
+        self._check(spec)
+        self._specs[trial_id] = spec
+        return {**self._constants, "spec": spec.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Pass on how a trial ended; one whose worker was lost is dealt again, unless it lost too many."""
-        job = self._jobs.pop(trial_id, None)
-        if job is None:
+        """Pass on how a trial ended; one whose worker was lost starts again, unless it lost too many."""
+        spec = self._specs.pop(trial_id, None)
+        if spec is None:
             return
         try:
-            self._ended(job, result, error)
+            self._ended(spec, result, error)
         except Exception as problem:
             self.broken = problem
 
-    def _ended(self, job: Job, result: Any, error: bool) -> None:
+    def _ended(self, spec: TrialSpec, result: Any, error: bool) -> None:
         if error or not result or "outcome" not in result:
-            outcome = self._lost(job)
+            outcome = self._lost(spec)
         else:
-            self.deaths.none()
+            self.failures.none()
             outcome = Outcome(**json.loads(result["outcome"]))
         if outcome is None:
-            self._dealer.take_back(job.key)
+            self._scheduler.take_back(spec.key)
             return
-        self._dealer.finish(outcome)
-        self._watch.ended(job, outcome)
+        self._scheduler.finish(outcome)
+        self._progress.ended(spec, outcome)
 
-    def _lost(self, job: Job) -> Outcome | None:
+    def _lost(self, spec: TrialSpec) -> Outcome | None:
         """Return how a trial ended whose worker was lost, None where it is tried again."""
-        folder = self._dealer.folder(job)
+        folder = self._scheduler.folder(spec)
         if (outcome := read_outcome(folder)) is not None:
             return outcome
-        others = [self._dealer.folder(other) for other in self._jobs.values()]
-        reason = self.deaths.lost(folder, others)
-        return self._dealer.give_up(job.key, reason) if reason else None
+        others = [self._scheduler.folder(other) for other in self._specs.values()]
+        reason = self.failures.lost(folder, others)
+        return self._scheduler.give_up(spec.key, reason) if reason else None
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing."""
@@ -236,12 +237,12 @@ def _check_weights(plan: SweepPlan) -> None:
 
 
 def _tune(
-    plan: SweepPlan, dealer: Dealer, delivery: Delivery, reporter: Reporter, accept_changed_code: bool
+    plan: SweepPlan, scheduler: Scheduler, uploader: MlflowUploader, reporter: Reporter, accept_changed_code: bool
 ) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
-    places = {cell.place.name: cell.place for cell in plan.cells}
-    apart = [plan.work.root, *(Path(place.root) for place in places.values())]
+    dataset_specs = {cell.dataset_spec.name: cell.dataset_spec for cell in plan.cells}
+    apart = [plan.work.root, *(Path(dataset_spec.root) for dataset_spec in dataset_specs.values())]
     with connected(settings, apart, reporter):
         gpus = settings.gpus_per_trial
         if gpus is None:
@@ -251,17 +252,20 @@ def _tune(
                     "note: the cluster has no GPU now, so trials get none; say --gpus-per-trial otherwise"
                 )
         check_nodes(
-            list(places.values()), plan.folder / "sweep.json", settings.weights, settings.segmentation_weights
+            list(dataset_specs.values()),
+            plan.folder / "sweep.json",
+            settings.weights,
+            settings.segmentation_weights,
         )
-        watch = SweepProgress(dealer, delivery, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
+        progress = SweepProgress(scheduler, uploader, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
         constants = {
             "work": str(plan.work.root),
             "device": "cuda" if gpus else "cpu",
             "workers": settings.workers,
             "token": str(plan.folder / "sweep.json"),
         }
-        check = functools.partial(check_job, plan, accepted=accept_changed_code)
-        searcher = DealerSearcher(dealer, watch, constants, check)
+        check = functools.partial(check_trial, plan, accepted=accept_changed_code)
+        searcher = SchedulerSearcher(scheduler, progress, constants, check)
         ray_folder = plan.folder / "ray"
         shutil.rmtree(ray_folder, ignore_errors=True)
         tuner = ray.tune.Tuner(
@@ -278,20 +282,20 @@ def _tune(
                 name="tune",
                 storage_path=str(ray_folder),
                 failure_config=ray.tune.FailureConfig(max_failures=0),
-                callbacks=[_Causes(searcher.deaths)],
+                callbacks=[_Causes(searcher.failures)],
                 verbose=0,
             ),
         )
         try:
-            with Pulse(lambda: _ray_died(settings.name, delivery)):
+            with RayWatchdog(lambda: _ray_died(settings.name, uploader)):
                 tuner.fit()
             if searcher.broken is not None:
                 raise searcher.broken
         except Exception as error:
             raise ConfigError(f"{_stopped(settings.name)} ({reason_of(error)})") from error
-    if not dealer.done:
+    if not scheduler.done:
         raise ConfigError(
-            f"Ray Tune ended with {dealer.finished} of {plan.expected()} trials; go on with: "
+            f"Ray Tune ended with {scheduler.finished} of {plan.expected()} trials; go on with: "
             f"seedbed sweep --resume {settings.name}"
         )
 
@@ -300,11 +304,11 @@ def _stopped(name: str) -> str:
     return f"The sweep stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
 
 
-def _ray_died(name: str, delivery: Delivery) -> None:
+def _ray_died(name: str, uploader: MlflowUploader) -> None:
     """End this process: Tune waits for ever for a Ray that is gone. All that counts is in files."""
     print(f"error: {_stopped(name)}", file=sys.stderr, flush=True)
     try:
-        delivery.stop("KILLED")
+        uploader.stop("KILLED")
     finally:
         os._exit(1)
 
@@ -315,13 +319,13 @@ class _Causes(Callback):
     Stands in for Tune's own loggers too, which would write a line a trial and import TensorBoard.
     """
 
-    def __init__(self, deaths: Deaths) -> None:
-        self._deaths = deaths
+    def __init__(self, failures: WorkerFailures) -> None:
+        self._failures = failures
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Keep the last line of the error, which names it."""
         lines = Path(trial.error_file).read_text().splitlines() if trial.error_file else []
-        self._deaths.cause = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        self._failures.cause = next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """What becomes of a trial whose worker died: it is tried again, it has failed, or the sweep stops.
 
-A worker marks the folder of a job that it begins (worker.py). A death after that may be the job's own doing: it
-is counted. A worker that began nothing says nothing about the job: until a cluster notices that a node
-is gone, it goes on placing workers there, and each of them is lost at once. Knows neither Ray nor the dealer.
+A worker marks the folder of a trial that it begins (worker.py). If it dies after that, the trial may be the cause:
+the failure is counted. A worker that began nothing says nothing about the trial: until a cluster notices that a
+node is gone, it goes on placing workers there, and each of them is lost at once. This module
+knows neither Ray nor the scheduler.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from pathlib import Path
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.sweeps.trial_files import BEGUN
 
-DEATHS = 3
-"""So many times a trial whose worker died in the middle of it is started again."""
+MAX_RESTARTS = 3
+"""Maximum number of restarts after a worker dies during a trial."""
 PAUSE = 5.0
-"""Seconds during which no trial is dealt after a worker was lost that had begun none."""
+"""Seconds during which no trial is started after a worker was lost that had begun none."""
 PATIENCE = 600.0
 """Seconds for which no worker at all need begin a trial before the sweep stops."""
 
 
-class Deaths:
+class WorkerFailures:
     """Judges each loss of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,16 +46,16 @@ class Deaths:
         self._since = None
 
     def lost(self, folder: Path, others: Iterable[Path]) -> str:
-        """Judge the loss of the worker of the job in `folder`; return why the job failed, "" to try it again.
+        """Judge the loss of the worker of the trial in `folder`; return why the trial failed, "" to try it again.
 
-        `others` are the folders of the jobs that still run. Raises ConfigError where no worker has begun any job
-        for PATIENCE seconds.
+        `others` are the folders of the trials that still run. Raises ConfigError if no worker has begun any
+        trial for PATIENCE seconds.
         """
         if (folder / BEGUN).exists():
             self._since = None
             self._counts[folder] += 1
             count = self._counts[folder]
-            return f"its worker died {count} times{self._last_error()}" if count > DEATHS else ""
+            return f"its worker died {count} times{self._last_error()}" if count > MAX_RESTARTS else ""
         now = self._clock()
         self._until = now + PAUSE
         if self._since is None or any((other / BEGUN).exists() for other in others):

@@ -13,11 +13,11 @@ from seedbed.benchmark.pipeline.hparams import hints
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Stage
-from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.search import OBJECTIVE, Settings, Space, check_tune, search_space
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
-from seedbed.benchmark.sweeps.trial_files import Job, Phase, SettingsName
+from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
 from seedbed.benchmark.trials.plan import Plan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset, Split
@@ -29,7 +29,7 @@ class CellPlan:
     """A cell with all that its trials share."""
 
     cell: Cell
-    place: Place
+    dataset_spec: DatasetSpec
     data: Dataset
     digest: str
     default: Plan
@@ -99,7 +99,7 @@ class SweepPlan:
         chain = cell.default.chain
         return search_space([*chain.localise, *chain.refine], self.settings.tune, cell.fixed)
 
-    def job(
+    def spec(
         self,
         cell: CellPlan,
         phase: Phase,
@@ -108,17 +108,17 @@ class SweepPlan:
         seed: int,
         changes: Mapping[str, Any],
         rivals: list[list[float]] | None = None,
-    ) -> Job:
-        """Return the job of one trial."""
+    ) -> TrialSpec:
+        """Return all that a worker must know to run one trial."""
         trial = self.trial(cell, seed, changes, phase)
-        return Job(
+        return TrialSpec(
             self.settings.name,
             cell.cell,
             phase,
             name,
             number,
             trial,
-            cell.place,
+            cell.dataset_spec,
             cell.digest,
             cell.facts(),
             rivals,
@@ -146,8 +146,10 @@ class SweepPlan:
 def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepPlan:
     """Open the data sets, build every chain and check every setting. Raises ConfigError, DataError."""
     plan = SweepPlan(settings, work, [])
-    places = {name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()}
-    opened = {name: place.open() for name, place in places.items()}
+    dataset_specs = {
+        name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()
+    }
+    opened = {name: dataset_spec.open() for name, dataset_spec in dataset_specs.items()}
     for data in opened.values():
         allowed = settings.allow_val_in_training
         for warning in preflight(data, allow_val_in_training=allowed, processes=settings.workers):
@@ -155,7 +157,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     digests = {name: work.digest(data, reporter) for name, data in opened.items()}
     known: set[str] = set()
     for cell in settings.cells():
-        place, data, digest = places[cell.dataset], opened[cell.dataset], digests[cell.dataset]
+        dataset_spec, data, digest = dataset_specs[cell.dataset], opened[cell.dataset], digests[cell.dataset]
         # A setting of the method may bring in stages that other settings are about.
         method = type(METHODS.load(cell.method)).__name__
         given = settings.settings_of(cell)
@@ -168,7 +170,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
             raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
         trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
         default = plan_trial(trial, data, work, Machine(), digest)
-        plan.cells.append(CellPlan(cell, place, data, digest, default, fixed))
+        plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed))
     _check_settings(plan, known, reporter)
     return plan
 

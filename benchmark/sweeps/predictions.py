@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
-from seedbed.benchmark.sweeps.trial_files import read_job
+from seedbed.benchmark.sweeps.trial_files import read_spec
 
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.pipeline import Machine
@@ -50,14 +50,14 @@ def _predict(
     from seedbed.datasets.base import Split
     from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
 
-    job = read_job(trial)
-    data = work.current(job.place, job.digest, machine.reporter).open()
-    plan = plan_trial(job.trial, data, work, machine, job.digest)
+    spec = read_spec(trial)
+    data = work.current(spec.dataset_spec, spec.digest, machine.reporter).open()
+    plan = plan_trial(spec.trial, data, work, machine, spec.digest)
     stage = plan.chain.stages[-1]
     assert isinstance(stage, PredictMasks), "a trial that names its network ends by predicting with it"
     view = replace(data.split(Split.TRAIN), ids=ids)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        context = Context(job.trial.seed, Split.TRAIN, Path(temporary), machine.device, reporter=machine.reporter)
+        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), machine.device, reporter=machine.reporter)
         predict_masks(stage, checkpoint, view, Path(temporary), context)
         # A mask appears by one rename, so that a kill leaves no half one.
         for image_id in ids:

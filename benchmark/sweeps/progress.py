@@ -13,10 +13,10 @@ from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.resume import to_retry
-from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import Cell
-from seedbed.benchmark.sweeps.trial_files import ERROR, Job, Outcome, Phase
-from seedbed.benchmark.tracking.delivery import Delivery
+from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, Phase, TrialSpec
+from seedbed.benchmark.tracking.delivery import MlflowUploader
 from seedbed.leaderboard.analysis.ranking import PSEUDO_MASK, VAL
 
 SHOWN_REASONS = 5
@@ -26,28 +26,29 @@ class SweepProgress:
     """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
 
     def __init__(
-        self, dealer: Dealer, delivery: Delivery, wanted: Mapping[str, float], reporter: Reporter
+        self, scheduler: Scheduler, uploader: MlflowUploader, wanted: Mapping[str, float], reporter: Reporter
     ) -> None:
         """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
-        self._dealer, self._delivery, self._wanted, self._reporter = dealer, delivery, wanted, reporter
+        self._scheduler, self._uploader, self._wanted, self._reporter = scheduler, uploader, wanted, reporter
 
-    def ended(self, job: Job, outcome: Outcome) -> None:
+    def ended(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Tell of a trial's end and deliver its records."""
-        folder = self._dealer.folder(job)
-        self._delivery.put(folder)
+        folder = self._scheduler.folder(spec)
+        self._uploader.put(folder)
+        count = f"[{self._scheduler.finished}/{self._scheduler.plan.expected()}]"
         self._reporter.say(
-            f"[{self._dealer.finished}/{self._dealer.plan.expected()}] {job.label}{self._numbers(job, outcome)}"
+            f"{count} {spec.label}{self._numbers(spec, outcome)}"
             f"{_state(folder, outcome)}  {outcome.finished - outcome.started:.0f} s{self._left()}"
         )
 
-    def _numbers(self, job: Job, outcome: Outcome) -> str:
+    def _numbers(self, spec: TrialSpec, outcome: Outcome) -> str:
         if outcome.status != "complete":
             return ""
-        if job.phase == "confirm":
-            return ranked_number(self._dealer.folder(job))
+        if spec.phase == "confirm":
+            return ranked_number(self._scheduler.folder(spec))
         if outcome.objective is None:
             return ""
-        best = self._dealer.best(job)
+        best = self._scheduler.best(spec)
         return f"  tune mIoU {100 * outcome.objective:.2f}" + ("" if best is None else f" (best {100 * best:.2f})")
 
     def _slots(self) -> int:
@@ -57,10 +58,10 @@ class SweepProgress:
         return max(1, int(min(fits)))
 
     def _left(self) -> str:
-        remaining = self._dealer.remaining()
+        remaining = self._scheduler.remaining()
         if not any(remaining.values()):
             return ""
-        seconds, unknown = time_left(remaining, self._dealer.seconds())
+        seconds, unknown = time_left(remaining, self._scheduler.seconds())
         if not seconds:
             return ""
         without = f", and the {unknown} confirming trials, which are not timed yet" if unknown else ""
@@ -121,14 +122,14 @@ class SweepResult:
     name: str
     folder: Path
     expected: int
-    ended: Sequence[tuple[Job, Outcome]]
+    ended: Sequence[tuple[TrialSpec, Outcome]]
     undelivered: int
     seconds: float
 
     @property
-    def failed(self) -> list[tuple[Job, Outcome]]:
+    def failed(self) -> list[tuple[TrialSpec, Outcome]]:
         """The trials that failed."""
-        return [(job, outcome) for job, outcome in self.ended if outcome.status == "failed"]
+        return [(spec, outcome) for spec, outcome in self.ended if outcome.status == "failed"]
 
     @property
     def finished(self) -> int:
@@ -138,7 +139,7 @@ class SweepResult:
     @property
     def confirmed(self) -> bool:
         """Whether there is anything for a leaderboard."""
-        return any(job.phase == "confirm" and outcome.status == "complete" for job, outcome in self.ended)
+        return any(spec.phase == "confirm" and outcome.status == "complete" for spec, outcome in self.ended)
 
     @property
     def whole(self) -> bool:
@@ -155,20 +156,20 @@ class SweepResult:
         yield f"sweep {self.name}: {self.finished} of {self.expected} trials finished{failed}  ({minutes})"
         if not self.failed:
             return
-        reasons: dict[str, list[Job]] = {}
-        for job, outcome in self.failed:
-            reasons.setdefault(outcome.reason, []).append(job)
+        reasons: dict[str, list[TrialSpec]] = {}
+        for spec, outcome in self.failed:
+            reasons.setdefault(outcome.reason, []).append(spec)
         listed = sorted(reasons.items(), key=lambda item: -len(item[1]))
-        for reason, jobs in listed[:SHOWN_REASONS]:
-            yield f"  {len(jobs)} failed: {reason}"
-            yield f"    first: {jobs[0].label}; log: {log_of(self.folder / 'trials' / jobs[0].key)}"
+        for reason, specs in listed[:SHOWN_REASONS]:
+            yield f"  {len(specs)} failed: {reason}"
+            yield f"    first: {specs[0].label}; log: {log_of(self.folder / 'trials' / specs[0].key)}"
         if len(listed) > SHOWN_REASONS:
             yield f"  and {len(listed) - SHOWN_REASONS} other reasons; each is in error.txt of its trial's folder"
         yield self._resumed(where)
 
     def _resumed(self, where: str) -> str:
         again = to_retry(self.ended)
-        kept = len(self.failed) - len({job.key for job in again} & {job.key for job, _ in self.failed})
+        kept = len(self.failed) - len({spec.key for spec in again} & {spec.key for spec, _ in self.failed})
         command = f"`seedbed sweep --resume {self.name}{where}`"
         rest = f"{kept} failed search trials stay failed, since later ones were chosen knowing them"
         if not again:

@@ -20,13 +20,13 @@ from seedbed.benchmark.sweeps.search import named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import SweepSettings, read_saved
 from seedbed.benchmark.sweeps.trial_files import (
     ERROR,
-    JOB,
     RESULT,
-    Job,
+    SPEC,
     Outcome,
+    TrialSpec,
     damaged_file,
-    read_job,
     read_outcome,
+    read_spec,
     write_text,
 )
 
@@ -116,14 +116,14 @@ def _short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:12]
 
 
-def update_places(folder: Path, plan: SweepPlan) -> None:
-    """Write to the jobs of earlier trials where their data sets lie now."""
-    places = {cell.cell: cell.place for cell in plan.cells}
+def update_dataset_specs(folder: Path, plan: SweepPlan) -> None:
+    """Write to the files of earlier trials where their data sets lie now."""
+    dataset_specs = {cell.cell: cell.dataset_spec for cell in plan.cells}
     for path in sorted((folder / "trials").glob("*/job.json")):
-        job = read_job(path.parent)
-        place = places.get(job.cell, job.place)
-        if job.place != place:
-            write_text(path, replace(job, place=place).to_json())
+        spec = read_spec(path.parent)
+        dataset_spec = dataset_specs.get(spec.cell, spec.dataset_spec)
+        if spec.dataset_spec != dataset_spec:
+            write_text(path, replace(spec, dataset_spec=dataset_spec).to_json())
 
 
 def _cell(facts: dict[str, Any]) -> tuple[str, ...]:
@@ -136,49 +136,49 @@ def forget_damaged(folder: Path, reporter: Reporter) -> None:
         if (damaged := damaged_file(result.parent)) is not None:
             reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
             _forget(result.parent)
-    for job in sorted((folder / "trials").glob(f"*/{JOB}")):
+    for spec in sorted((folder / "trials").glob(f"*/{SPEC}")):
         try:
-            read_job(job.parent)
+            read_spec(spec.parent)
         except DataError:
             # The scheduler writes it again when the trial starts.
-            job.unlink()
+            spec.unlink()
 
 
 def forget_failures(folder: Path) -> int:
     """Make the failed trials of a sweep that can run again wait again, and return how many they are."""
     ended = [
-        (read_job(path.parent), outcome)
+        (read_spec(path.parent), outcome)
         for path in sorted((folder / "trials").glob(f"*/{RESULT}"))
         if (outcome := read_outcome(path.parent)) is not None
     ]
     again = to_retry(ended)
-    for name in {str(job.cell) for job in again if job.phase == "search"}:
+    for name in {str(spec.cell) for spec in again if spec.phase == "search"}:
         studies = folder / "studies.db"
         with named_errors(studies):
             storage = storage_at(studies)
             if name in optuna.get_all_study_names(storage):
                 optuna.delete_study(study_name=name, storage=storage)
-    for job in again:
-        _forget(folder / "trials" / job.key)
+    for spec in again:
+        _forget(folder / "trials" / spec.key)
     return len(again)
 
 
-def to_retry(ended: Iterable[tuple[Job, Outcome]]) -> list[Job]:
-    """Return the jobs that `--resume` runs again.
+def to_retry(ended: Iterable[tuple[TrialSpec, Outcome]]) -> list[TrialSpec]:
+    """Return the trials that `--resume` runs again.
 
     A confirming trial that failed runs again. A search trial that failed does not, since later suggestions were
     made knowing it; but if all search trials of a cell failed, the search and what was confirmed of its best
     settings begin again.
     """
     ended = list(ended)
-    searched = {job.cell for job, _ in ended if job.phase == "search"}
-    useful = {job.cell for job, outcome in ended if job.phase == "search" and outcome.status != "failed"}
+    searched = {spec.cell for spec, _ in ended if spec.phase == "search"}
+    useful = {spec.cell for spec, outcome in ended if spec.phase == "search" and outcome.status != "failed"}
     barren = searched - useful
     return [
-        job
-        for job, outcome in ended
-        if (job.cell in barren and (job.phase == "search" or job.settings == "best"))
-        or (job.phase == "confirm" and outcome.status == "failed")
+        spec
+        for spec, outcome in ended
+        if (spec.cell in barren and (spec.phase == "search" or spec.settings == "best"))
+        or (spec.phase == "confirm" and outcome.status == "failed")
     ]
 
 

@@ -19,13 +19,13 @@ from seedbed.benchmark.sweeps.search import CellStudy, Settings, extremes, stora
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import (
     BEGUN,
-    JOB,
-    Job,
+    SPEC,
     Outcome,
     Phase,
     SettingsName,
-    read_job,
+    TrialSpec,
     read_outcome,
+    read_spec,
     write_outcome,
     write_text,
 )
@@ -37,17 +37,17 @@ class _CellState:
 
     plan: CellPlan
     study: CellStudy
-    waiting: list[Job] = field(default_factory=list)
+    waiting: list[TrialSpec] = field(default_factory=list)
     begun: int = 0
-    dealt: int = 0
+    started: int = 0
     confirming: set[SettingsName] = field(default_factory=set)
 
 
-class Dealer:
-    """Deals out the trials of a sweep, and is told how each one ended. Knows what ended before a kill."""
+class Scheduler:
+    """Chooses the next trial of a sweep, and records how each one ended, also before a kill."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        """Read the state of the sweep from its folder. What was running when it stopped is dealt again."""
+        """Read the state of the sweep from its folder. What was running when it stopped starts again."""
         self.plan = plan
         plan.folder.mkdir(parents=True, exist_ok=True)
         storage = storage_at(plan.folder / "studies.db")
@@ -66,43 +66,43 @@ class Dealer:
             )
             for cell in plan.cells
         ]
-        self._running: dict[str, tuple[Job, dict[str, Step]]] = {}
+        self._running: dict[str, tuple[TrialSpec, dict[str, Step]]] = {}
         self._steps: dict[str, dict[str, Step]] = {}
-        self.ended: list[tuple[Job, Outcome]] = []
+        self.ended: list[tuple[TrialSpec, Outcome]] = []
         """All trials that have ended, those of earlier drivers too."""
 
-    def folder(self, job: Job) -> Path:
+    def folder(self, spec: TrialSpec) -> Path:
         """Return the folder of a trial."""
-        return self.plan.folder / "trials" / job.key
+        return self.plan.folder / "trials" / spec.key
 
-    def cell_of(self, job: Job) -> CellPlan:
-        """Return the cell of a job."""
-        return self._state(job).plan
+    def cell_of(self, spec: TrialSpec) -> CellPlan:
+        """Return the cell of a trial."""
+        return self._state(spec).plan
 
     def refresh(self) -> None:
         """Take up what ended before a kill."""
         for state in self._cells:
             self._advance(state)
 
-    def deal(self) -> Job | None:
+    def next_trial(self) -> TrialSpec | None:
         """Return the next trial, None where none can start now (`done` says whether any is left)."""
         self.refresh()
         busy = self._busy()
         for phase in ("search", "confirm"):
-            for state in sorted(self._cells, key=lambda s: s.dealt):
-                for job in state.waiting:
-                    if job.phase != phase or not busy.isdisjoint(self._steps.get(job.key, ())):
+            for state in sorted(self._cells, key=lambda s: s.started):
+                for spec in state.waiting:
+                    if spec.phase != phase or not busy.isdisjoint(self._steps.get(spec.key, ())):
                         continue
-                    missing = self._missing(job)
+                    missing = self._missing(spec)
                     if busy.isdisjoint(missing):
-                        state.waiting.remove(job)
-                        state.dealt += 1
-                        self._running[job.key] = (job, missing)
-                        folder = self.folder(job)
+                        state.waiting.remove(spec)
+                        state.started += 1
+                        self._running[spec.key] = (spec, missing)
+                        folder = self.folder(spec)
                         folder.mkdir(parents=True, exist_ok=True)
                         (folder / BEGUN).unlink(missing_ok=True)
-                        write_text(folder / JOB, job.to_json())
-                        return job
+                        write_text(folder / SPEC, spec.to_json())
+                        return spec
         return None
 
     @property
@@ -143,27 +143,27 @@ class Dealer:
                     "store is not computed again"
                 ) from None
 
-    def finish(self, outcome: Outcome) -> Job:
-        """Note how a dealt trial ended, and return it."""
-        job, _ = self._running[outcome.key]
+    def finish(self, outcome: Outcome) -> TrialSpec:
+        """Note how a started trial ended, and return it."""
+        spec, _ = self._running[outcome.key]
         # The file comes first: what Optuna is told must be known after a kill too.
-        if read_outcome(self.folder(job)) is None:
-            write_outcome(self.folder(job), outcome)
-        self._note(self._state(job), job, outcome)
+        if read_outcome(self.folder(spec)) is None:
+            write_outcome(self.folder(spec), outcome)
+        self._note(self._state(spec), spec, outcome)
         del self._running[outcome.key]
-        return job
+        return spec
 
     def give_up(self, key: str, reason: str) -> Outcome:
         """Return how a trial ended whose worker could not say so itself: failed, unless it left a result."""
-        job, _ = self._running[key]
-        return read_outcome(self.folder(job)) or Outcome(key, "failed", reason)
+        spec, _ = self._running[key]
+        return read_outcome(self.folder(spec)) or Outcome(key, "failed", reason)
 
     def take_back(self, key: str) -> None:
-        """Let a dealt trial wait again, as the next of its cell."""
-        job, _ = self._running.pop(key)
-        state = self._state(job)
-        state.waiting.insert(0, job)
-        state.dealt -= 1
+        """Let a started trial wait again, as the next of its cell."""
+        spec, _ = self._running.pop(key)
+        state = self._state(spec)
+        state.waiting.insert(0, spec)
+        state.started -= 1
 
     def remaining(self) -> dict[tuple[Cell, Phase], int]:
         """Return how many trials of each cell and phase have not ended."""
@@ -173,21 +173,21 @@ class Dealer:
         for state in self._cells:
             left[state.plan.cell, "search"] = settings.trials
             left[state.plan.cell, "confirm"] = confirming
-        for job, _ in self.ended:
-            left[job.cell, job.phase] -= 1
+        for spec, _ in self.ended:
+            left[spec.cell, spec.phase] -= 1
         return left
 
     def seconds(self) -> dict[tuple[Cell, Phase], list[float]]:
         """Return how long trials took that computed something and did not fail, by cell and phase."""
         found: dict[tuple[Cell, Phase], list[float]] = {}
-        for job, outcome in self.ended:
+        for spec, outcome in self.ended:
             if outcome.computed and outcome.status != "failed":
-                found.setdefault((job.cell, job.phase), []).append(outcome.finished - outcome.started)
+                found.setdefault((spec.cell, spec.phase), []).append(outcome.finished - outcome.started)
         return found
 
-    def best(self, job: Job) -> float | None:
-        """Return the best objective so far in the cell of a job."""
-        study = self._state(job).study
+    def best(self, spec: TrialSpec) -> float | None:
+        """Return the best objective so far in the cell of a trial."""
+        study = self._state(spec).study
         number = study.best()
         return None if number is None else study.value(number)
 
@@ -196,10 +196,10 @@ class Dealer:
         settings = self.plan.settings
         while state.begun < settings.trials and state.study.ready(state.begun):
             number = state.begun
-            changes = state.study.begin(number, self._dealt(state, number))
+            changes = state.study.begin(number, self._settings_of_ended(state, number))
             name: SettingsName = "suggested" if number else "default"
             rivals = state.study.rivals(number) if settings.early_stopping else None
-            job = self.plan.job(
+            spec = self.plan.spec(
                 state.plan,
                 "search",
                 name,
@@ -209,7 +209,7 @@ class Dealer:
                 rivals,
             )
             state.begun += 1
-            self._add(state, job)
+            self._add(state, spec)
         if "default" not in state.confirming:
             self._confirm(state, "default", {})
         searched = settings.trials and all(state.study.finished(n) for n in range(settings.trials))
@@ -218,50 +218,50 @@ class Dealer:
             # Where no search trial came to its end, the best known settings are the default ones.
             self._confirm(state, "best", state.study.begin(best) if best else {})
 
-    def _dealt(self, state: _CellState, number: int) -> Settings | None:
+    def _settings_of_ended(self, state: _CellState, number: int) -> Settings | None:
         """Return what was drawn for a search trial that ran but that the study has lost."""
         if number == 0 or state.study.knows(number):
             return None
         settings = self.plan.settings
-        folder = self.folder(self.plan.job(state.plan, "search", "suggested", number, settings.search_seed, {}))
+        folder = self.folder(self.plan.spec(state.plan, "search", "suggested", number, settings.search_seed, {}))
         if read_outcome(folder) is None:
             return None
-        drawn = {key: v for key, v in read_job(folder).trial.settings.items() if key in state.study.space}
+        drawn = {key: v for key, v in read_spec(folder).trial.settings.items() if key in state.study.space}
         return drawn if drawn.keys() == state.study.space.keys() else None
 
     def _confirm(self, state: _CellState, name: SettingsName, changes: Settings) -> None:
         state.confirming.add(name)
         for seed in self.plan.settings.seeds:
-            self._add(state, self.plan.job(state.plan, "confirm", name, None, seed, changes))
+            self._add(state, self.plan.spec(state.plan, "confirm", name, None, seed, changes))
 
-    def _add(self, state: _CellState, job: Job) -> None:
-        outcome = read_outcome(self.folder(job))
+    def _add(self, state: _CellState, spec: TrialSpec) -> None:
+        outcome = read_outcome(self.folder(spec))
         if outcome is None:
-            state.waiting.append(job)
+            state.waiting.append(spec)
         else:
-            self._note(state, job, outcome)
+            self._note(state, spec, outcome)
 
-    def _note(self, state: _CellState, job: Job, outcome: Outcome) -> None:
-        if job.number is not None:
+    def _note(self, state: _CellState, spec: TrialSpec, outcome: Outcome) -> None:
+        if spec.number is not None:
             losses = outcome.losses if self.plan.settings.early_stopping else ()
-            state.study.finish(job.number, outcome.status, outcome.objective, losses)
-        self.ended.append((job, outcome))
-        self._steps.pop(job.key, None)
+            state.study.finish(spec.number, outcome.status, outcome.objective, losses)
+        self.ended.append((spec, outcome))
+        self._steps.pop(spec.key, None)
 
-    def _state(self, job: Job) -> _CellState:
-        return next(state for state in self._cells if state.plan.cell == job.cell)
+    def _state(self, spec: TrialSpec) -> _CellState:
+        return next(state for state in self._cells if state.plan.cell == spec.cell)
 
-    def _missing(self, job: Job) -> dict[str, Step]:
+    def _missing(self, spec: TrialSpec) -> dict[str, Step]:
         """Return the steps of a trial that are not in the store."""
-        if job.key not in self._steps:
+        if spec.key not in self._steps:
             try:
-                self._steps[job.key] = self.plan.plan(self.cell_of(job), job.trial).steps()
+                self._steps[spec.key] = self.plan.plan(self.cell_of(spec), spec.trial).steps()
             except Exception:
                 # Settings that do not go together: the worker meets the same error and writes it down.
-                self._steps[job.key] = {}
+                self._steps[spec.key] = {}
         store = self.plan.work.store
-        missing = {key: step for key, step in self._steps[job.key].items() if not store.path(key).exists()}
-        self._steps[job.key] = missing
+        missing = {key: step for key, step in self._steps[spec.key].items() if not store.path(key).exists()}
+        self._steps[spec.key] = missing
         return missing
 
     def _busy(self) -> set[str]:

@@ -213,14 +213,14 @@ class CellStudy:
         """Say whether trial `number` has begun."""
         return number < len(self._trials)
 
-    def begin(self, number: int, dealt: Settings | None = None) -> Settings:
+    def begin(self, number: int, known: Settings | None = None) -> Settings:
         """Return the settings of trial `number`, and note it as running if it is not known yet.
 
-        `dealt` are the settings with which it ran already, in case that the studies file was lost.
+        `known` are the settings with which it already ran, if the studies file was lost.
         """
         if self.knows(number):
             return dict(self._trials[number].params)
-        settings = dealt or self.suggest(number)
+        settings = known or self.suggest(number)
         spaces = {key: self.space[key][0] for key in settings}
         with named_errors(self._path):
             self._study.add_trial(

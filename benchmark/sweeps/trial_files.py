@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.pipeline.work_folder import Place
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.sweeps.search import Status
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.trials.trial import Trial
@@ -28,10 +28,12 @@ from seedbed.datasets.io.images import atomic
 
 Phase = Literal["search", "confirm"]
 SettingsName = Literal["default", "suggested", "best"]
+FIELDS = {"dataset_spec": "place"}
+"""The fields of a spec that have another name in `job.json`."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialSpec:
     """One trial of a sweep, and everything that a worker on another node needs to run it."""
 
     sweep: str
@@ -41,7 +43,7 @@ class Job:
     number: int | None
     """The search trial's number; None when confirming."""
     trial: Trial
-    place: Place
+    dataset_spec: DatasetSpec
     digest: str
     """The data set's content digest."""
     facts: Mapping[str, Any]
@@ -71,16 +73,17 @@ class Job:
         return f"{self.cell}: {which}"
 
     def to_json(self) -> str:
-        """Return the job as text."""
-        return json.dumps(asdict(self), indent=1)
+        """Return the content of `job.json`."""
+        content = asdict(self)
+        return json.dumps({FIELDS.get(name, name): value for name, value in content.items()}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
-        """Return the job that `to_json` wrote."""
+    def from_json(cls, text: str) -> TrialSpec:
+        """Return what `to_json` wrote."""
         content = json.loads(text)
         content["cell"] = Cell(**content["cell"])
         content["trial"] = Trial(**content["trial"])
-        content["place"] = Place(**content["place"])
+        content["dataset_spec"] = DatasetSpec(**content.pop(FIELDS["dataset_spec"]))
         return cls(**content)
 
 
@@ -107,7 +110,7 @@ class Outcome:
 
 
 RESULT = "result.json"
-JOB = "job.json"
+SPEC = "job.json"
 BEGUN = "begun"
 ERROR = "error.txt"
 
@@ -125,13 +128,13 @@ def read_outcome(folder: Path) -> Outcome | None:
         return None
 
 
-def read_job(folder: Path) -> Job:
-    """Return the job of a trial's folder. Raises DataError if the file is missing or damaged."""
+def read_spec(folder: Path) -> TrialSpec:
+    """Return the spec of the trial in `folder`. Raises DataError if the file is missing or damaged."""
     try:
-        return Job.from_json((folder / JOB).read_text("utf-8"))
+        return TrialSpec.from_json((folder / SPEC).read_text("utf-8"))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{folder / JOB}: missing, empty or cut off ({type(error).__name__}); "
+            f"{folder / SPEC}: missing, empty or cut off ({type(error).__name__}); "
             f"`seedbed sweep --resume {folder.parents[1].name}` writes it again"
         ) from None
 
@@ -141,8 +144,8 @@ def damaged_file(folder: Path) -> Path | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not (folder / JOB).exists():
-        return folder / JOB
+    if not (folder / SPEC).exists():
+        return folder / SPEC
     for path in sorted(folder.rglob("*.json")):
         try:
             json.loads(path.read_bytes())

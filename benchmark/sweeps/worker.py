@@ -1,4 +1,4 @@
-"""Runs one job of a sweep and leaves its folder behind. Knows neither Ray nor MLflow.
+"""Runs one trial of a sweep and leaves its folder behind. Knows neither Ray nor MLflow.
 
 Whatever goes wrong inside the trial becomes an outcome `failed` with its reason; only the death of the process
 itself does not.
@@ -27,14 +27,14 @@ from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.pipeline.pipeline import Machine, Step
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.pipeline.store import reading
-from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import LogFile
 from seedbed.benchmark.sweeps.search import StoppedEarlyError, stop_if_above_median
 from seedbed.benchmark.sweeps.trial_files import (
     BEGUN,
     ERROR,
-    Job,
     Outcome,
+    TrialSpec,
     read_outcome,
     write_outcome,
     write_text,
@@ -52,12 +52,12 @@ REASON = 500
 NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
 
 
-def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
+def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int) -> Outcome:
     """Run a trial, write its folder, and return how it ended; what ended before is not run again.
 
     A worker that outlived its driver and the one that a resumed sweep started take turns.
     """
-    folder = work.sweeps / job.sweep / "trials" / job.key
+    folder = work.sweeps / spec.sweep / "trials" / spec.key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "running.lock"):
         if (outcome := read_outcome(folder)) is not None:
@@ -65,21 +65,21 @@ def run_job(job: Job, work: WorkFolder, device: str, workers: int) -> Outcome:
         # Without this mark, on a full disk, the death of this worker is not counted.
         with contextlib.suppress(OSError):
             (folder / BEGUN).touch()
-        return _run(job, folder, work, device, workers)
+        return _run(spec, folder, work, device, workers)
 
 
-def _run(job: Job, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
+def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
     machine = Machine(device, workers, reporter=LogFile(path=folder / "log.txt"))
     started = time.time()
     losses: list[float] = []
-    outcome = Outcome(job.key, "complete")
+    outcome = Outcome(spec.key, "complete")
     plan: Plan | None = None
     try:
         with SystemMetrics(folder / "system.json"):
-            plan = plan_trial(job.trial, _opened(_frozen(job.place)), work, machine, job.digest)
-            losses = _first_training(plan, job.rivals)
+            plan = plan_trial(spec.trial, _opened(_frozen(spec.dataset_spec)), work, machine, spec.digest)
+            losses = _first_training(plan, spec.rivals)
             records = plan.measure()
-            _write(folder, plan, records, pictures=job.phase == "confirm")
+            _write(folder, plan, records, pictures=spec.phase == "confirm")
             outcome = replace(outcome, objective=objective_of(records))
     except StoppedEarlyError as error:
         losses = list(error.losses)
@@ -233,12 +233,12 @@ def _write_per_class(path: Path, records: Sequence[Record]) -> None:
             writer.writerow([*place, *("" if row.get(m) is None else row[m] for m in metrics)])
 
 
-def _frozen(place: Place) -> tuple[str, str, str, str]:
-    return place.name, place.loader, place.root, json.dumps(dict(place.options), sort_keys=True)
+def _frozen(spec: DatasetSpec) -> tuple[str, str, str, str]:
+    return spec.name, spec.loader, spec.root, json.dumps(dict(spec.options), sort_keys=True)
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(place: tuple[str, str, str, str]) -> Dataset:
+def _opened(spec: tuple[str, str, str, str]) -> Dataset:
     """Open a data set once a process: reading the lists and tags of COCO takes seconds."""
-    name, loader, root, options = place
-    return Place(name, loader, root, json.loads(options)).open()
+    name, loader, root, options = spec
+    return DatasetSpec(name, loader, root, json.loads(options)).open()

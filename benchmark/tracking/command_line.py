@@ -6,33 +6,37 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from seedbed.benchmark.sweeps.trial_files import Job
+from seedbed.benchmark.sweeps.trial_files import TrialSpec
 from seedbed.benchmark.training.initialisation import is_file
 from seedbed.benchmark.trials.trial import SELECTIONS
 
 
-def command_line(job: Job, generated: bool) -> str:
+def command_line(spec: TrialSpec, generated: bool) -> str:
     """Return the command. `generated` says that the data set needs no root: it is made in the work folder.
 
     The user's own paths are not in it: folders are `DIR`, and a weights file, which the leaderboard names by its
     digest, is `FILE`. The command of a search trial measures at all levels, the search's objective among them, and
     trains no segmentation network, as the search did not.
     """
-    return shlex.join(["seedbed", "run", *_words(job, generated)])
+    return shlex.join(["seedbed", "run", *_words(spec, generated)])
 
 
-def _words(job: Job, generated: bool) -> Iterator[str]:
-    trial = job.trial
+def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
+    trial = spec.trial
     searching = trial.measure_on == "tune"
     yield from ("--method", trial.method, "--refiner", trial.refiner, "--dataset", trial.dataset)
     if not generated:
         yield from ("--root", "DIR")
-    if "saliency" in job.place.options:
+    if "saliency" in spec.dataset_spec.options:
         yield from ("--saliency", "DIR")
     yield from ("--seed", str(trial.seed))
     if trial.supervision != "weak":
         yield from ("--supervision", trial.supervision)
-    yield from ("--backbone", str(job.facts["backbone"]), *_weights("--weights", str(job.facts["initialisation"])))
+    yield from (
+        "--backbone",
+        str(spec.facts["backbone"]),
+        *_weights("--weights", str(spec.facts["initialisation"])),
+    )
     if trial.segmentation_backbone is not None and not searching:
         yield from ("--segmentation-backbone", trial.segmentation_backbone)
     if trial.segmentation_weights is not None and not searching:

@@ -29,7 +29,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.search import drawn, storage_at
 from seedbed.benchmark.sweeps.settings import read_saved
-from seedbed.benchmark.sweeps.trial_files import Job, Outcome, read_job, read_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, read_outcome, read_spec, write_text
 from seedbed.benchmark.tracking.command_line import command_line
 from seedbed.benchmark.tracking.mlflow_store import (
     ARTIFACTS,
@@ -166,10 +166,10 @@ class Tracker:
 
     def deliver(self, parent: str, folder: Path) -> str:
         """Write the trial in `folder` as one run below `parent`, and return the run's id."""
-        job, outcome = read_job(folder), read_outcome(folder)
+        spec, outcome = read_spec(folder), read_outcome(folder)
         assert outcome is not None
         self._relocate()
-        run, attempt = self.find(job.key), str(outcome.started)
+        run, attempt = self.find(spec.key), str(outcome.started)
         if run is not None and self.client.get_run(run).data.tags.get("seedbed.attempt") != attempt:
             # The trial failed, was delivered, and was tried again: nothing of the old run is to remain.
             self.client.delete_run(run)
@@ -178,25 +178,25 @@ class Tracker:
             created = self.client.create_run(
                 self._experiment,
                 start_time=_milliseconds(outcome.started),
-                run_name=job.label,
-                tags={"seedbed.key": job.key, "seedbed.attempt": attempt, "mlflow.parentRunId": parent},
+                run_name=spec.label,
+                tags={"seedbed.key": spec.key, "seedbed.attempt": attempt, "mlflow.parentRunId": parent},
             )
             run = str(created.info.run_id)
         status = "FAILED"
         try:
             config = _read_json(folder / "config.json", {})
-            self._log(run, folder, job, outcome, config)
+            self._log(run, folder, spec, outcome, config)
             self._log_artifacts(run, folder, outcome)
-            self._log_input(run, job, config)
+            self._log_input(run, spec, config)
             status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[outcome.status]
         finally:
             self.client.set_terminated(run, status, _milliseconds(outcome.finished))
         return run
 
-    def _log(self, run: str, folder: Path, job: Job, outcome: Outcome, config: Mapping[str, Any]) -> None:
+    def _log(self, run: str, folder: Path, spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        known = {**tags_of(job, outcome, config), **search_tags(folder, job)}
+        known = {**tags_of(spec, outcome, config), **search_tags(folder, spec)}
         tags = [RunTag(name, value) for name, value in known.items()]
         params = [
             Param(f"{stage['stage']}.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -227,50 +227,50 @@ class Tracker:
                 self.client.log_artifacts(run, str(folder / name), name)
         self.client.log_text(run, json.dumps(dict(outcome.stages), indent=1), "stages.json")
 
-    def _log_input(self, run: str, job: Job, config: Mapping[str, Any]) -> None:
+    def _log_input(self, run: str, spec: TrialSpec, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = config.get("data", {})
-        source = {"loader": job.place.loader, "tags": data.get("tags"), "masks": data.get("masks")}
+        source = {"loader": spec.dataset_spec.loader, "tags": data.get("tags"), "masks": data.get("masks")}
         dataset = Dataset(
-            name=job.cell.dataset,
-            digest=job.digest[:36],
+            name=spec.cell.dataset,
+            digest=spec.digest[:36],
             source_type="local",
             source=json.dumps(source),
             profile=json.dumps(data.get("images", {})),
         )
-        context = InputTag("mlflow.data.context", "search" if job.phase == "search" else "confirm")
+        context = InputTag("mlflow.data.context", "search" if spec.phase == "search" else "confirm")
         self.client.log_inputs(run, datasets=[DatasetInput(dataset, [context])])
 
 
-def tags_of(job: Job, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, str]:
+def tags_of(spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a trial's run (docs/sweeps.md lists them)."""
     code = str(config.get("environment", {}).get("code", ""))
     return {
         "seedbed.kind": "trial",
-        "seedbed.sweep": job.sweep,
-        "seedbed.key": job.key,
-        "method": job.cell.method,
-        "refiner": job.cell.refiner,
-        "dataset": job.cell.dataset,
-        "variant": job.cell.variant,
-        "seed": str(job.trial.seed),
-        "phase": job.phase,
-        "settings": job.settings,
-        "number": "" if job.number is None else str(job.number),
+        "seedbed.sweep": spec.sweep,
+        "seedbed.key": spec.key,
+        "method": spec.cell.method,
+        "refiner": spec.cell.refiner,
+        "dataset": spec.cell.dataset,
+        "variant": spec.cell.variant,
+        "seed": str(spec.trial.seed),
+        "phase": spec.phase,
+        "settings": spec.settings,
+        "number": "" if spec.number is None else str(spec.number),
         # A trial of an earlier version may lack a fact that came later.
-        **{name: str(job.facts.get(name, "")) for name in FACTS_AS_TAGS},
+        **{name: str(spec.facts.get(name, "")) for name in FACTS_AS_TAGS},
         "code": code.removesuffix("+dirty"),
         "dirty": str(code.endswith("+dirty")).lower(),
         "device": outcome.device,
         "hardware": outcome.hardware,
         "status": outcome.status,
-        "reason": without_folders(outcome.reason, *job.place.folders())[:4000],
+        "reason": without_folders(outcome.reason, *spec.dataset_spec.folders())[:4000],
         "stages": json.dumps(dict(outcome.stages)),
     }
 
 
-def search_tags(folder: Path, job: Job) -> dict[str, str]:
+def search_tags(folder: Path, spec: TrialSpec) -> dict[str, str]:
     """Return the tags that tell what was drawn for the trial in `folder`, and how to run it again.
 
     `parameters` are the drawn settings as JSON: all of a search trial, of another one those that differ from the
@@ -279,16 +279,16 @@ def search_tags(folder: Path, job: Job) -> dict[str, str]:
     """
     sweep = folder.parents[1]
     studies = sweep / "studies.db"
-    by_number, space = drawn(_opened(studies), str(job.cell)) if studies.exists() else ({}, {})
-    changed = {key: value for key, value in job.trial.settings.items() if key in space}
-    # The first search trial has the default settings, which its job does not name.
-    parameters = changed if job.number is None else by_number.get(job.number, changed)
+    by_number, space = drawn(_opened(studies), str(spec.cell)) if studies.exists() else ({}, {})
+    changed = {key: value for key, value in spec.trial.settings.items() if key in space}
+    # The first search trial has the default settings, which its spec does not name.
+    parameters = changed if spec.number is None else by_number.get(spec.number, changed)
     distributions = {key: json.loads(distribution_to_json(space[key])) for key in parameters}
-    generated = Path(job.place.root).is_relative_to(sweep.parents[1].resolve() / "data")
+    generated = Path(spec.dataset_spec.root).is_relative_to(sweep.parents[1].resolve() / "data")
     return {
         "parameters": json.dumps(parameters, sort_keys=True),
-        "space": json.dumps(distributions if job.phase == "search" else {}, sort_keys=True),
-        "command": command_line(job, generated),
+        "space": json.dumps(distributions if spec.phase == "search" else {}, sort_keys=True),
+        "command": command_line(spec, generated),
     }
 
 
@@ -315,7 +315,7 @@ def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int
     yield "cost/computed_seconds", outcome.computed, when, 0
 
 
-class Delivery:
+class MlflowUploader:
     """Delivers trials in a thread of its own, while others run."""
 
     def __init__(self, uri: str | None, work: WorkFolder, name: str, reporter: Reporter) -> None:

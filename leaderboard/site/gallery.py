@@ -22,7 +22,7 @@ from seedbed.benchmark.errors import SeedbedError
 from seedbed.benchmark.evaluation.maps import FILE as MAPS
 from seedbed.benchmark.evaluation.maps import MapReader, ScoreMaps
 from seedbed.benchmark.paths import slug
-from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import IGNORE_INDEX, SplitView
 from seedbed.datasets.io.images import decode_mask, palette
@@ -99,7 +99,7 @@ class Trial:
     run: Run
     settings: str
     """Of its row: `default`, `best` or `default = best`."""
-    place: Mapping[str, Any]
+    dataset_spec: Mapping[str, Any]
     artifacts: Mapping[str, Path]
 
 
@@ -168,7 +168,11 @@ def _draw(
 ) -> DatasetGallery:
     try:
         first = trials[0]
-        view = work.current(Place(**first.place), first.run.data_digest, Reporter()).open().split("train")
+        view = (
+            work.current(DatasetSpec(**first.dataset_spec), first.run.data_digest, Reporter())
+            .open()
+            .split("train")
+        )
     except SeedbedError:
         missing = "The data set is no longer where the runs read it."
         return DatasetGallery(name, trials[0].run.seed, (), missing=missing)

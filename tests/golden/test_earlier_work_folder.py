@@ -13,7 +13,7 @@ import pytest
 
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import read_job
+from seedbed.benchmark.sweeps.trial_files import read_spec
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.datasets.chimera import DATASET, generate
 
@@ -36,10 +36,10 @@ def test_every_trial_of_an_earlier_sweep_needs_the_entries_that_are_there(data, 
         folder.mkdir(parents=True)
         content = trial["job"] | {"place": trial["job"]["place"] | {"root": str(data.root)}}
         (folder / "job.json").write_text(json.dumps(content))
-        job = read_job(folder)
-        assert job.digest == EARLIER["digest"]
-        assert job.key == trial["folder"]
-        keys = plan_trial(job.trial, data, work, Machine("cpu", 1), job.digest).steps()
+        spec = read_spec(folder)
+        assert spec.digest == EARLIER["digest"]
+        assert spec.key == trial["folder"]
+        keys = plan_trial(spec.trial, data, work, Machine("cpu", 1), spec.digest).steps()
         assert set(keys) == {EARLIER["keys"][index] for index in trial["keys"]}, trial["folder"]
         planned |= set(keys)
     assert planned == set(EARLIER["keys"])

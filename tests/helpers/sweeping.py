@@ -11,9 +11,9 @@ from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import plan_sweep
-from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import SweepSettings, settings_of
-from seedbed.benchmark.sweeps.trial_files import Job, Outcome, write_outcome
+from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome
 
 SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
 
@@ -45,9 +45,9 @@ def small(root: Path, **changes: Any) -> SweepSettings:
     )
 
 
-def dealer_of(settings: SweepSettings, work: Path) -> Dealer:
-    """Return the dealer of a sweep, as a driver that just started would make it."""
-    return Dealer(plan_sweep(settings, WorkFolder(work), Reporter()))
+def scheduler_of(settings: SweepSettings, work: Path) -> Scheduler:
+    """Return the scheduler of a sweep, as a driver that just started would make it."""
+    return Scheduler(plan_sweep(settings, WorkFolder(work), Reporter()))
 
 
 def put_entry(store: Store, key: str) -> None:
@@ -57,24 +57,24 @@ def put_entry(store: Store, key: str) -> None:
     (store.path(key) / "entry.json").write_text(json.dumps(record))
 
 
-def end(dealer: Dealer, job: Job, objective: float | None = 0.5, **outcome: Any) -> None:
-    """Let a dealt job end: its stages are in the store, its result is written, the dealer knows."""
-    for key in dealer.plan.plan(dealer.cell_of(job), job.trial).steps():
-        put_entry(dealer.plan.work.store, key)
-    result = Outcome(job.key, **{"status": "complete", "objective": objective, **outcome})
-    write_outcome(dealer.folder(job), result)
-    dealer.finish(result)
+def end(scheduler: Scheduler, spec: TrialSpec, objective: float | None = 0.5, **outcome: Any) -> None:
+    """Let a started trial end: its stages are in the store, its result is written, the scheduler knows."""
+    for key in scheduler.plan.plan(scheduler.cell_of(spec), spec.trial).steps():
+        put_entry(scheduler.plan.work.store, key)
+    result = Outcome(spec.key, **{"status": "complete", "objective": objective, **outcome})
+    write_outcome(scheduler.folder(spec), result)
+    scheduler.finish(result)
 
 
-def run_to_its_end(dealer: Dealer, slots: int = 2, objective: Any = lambda job: 0.5) -> list[Job]:
-    """Deal and end all jobs, `slots` at a time, and return them in the order in which they were dealt."""
-    dealt: list[Job] = []
-    running: list[Job] = []
-    while not dealer.done:
-        while len(running) < slots and (job := dealer.deal()) is not None:
-            dealt.append(job)
-            running.append(job)
-        # An empty list here means that nothing runs and nothing can be dealt.
-        job = running.pop(0)
-        end(dealer, job, objective(job))
-    return dealt
+def run_to_its_end(scheduler: Scheduler, slots: int = 2, objective: Any = lambda spec: 0.5) -> list[TrialSpec]:
+    """Start and end all trials, `slots` at a time, and return them in the order in which they were started."""
+    started: list[TrialSpec] = []
+    running: list[TrialSpec] = []
+    while not scheduler.done:
+        while len(running) < slots and (spec := scheduler.next_trial()) is not None:
+            started.append(spec)
+            running.append(spec)
+        # An empty list here means that nothing runs and nothing can be started.
+        spec = running.pop(0)
+        end(scheduler, spec, objective(spec))
+    return started

@@ -20,9 +20,9 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.source import modules as source_modules
 from seedbed.benchmark.source.closure import forget
-from seedbed.benchmark.sweeps.code_changes import check_code, check_job
+from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
 from seedbed.benchmark.sweeps.plan import plan_sweep
-from seedbed.benchmark.sweeps.trial_files import Job, Outcome, write_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome, write_text
 from tests.helpers.sweeping import small
 
 Edit = Callable[[str, str, str], None]
@@ -211,28 +211,28 @@ def settings_and_plan(work: Path, root: Path):
 
 def test_a_trial_whose_settings_were_not_known_is_checked_when_it_begins(work, chimera_root, edit):
     plan = settings_and_plan(work, chimera_root)
-    job = plan.job(plan.cells[0], "confirm", "default", None, 0, {})
-    check_job(plan, job, accepted=False)
+    spec = plan.spec(plan.cells[0], "confirm", "default", None, 0, {})
+    check_trial(plan, spec, accepted=False)
     edit(*LOSS)
     with pytest.raises(ConfigError, match=r"multi_label_soft_margin \(in TrainCam\)"):
-        check_job(plan, job, accepted=False)
-    check_job(plan, job, accepted=True)
-    check_job(plan, job, accepted=False)
+        check_trial(plan, spec, accepted=False)
+    check_trial(plan, spec, accepted=True)
+    check_trial(plan, spec, accepted=False)
 
 
-def finish(plan, job: Job) -> None:
-    folder = plan.folder / "trials" / job.key
+def finish(plan, spec: TrialSpec) -> None:
+    folder = plan.folder / "trials" / spec.key
     folder.mkdir(parents=True)
-    write_text(folder / "job.json", job.to_json())
-    steps = plan.plan(plan.cells[0], job.trial).steps()
-    write_outcome(folder, Outcome(job.key, "complete", stages={key[:12]: 1.0 for key in steps}))
+    write_text(folder / "job.json", spec.to_json())
+    steps = plan.plan(plan.cells[0], spec.trial).steps()
+    write_outcome(folder, Outcome(spec.key, "complete", stages={key[:12]: 1.0 for key in steps}))
 
 
 def test_a_sweep_whose_trials_used_another_version_is_not_mixed_silently(work, chimera_root, monkeypatch, capsys):
     from seedbed.methods.cam import TrainCam
 
     plan = settings_and_plan(work, chimera_root)
-    finish(plan, plan.job(plan.cells[0], "confirm", "default", None, 0, {}))
+    finish(plan, plan.spec(plan.cells[0], "confirm", "default", None, 0, {}))
     check_code(plan, accepted=False, reporter=Reporter())
     monkeypatch.setattr(TrainCam, "version", 99)
     with pytest.raises(ConfigError, match=r"used other versions of TrainCam\. Give the sweep a new --name"):

@@ -9,7 +9,7 @@ import pytest
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline import work_folder as workfolder
 from seedbed.benchmark.pipeline.pipeline import Machine
-from seedbed.benchmark.pipeline.work_folder import Place, WorkFolder, read_configuration
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder, read_configuration
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.trial import Trial
@@ -35,9 +35,9 @@ def test_the_configuration_names_loader_root_and_options(tmp_path, monkeypatch):
     )
     place = WorkFolder(tmp_path).locate("mine", None, Reporter())
     # A worker's current folder is another one.
-    assert place == Place("mine", "chimera", str(tmp_path / "here"), {"saliency": str(tmp_path / "there")})
+    assert place == DatasetSpec("mine", "chimera", str(tmp_path / "here"), {"saliency": str(tmp_path / "there")})
     other = WorkFolder(tmp_path).locate("mine", tmp_path, Reporter(), {"saliency": Path("elsewhere")})
-    assert other == Place("mine", "chimera", str(tmp_path), {"saliency": str(tmp_path / "elsewhere")})
+    assert other == DatasetSpec("mine", "chimera", str(tmp_path), {"saliency": str(tmp_path / "elsewhere")})
 
 
 def test_a_data_set_that_is_nowhere_is_named(tmp_path, monkeypatch):
@@ -128,8 +128,8 @@ def test_a_name_of_ones_own_is_kept_and_shares_the_store(chimera_root, tmp_path,
 def test_data_of_an_earlier_trial_is_found_again_by_its_content(chimera_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     work = WorkFolder(tmp_path / "work")
-    recorded = Place("mine", "chimera", str(tmp_path / "gone"), {})
-    digest = Place("mine", "chimera", str(chimera_root), {}).open().digest()
+    recorded = DatasetSpec("mine", "chimera", str(tmp_path / "gone"), {})
+    digest = DatasetSpec("mine", "chimera", str(chimera_root), {}).open().digest()
     with pytest.raises(ConfigError, match="unknown data set 'mine'"):
         work.current(recorded, digest, Reporter())
     (tmp_path / "seedbed.toml").write_text(f"[datasets.mine]\ndataset = 'chimera'\nroot = '{chimera_root}'\n")
@@ -137,7 +137,7 @@ def test_data_of_an_earlier_trial_is_found_again_by_its_content(chimera_root, tm
     with pytest.raises(DataError, match="not the content that mine had"):
         work.current(recorded, "0" * 64, Reporter())
     # Generated data moves with the work folder, and is never generated again for this.
-    generated = Place("chimera-voc", "chimera", "/old/work/data/chimera-voc", {})
+    generated = DatasetSpec("chimera-voc", "chimera", "/old/work/data/chimera-voc", {})
     with pytest.raises(ConfigError, match="no such folder"):
         work.current(generated, digest, Reporter())
     (work.root / "data").mkdir()

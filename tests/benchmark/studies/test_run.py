@@ -21,8 +21,8 @@ from seedbed.benchmark.studies.run import StudyRequest, measured, result_of, swe
 from seedbed.benchmark.studies.study import Study, measure_of, read_study, study_names
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.settings import SweepSettings
-from seedbed.benchmark.sweeps.trial_files import JOB, write_text
-from seedbed.benchmark.sweeps.worker import run_job
+from seedbed.benchmark.sweeps.trial_files import SPEC, write_text
+from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.data.study_results import study_of
 from seedbed.leaderboard.tables.study import FORMATS, terminal
@@ -68,11 +68,11 @@ def run_here(study: Study, settings: SweepSettings, work: WorkFolder) -> SweepSe
     plan = plan_sweep(settings, work, Reporter(quiet=True))
     for cell in plan.cells:
         for seed in settings.seeds:
-            job = plan.job(cell, "confirm", "default", None, seed, {})
-            folder = plan.folder / "trials" / job.key
+            spec = plan.spec(cell, "confirm", "default", None, seed, {})
+            folder = plan.folder / "trials" / spec.key
             folder.mkdir(parents=True)
-            write_text(folder / JOB, job.to_json())
-            run_job(job, work, "cpu", 0)
+            write_text(folder / SPEC, spec.to_json())
+            run_sweep_trial(spec, work, "cpu", 0)
     return settings
 
 

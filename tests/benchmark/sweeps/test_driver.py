@@ -387,26 +387,26 @@ def code_of(sweep: Sweep) -> str:
 
 def test_what_goes_wrong_when_a_trial_ends_stops_the_sweep_and_is_told():
     """The trap: Tune swallows an error of `on_trial_complete`, and would wait for ever for the lost trial."""
-    from seedbed.benchmark.sweeps.driver import DealerSearcher
+    from seedbed.benchmark.sweeps.driver import SchedulerSearcher
     from seedbed.benchmark.sweeps.trial_files import Outcome
 
-    class Job:
+    class TrialSpec:
         key = "k"
 
         def to_json(self):
             return "{}"
 
-    class Dealer:
+    class Scheduler:
         done = False
 
-        def deal(self):
-            return Job()
+        def next_trial(self):
+            return TrialSpec()
 
         def finish(self, outcome):
             raise OSError("no space left")
 
-    searcher = DealerSearcher(Dealer(), None, {})
-    assert searcher.suggest("a") == {"job": "{}"}
+    searcher = SchedulerSearcher(Scheduler(), None, {})
+    assert searcher.suggest("a") == {"spec": "{}"}
     searcher.on_trial_complete("a", {"outcome": json.dumps(dataclasses.asdict(Outcome("k", "complete")))})
     with pytest.raises(OSError, match="no space left"):
         searcher.suggest("b")

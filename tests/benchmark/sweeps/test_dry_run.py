@@ -20,7 +20,7 @@ from seedbed.benchmark.sweeps.dry_run import Estimate, _Durations, forecast
 from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import generate
 from seedbed.methods.cam import InferCam, TrainCam
-from tests.helpers.sweeping import SHORT, dealer_of, run_to_its_end, small
+from tests.helpers.sweeping import SHORT, run_to_its_end, scheduler_of, small
 
 
 def put(store: Store, key: str, stage: str, seconds: float, **conditions) -> None:
@@ -128,7 +128,7 @@ def test_a_dry_run_writes_nothing_and_generates_nothing(tmp_path, monkeypatch):
 
 def test_a_dry_run_of_a_full_work_folder_changes_nothing_in_it(chimera_root, tmp_path):
     settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0])
-    run_to_its_end(dealer_of(settings, tmp_path))
+    run_to_its_end(scheduler_of(settings, tmp_path))
     before = tree(tmp_path)
     found = forecast(
         small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1]), WorkFolder(tmp_path), Reporter()

@@ -11,19 +11,19 @@ import pytest
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.predictions import predict_train
-from seedbed.benchmark.sweeps.worker import run_job
+from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.io.images import decode_mask, write_mask
-from tests.helpers.sweeping import dealer_of, small
+from tests.helpers.sweeping import scheduler_of, small
 
 
 @pytest.fixture
 def finished(chimera_root, tmp_path):
     """Return a work folder and the folder of a finished trial in it."""
     work = WorkFolder(tmp_path / "work")
-    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=0, seeds=[0]), work.root)
-    job = dealer.deal()
-    assert run_job(job, work, "cpu", 0).status == "complete"
-    return work, dealer.folder(job)
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=0, seeds=[0]), work.root)
+    spec = scheduler.next_trial()
+    assert run_sweep_trial(spec, work, "cpu", 0).status == "complete"
+    return work, scheduler.folder(spec)
 
 
 def refuse() -> str:

@@ -17,7 +17,7 @@ from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult, duration, ranked_number, time_left
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, write_text
-from tests.helpers.sweeping import Heard, dealer_of, end, small
+from tests.helpers.sweeping import Heard, end, scheduler_of, small
 
 CAM, IRN = Cell("cam", "none", "voc2012"), Cell("cam", "irn", "voc2012")
 
@@ -83,24 +83,24 @@ class Deliveries:
 
 def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkeypatch):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
-    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0]), tmp_path)
-    heard, delivery = Heard(), Deliveries()
-    progress = SweepProgress(dealer, delivery, {"CPU": 1.0, "GPU": 0.0}, heard)
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0]), tmp_path)
+    heard, uploader = Heard(), Deliveries()
+    progress = SweepProgress(scheduler, uploader, {"CPU": 1.0, "GPU": 0.0}, heard)
 
     def ended(**outcome) -> None:
-        job = dealer.deal()
-        if job.phase == "confirm":
-            write_records(dealer.folder(job) / "records.parquet", [record("segmentation", "val", 0.31)])
-        end(dealer, job, started=0.0, finished=120.0, computed=1.0, **outcome)
-        progress.ended(*dealer.ended[-1])
+        spec = scheduler.next_trial()
+        if spec.phase == "confirm":
+            write_records(scheduler.folder(spec) / "records.parquet", [record("segmentation", "val", 0.31)])
+        end(scheduler, spec, started=0.0, finished=120.0, computed=1.0, **outcome)
+        progress.ended(*scheduler.ended[-1])
 
     ended(objective=0.25)
     ended(objective=None, status="failed", reason="a NaN")
     ended()
     ended()
     cell = "cam × none × chimera-voc"
-    folders = [dealer.plan.folder / "trials" / job.key for job, _ in dealer.ended]
-    assert delivery.folders == folders
+    folders = [scheduler.plan.folder / "trials" / spec.key for spec, _ in scheduler.ended]
+    assert uploader.folders == folders
     assert heard.lines == [
         f"[1/4] {cell}: search 0  tune mIoU 25.00 (best 25.00)  120 s; about 60 s left, and the 2 confirming "
         "trials, which are not timed yet",
@@ -110,37 +110,37 @@ def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkey
     ]
 
 
-def result(dealer, seconds=30.0) -> SweepResult:
-    return SweepResult("small", dealer.plan.folder, dealer.plan.expected(), dealer.ended, 0, seconds)
+def result(scheduler, seconds=30.0) -> SweepResult:
+    return SweepResult("small", scheduler.plan.folder, scheduler.plan.expected(), scheduler.ended, 0, seconds)
 
 
 def test_the_last_lines_count_failures_by_reason_and_say_what_resume_does(chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0, 1]), tmp_path)
-    while (job := dealer.deal()) is not None:
-        failed = job.number == 1 or job.phase == "confirm"
-        write_text(dealer.folder(job) / ERROR, "Traceback")
-        how = {"status": "failed", "reason": "a NaN" if job.number else "no space"} if failed else {}
-        end(dealer, job, None if failed else 0.5, **how)
-    what = result(dealer)
-    jobs = [job for job, _ in dealer.ended]
-    first = next(job for job in jobs if job.phase == "confirm")
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0, 1]), tmp_path)
+    while (spec := scheduler.next_trial()) is not None:
+        failed = spec.number == 1 or spec.phase == "confirm"
+        write_text(scheduler.folder(spec) / ERROR, "Traceback")
+        how = {"status": "failed", "reason": "a NaN" if spec.number else "no space"} if failed else {}
+        end(scheduler, spec, None if failed else 0.5, **how)
+    what = result(scheduler)
+    specs = [spec for spec, _ in scheduler.ended]
+    first = next(spec for spec in specs if spec.phase == "confirm")
     assert (what.finished, what.whole, what.confirmed) == (1, False, False)
     assert list(what.lines(" --work here")) == [
         "sweep small: 1 of 6 trials finished, 5 failed  (30 s)",
         "  4 failed: no space",
-        f"    first: {first.label}; log: {dealer.folder(first) / ERROR}",
+        f"    first: {first.label}; log: {scheduler.folder(first) / ERROR}",
         "  1 failed: a NaN",
-        f"    first: {jobs[1].label}; log: {dealer.folder(jobs[1]) / ERROR}",
+        f"    first: {specs[1].label}; log: {scheduler.folder(specs[1]) / ERROR}",
         "`seedbed sweep --resume small --work here` runs 4 trials again; the 1 failed search trials stay failed, "
         "since later ones were chosen knowing them",
     ]
 
 
 def test_of_many_reasons_the_commonest_are_told(chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=0, seeds=[*range(8)]), tmp_path)
-    while (job := dealer.deal()) is not None:
-        end(dealer, job, status="failed", reason=f"reason {min(job.trial.seed, 6)}")
-    lines = list(result(dealer).lines())
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=0, seeds=[*range(8)]), tmp_path)
+    while (spec := scheduler.next_trial()) is not None:
+        end(scheduler, spec, status="failed", reason=f"reason {min(spec.trial.seed, 6)}")
+    lines = list(result(scheduler).lines())
     assert lines[1] == "  2 failed: reason 6"
     assert lines[-2] == "  and 2 other reasons; each is in error.txt of its trial's folder"
 
@@ -148,7 +148,7 @@ def test_of_many_reasons_the_commonest_are_told(chimera_root, tmp_path):
 @pytest.fixture
 def seedbed(tmp_path, monkeypatch):
     """Return a function that runs `seedbed` in this process on the test's work folder, without MLflow."""
-    monkeypatch.setattr("seedbed.benchmark.sweeps.driver.Delivery", Deliveries)
+    monkeypatch.setattr("seedbed.benchmark.sweeps.driver.MlflowUploader", Deliveries)
 
     def run(*words: str):
         return CliRunner().invoke(app, [*words, "--work", str(tmp_path)])
@@ -159,10 +159,10 @@ def seedbed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("status", "code"), [("complete", 0), ("pruned", 0), ("failed", INCOMPLETE)])
 def test_the_exit_code_tells_whether_all_trials_finished(chimera_root, tmp_path, seedbed, status, code):
     settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1])
-    dealer = dealer_of(settings, tmp_path)
+    scheduler = scheduler_of(settings, tmp_path)
     for reason in ("", "a NaN"):
-        job = dealer.deal()
-        end(dealer, job, status=status if reason else "complete", reason=reason)
+        spec = scheduler.next_trial()
+        end(scheduler, spec, status=status if reason else "complete", reason=reason)
     settings.save(tmp_path / "small.yaml")
     ran = seedbed("sweep", str(tmp_path / "small.yaml"))
     assert ran.exit_code == code, ran.output
@@ -172,8 +172,8 @@ def test_the_exit_code_tells_whether_all_trials_finished(chimera_root, tmp_path,
 
 def test_a_sweep_of_which_nothing_finished_proposes_no_leaderboard(chimera_root, tmp_path, seedbed):
     settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0])
-    dealer = dealer_of(settings, tmp_path)
-    end(dealer, dealer.deal(), status="failed", reason="broken.jpg: cut off")
+    scheduler = scheduler_of(settings, tmp_path)
+    end(scheduler, scheduler.next_trial(), status="failed", reason="broken.jpg: cut off")
     settings.save(tmp_path / "small.yaml")
     ran = seedbed("sweep", str(tmp_path / "small.yaml"))
     assert ran.exit_code == INCOMPLETE
@@ -189,9 +189,9 @@ def test_a_study_of_which_a_trial_failed_has_the_same_exit_code(chimera_root, tm
 
     request = StudyRequest(dataset="chimera-voc", root=chimera_root, seeds=(0,))
     settings = sweep_of(read_study("esol_t4"), request, WorkFolder(tmp_path), Reporter())
-    dealer = dealer_of(settings, tmp_path)
-    while (job := dealer.deal()) is not None:
-        end(dealer, job, status="failed", reason="too little memory")
+    scheduler = scheduler_of(settings, tmp_path)
+    while (spec := scheduler.next_trial()) is not None:
+        end(scheduler, spec, status="failed", reason="too little memory")
     monkeypatch.setattr("seedbed.benchmark.sweeps.resume.forget_failures", lambda folder: 0)
     monkeypatch.setattr("seedbed.benchmark.sweeps.driver.forget_failures", lambda folder: 0)
     options = ["--dataset", "chimera-voc", "--root", str(chimera_root), "--seeds", "0"]
@@ -221,7 +221,7 @@ def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(c
     assert note.endswith(
         "are ignored: TrainSubcategories.lr, ScCam.rounds, TrainSegmentation.epochs, CrfMasks.preset, tune crf"
     )
-    json.dumps([job.to_json() for job in [dealer_of(settings, tmp_path).deal()]])
+    json.dumps([spec.to_json() for spec in [scheduler_of(settings, tmp_path).next_trial()]])
 
 
 @pytest.mark.parametrize(

@@ -9,27 +9,27 @@ import pytest
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
-from seedbed.benchmark.sweeps.resume import describe, update_places
+from seedbed.benchmark.sweeps.resume import describe, update_dataset_specs
 from seedbed.benchmark.sweeps.settings import change
-from seedbed.benchmark.sweeps.trial_files import read_job
-from tests.helpers.sweeping import dealer_of, small
+from seedbed.benchmark.sweeps.trial_files import read_spec
+from tests.helpers.sweeping import scheduler_of, small
 
 
 def test_trials_follow_data_that_has_moved_if_the_content_is_the_same(chimera_root, tmp_path):
     settings = small(chimera_root, refiners=["none"], trials=0)
-    dealer = dealer_of(settings, tmp_path / "work")
-    describe(dealer.plan.folder, dealer.plan, Reporter())
-    before = dealer.folder(dealer.deal())
+    scheduler = scheduler_of(settings, tmp_path / "work")
+    describe(scheduler.plan.folder, scheduler.plan, Reporter())
+    before = scheduler.folder(scheduler.next_trial())
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in chimera_root.iterdir():
         (copy / path.name).symlink_to(path)
-    resumed = dealer_of(change(settings, {"datasets": [f"chimera-voc={copy}"]}), tmp_path / "work")
+    resumed = scheduler_of(change(settings, {"datasets": [f"chimera-voc={copy}"]}), tmp_path / "work")
     describe(resumed.plan.folder, resumed.plan, Reporter())
-    update_places(resumed.plan.folder, resumed.plan)
-    assert read_job(before).place.root == str(copy)
-    assert read_job(before).key == before.name
-    assert WorkFolder(tmp_path / "work").current(read_job(before).place, "", Reporter()).root == str(copy)
+    update_dataset_specs(resumed.plan.folder, resumed.plan)
+    assert read_spec(before).dataset_spec.root == str(copy)
+    assert read_spec(before).key == before.name
+    assert WorkFolder(tmp_path / "work").current(read_spec(before).dataset_spec, "", Reporter()).root == str(copy)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,12 @@ def test_trials_follow_data_that_has_moved_if_the_content_is_the_same(chimera_ro
     ],
 )
 def test_another_content_is_refused_with_both_digests(fact, message, chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, refiners=["none"], trials=0), tmp_path)
-    describe(dealer.plan.folder, dealer.plan, Reporter())
-    path = dealer.plan.folder / "sweep.json"
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=0), tmp_path)
+    describe(scheduler.plan.folder, scheduler.plan, Reporter())
+    path = scheduler.plan.folder / "sweep.json"
     written = json.loads(path.read_text())
     written["cells"][0][fact] = "sha256:" + "0" * 64
     path.write_text(json.dumps(written))
     with pytest.raises(DataError, match=message):
-        describe(dealer.plan.folder, dealer.plan, Reporter())
+        describe(scheduler.plan.folder, scheduler.plan, Reporter())
     assert json.loads(path.read_text()) == written

@@ -23,19 +23,19 @@ from seedbed.benchmark.sweeps.resume import (
     naming_other_code,
     to_retry,
 )
-from seedbed.benchmark.sweeps.scheduler import Dealer
+from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.search import CellStudy, named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import saved_settings
 from seedbed.benchmark.sweeps.trial_files import (
-    JOB,
     RESULT,
+    SPEC,
     Outcome,
-    read_job,
     read_outcome,
+    read_spec,
     write_outcome,
     write_text,
 )
-from tests.helpers.sweeping import Heard, dealer_of, end, run_to_its_end, small
+from tests.helpers.sweeping import Heard, end, run_to_its_end, scheduler_of, small
 
 
 @pytest.fixture
@@ -43,17 +43,17 @@ def settings(chimera_root):
     return small(chimera_root, refiners=["none"], trials=3, seeds=[0])
 
 
-def killed(settings, work: Path, ended: int) -> Dealer:
-    """Return the dealer of a sweep that was killed when so many trials had ended."""
-    dealer = dealer_of(settings, work)
+def killed(settings, work: Path, ended: int) -> Scheduler:
+    """Return the scheduler of a sweep that was killed when so many trials had ended."""
+    scheduler = scheduler_of(settings, work)
     for _ in range(ended):
-        job = dealer.deal()
-        assert job is not None
-        end(dealer, job, 0.1 * (job.number or 0))
-    return dealer
+        spec = scheduler.next_trial()
+        assert spec is not None
+        end(scheduler, spec, 0.1 * (spec.number or 0))
+    return scheduler
 
 
-@pytest.mark.parametrize("name", [RESULT, JOB, "config.json", "losses.json", "system.json", "records.parquet"])
+@pytest.mark.parametrize("name", [RESULT, SPEC, "config.json", "losses.json", "system.json", "records.parquet"])
 @pytest.mark.parametrize("content", [b"", b'{"key": "a', b"\0\0\0\0"])
 def test_a_trial_with_an_empty_or_cut_file_runs_again_and_no_other(settings, tmp_path, name, content):
     killed(settings, tmp_path, 2)
@@ -68,11 +68,11 @@ def test_a_trial_with_an_empty_or_cut_file_runs_again_and_no_other(settings, tmp
     assert read_outcome(first) is None
     assert not (first / "delivered.json").exists()
     assert read_outcome(second) is not None
-    again = dealer_of(settings, tmp_path)
-    dealt = {job.key for job in run_to_its_end(again)}
-    assert first.name in dealt
-    assert second.name not in dealt
-    assert read_job(first).key == first.name
+    again = scheduler_of(settings, tmp_path)
+    started = {spec.key for spec in run_to_its_end(again)}
+    assert first.name in started
+    assert second.name not in started
+    assert read_spec(first).key == first.name
 
 
 def test_a_trial_of_which_every_file_is_empty_runs_again(settings, tmp_path):
@@ -83,8 +83,8 @@ def test_a_trial_of_which_every_file_is_empty_runs_again(settings, tmp_path):
     for path in trial.glob("*.json"):
         path.write_bytes(bytes(path.stat().st_size))
     forget_damaged(folder, Heard())
-    assert not (trial / JOB).exists()
-    assert trial.name in {job.key for job in run_to_its_end(dealer_of(settings, tmp_path))}
+    assert not (trial / SPEC).exists()
+    assert trial.name in {spec.key for spec in run_to_its_end(scheduler_of(settings, tmp_path))}
 
 
 @pytest.mark.parametrize("content", [b"", bytes(300)])
@@ -101,23 +101,23 @@ def test_settings_that_were_lost_come_with_the_way_out(settings, tmp_path, conte
     check_same_sweep(path.parent, settings)
 
 
-def test_a_damaged_result_has_not_ended_and_a_damaged_job_is_named(settings, tmp_path):
+def test_a_damaged_result_has_not_ended_and_a_damaged_trial_is_named(settings, tmp_path):
     killed(settings, tmp_path, 1)
     (trial,) = (tmp_path / "sweeps" / "small" / "trials").iterdir()
     for content in ("", "{", "[]", '{"unknown": 1}'):
         (trial / RESULT).write_text(content)
         assert read_outcome(trial) is None
-        (trial / JOB).write_text(content)
-        with pytest.raises(DataError, match=rf"{trial / JOB}: .*seedbed sweep --resume small"):
-            read_job(trial)
+        (trial / SPEC).write_text(content)
+        with pytest.raises(DataError, match=rf"{trial / SPEC}: .*seedbed sweep --resume small"):
+            read_spec(trial)
 
 
 def test_damaged_records_leave_a_study_its_other_cells(settings, tmp_path):
-    dealer = killed(settings, tmp_path, 0)
-    run_to_its_end(dealer)
-    for trial in (dealer.plan.folder / "trials").iterdir():
+    scheduler = killed(settings, tmp_path, 0)
+    run_to_its_end(scheduler)
+    for trial in (scheduler.plan.folder / "trials").iterdir():
         (trial / "records.parquet").write_bytes(b"")
-    found = measured(dealer.plan.work, "small")
+    found = measured(scheduler.plan.work, "small")
     assert all("records.parquet: not a file of records" in trial.failure for trial in found.values())
 
 
@@ -170,39 +170,39 @@ def test_a_setting_that_other_code_had_comes_with_the_way_out(tmp_path):
         refused()
 
 
-def outcome(job, status):
-    return job, Outcome(job.key, status, "" if status == "complete" else "broken")
+def outcome(spec, status):
+    return spec, Outcome(spec.key, status, "" if status == "complete" else "broken")
 
 
 def test_resuming_runs_failed_confirmations_again_and_a_search_only_if_all_of_it_failed(settings, tmp_path):
-    jobs = run_to_its_end(dealer_of(settings, tmp_path))
-    search = [job for job in jobs if job.phase == "search"]
+    specs = run_to_its_end(scheduler_of(settings, tmp_path))
+    search = [spec for spec in specs if spec.phase == "search"]
     default, best = (
-        next(j for j in jobs if j.phase == "confirm" and j.settings == s) for s in ("default", "best")
+        next(j for j in specs if j.phase == "confirm" and j.settings == s) for s in ("default", "best")
     )
-    one_failed = [outcome(search[0], "complete"), *(outcome(job, "failed") for job in [*search[1:], default])]
+    one_failed = [outcome(search[0], "complete"), *(outcome(spec, "failed") for spec in [*search[1:], default])]
     assert to_retry([*one_failed, outcome(best, "complete")]) == [default]
-    all_failed = [outcome(job, "failed") for job in search]
+    all_failed = [outcome(spec, "failed") for spec in search]
     assert to_retry([*all_failed, outcome(default, "complete"), outcome(best, "complete")]) == [*search, best]
     assert to_retry([outcome(search[0], "pruned"), outcome(search[1], "failed")]) == []
 
 
 def test_a_search_of_which_all_failed_begins_again(settings, tmp_path):
-    dealer = dealer_of(settings, tmp_path)
-    jobs = run_to_its_end(dealer)
-    folder = dealer.plan.folder
-    for job in jobs:
-        if job.phase == "search":
-            write_outcome(folder / "trials" / job.key, Outcome(job.key, "failed", "broken"))
+    scheduler = scheduler_of(settings, tmp_path)
+    specs = run_to_its_end(scheduler)
+    folder = scheduler.plan.folder
+    for spec in specs:
+        if spec.phase == "search":
+            write_outcome(folder / "trials" / spec.key, Outcome(spec.key, "failed", "broken"))
     assert forget_failures(folder) == 4
-    again = dealer_of(settings, tmp_path)
-    dealt = run_to_its_end(again, objective=lambda job: 0.1 * (job.number or 0))
-    assert [job.phase for job in dealt] == ["search"] * 3 + ["confirm"]
-    assert dealt[-1].settings == "best"
-    assert again.best(dealt[-1]) == pytest.approx(0.2)
+    again = scheduler_of(settings, tmp_path)
+    started = run_to_its_end(again, objective=lambda spec: 0.1 * (spec.number or 0))
+    assert [spec.phase for spec in started] == ["search"] * 3 + ["confirm"]
+    assert started[-1].settings == "best"
+    assert again.best(started[-1]) == pytest.approx(0.2)
 
 
-def test_a_lost_studies_file_is_made_again_from_what_was_dealt(settings, tmp_path, monkeypatch):
+def test_a_lost_studies_file_is_made_again_from_what_was_started(settings, tmp_path, monkeypatch):
     first = killed(settings, tmp_path, 3)
     state = first._cells[0]
     drawn = [state.study.begin(number) for number in range(3)]
@@ -211,7 +211,7 @@ def test_a_lost_studies_file_is_made_again_from_what_was_dealt(settings, tmp_pat
     monkeypatch.setattr(
         CellStudy, "suggest", lambda study, number: drawn[0] if number == 0 else pytest.fail("drawn again")
     )
-    second = dealer_of(settings, tmp_path)
+    second = scheduler_of(settings, tmp_path)
     second.refresh()
     assert [second._cells[0].study.begin(number) for number in range(3)] == drawn
     assert [second._cells[0].study.value(number) for number in range(3)] == pytest.approx([0.0, 0.1, 0.2])
@@ -223,22 +223,22 @@ def test_a_damaged_studies_file_is_named(settings, tmp_path):
     with pytest.raises(
         StoreError, match=r"studies\.db: damaged \(.*\); remove it: .* seedbed sweep --resume small"
     ):
-        dealer_of(settings, tmp_path)
+        scheduler_of(settings, tmp_path)
 
 
 def test_a_studies_file_that_stays_locked_is_named(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(search, "PATIENCE", 0)
-    dealer = killed(settings, tmp_path, 1)
-    job = dealer.deal()
-    lock = sqlite3.connect(dealer.plan.folder / "studies.db", isolation_level=None)
+    scheduler = killed(settings, tmp_path, 1)
+    spec = scheduler.next_trial()
+    lock = sqlite3.connect(scheduler.plan.folder / "studies.db", isolation_level=None)
     lock.execute("begin exclusive")
-    for act in (lambda: end(dealer, job), lambda: dealer_of(settings, tmp_path)):
+    for act in (lambda: end(scheduler, spec), lambda: scheduler_of(settings, tmp_path)):
         with pytest.raises(StoreError, match=r"studies\.db: locked by another program .*--resume small"):
             act()
     lock.execute("rollback")
     lock.close()
     # The result was written first, so nothing is lost.
-    again = dealer_of(settings, tmp_path)
+    again = scheduler_of(settings, tmp_path)
     again.refresh()
     assert again.finished == 2
 
@@ -252,8 +252,8 @@ def test_other_errors_pass(tmp_path):
         raise ZeroDivisionError
 
 
-def space_of(dealer: Dealer) -> dict:
-    return dict(dealer.plan.space(dealer.plan.cells[0]))
+def space_of(scheduler: Scheduler) -> dict:
+    return dict(scheduler.plan.space(scheduler.plan.cells[0]))
 
 
 @pytest.fixture
@@ -263,37 +263,37 @@ def upgraded(settings, tmp_path, monkeypatch):
 
     old = space_of(killed(settings, tmp_path, 2))
 
-    def resumed(**changes) -> Dealer:
+    def resumed(**changes) -> Scheduler:
         new = {key: value for key, value in {**old, **changes}.items() if value is not None}
         monkeypatch.setattr(SweepPlan, "space", lambda plan, cell: new)
-        dealer = dealer_of(settings, tmp_path)
-        dealer.refresh()
-        return dealer
+        scheduler = scheduler_of(settings, tmp_path)
+        scheduler.refresh()
+        return scheduler
 
     return resumed
 
 
 def test_a_search_goes_on_with_the_bounds_that_it_began_with(upgraded, tmp_path):
-    dealer = upgraded(**{"TrainCam.lr": (FloatDistribution(0.5, 0.6), 0.55)})
-    (note,) = dealer.changes()
+    scheduler = upgraded(**{"TrainCam.lr": (FloatDistribution(0.5, 0.6), 0.55)})
+    (note,) = scheduler.changes()
     assert note == (
         "cam × none × chimera-voc: TrainCam.lr: searched from 1e-05 to 1, logarithmically, as when the sweep "
         "began, not from 0.5 to 0.6"
     )
-    run_to_its_end(dealer)
-    storage = storage_at(dealer.plan.folder / "studies.db")
+    run_to_its_end(scheduler)
+    storage = storage_at(scheduler.plan.folder / "studies.db")
     study = optuna.load_study(storage=storage, study_name="cam × none × chimera-voc")
     assert len({str(trial.distributions["TrainCam.lr"]) for trial in study.trials}) == 1
     assert study.metric_names == ["pseudo_mask.tune/mIoU"]
 
 
 def test_a_setting_that_came_later_is_not_searched_and_one_that_left_the_space_is(upgraded):
-    dealer = upgraded(**{"TrainCam.power": (FloatDistribution(0.5, 1), 0.9), "TrainCam.dropout": None})
-    assert [note.partition("voc: ")[2] for note in dealer.changes()] == [
+    scheduler = upgraded(**{"TrainCam.power": (FloatDistribution(0.5, 1), 0.9), "TrainCam.dropout": None})
+    assert [note.partition("voc: ")[2] for note in scheduler.changes()] == [
         "TrainCam.power: not searched, as when the sweep began",
         "TrainCam.dropout: searched from 0 to 0.7, as when the sweep began",
     ]
-    last = [job for job in run_to_its_end(dealer) if job.phase == "search"][-1]
+    last = [spec for spec in run_to_its_end(scheduler) if spec.phase == "search"][-1]
     assert "TrainCam.dropout" in last.trial.settings
     assert "TrainCam.power" not in last.trial.settings
 
@@ -301,7 +301,7 @@ def test_a_setting_that_came_later_is_not_searched_and_one_that_left_the_space_i
 def test_what_this_code_cannot_run_is_refused_with_setting_and_way_out(upgraded, monkeypatch):
     from seedbed.benchmark.pipeline import hparams
 
-    dealer = upgraded(**{"TrainCam.dropout": None})
+    scheduler = upgraded(**{"TrainCam.dropout": None})
     declared = hparams.declared
     monkeypatch.setattr(
         hparams, "hints", lambda stage: {name: float for name in declared(stage) if name != "dropout"}
@@ -309,13 +309,13 @@ def test_what_this_code_cannot_run_is_refused_with_setting_and_way_out(upgraded,
     with pytest.raises(
         ConfigError, match=r"cannot go on with TrainCam\.dropout \(unknown setting of TrainCam 'dropout'.*new name"
     ):
-        dealer.changes()
+        scheduler.changes()
 
 
 def test_a_search_that_is_done_does_not_mind_other_code(upgraded):
-    dealer = upgraded(**{"TrainCam.lr": (CategoricalDistribution((0.1, 0.2)), 0.1)})
-    assert dealer.changes()
-    run_to_its_end(dealer)
+    scheduler = upgraded(**{"TrainCam.lr": (CategoricalDistribution((0.1, 0.2)), 0.1)})
+    assert scheduler.changes()
+    run_to_its_end(scheduler)
     done = upgraded(**{"Gone.lr": (CategoricalDistribution((0.1, 0.2)), 0.1)})
     assert done.done
     assert done.changes() == []

@@ -1,4 +1,4 @@
-"""One job of a sweep, run in this process: what it leaves, and how it ends when something goes wrong."""
+"""One trial of a sweep, run in this process: what it leaves, and how it ends when something goes wrong."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps import worker
-from seedbed.benchmark.sweeps.trial_files import BEGUN, read_job, read_outcome
-from seedbed.benchmark.sweeps.worker import curves, reason_of, run_job
-from tests.helpers.sweeping import dealer_of, small
+from seedbed.benchmark.sweeps.trial_files import BEGUN, read_outcome, read_spec
+from seedbed.benchmark.sweeps.worker import curves, reason_of, run_sweep_trial
+from tests.helpers.sweeping import scheduler_of, small
 
 
 @pytest.fixture(scope="module")
-def dealt(chimera_root, tmp_path_factory):
-    """Return a dealer, its work folder, and the first search and confirming job of CAM with a CRF."""
+def started(chimera_root, tmp_path_factory):
+    """Return a scheduler, its work folder, and the first search and confirming trial of CAM with a CRF."""
     work = WorkFolder(tmp_path_factory.mktemp("work"))
-    dealer = dealer_of(small(chimera_root, refiners=["crf"], trials=1, seeds=[0]), work.root)
-    search = dealer.deal()
-    outcome = run_job(search, work, "cpu", 0)
-    dealer.finish(outcome)
-    confirm = dealer.deal()
-    return work, dealer, search, confirm
+    scheduler = scheduler_of(small(chimera_root, refiners=["crf"], trials=1, seeds=[0]), work.root)
+    search = scheduler.next_trial()
+    outcome = run_sweep_trial(search, work, "cpu", 0)
+    scheduler.finish(outcome)
+    confirm = scheduler.next_trial()
+    return work, scheduler, search, confirm
 
 
-def test_a_search_trial_measures_the_pseudo_masks_on_tune(dealt):
-    _, dealer, search, _ = dealt
-    outcome = read_outcome(dealer.folder(search))
-    records = read_records(dealer.folder(search) / "records.parquet")
+def test_a_search_trial_measures_the_pseudo_masks_on_tune(started):
+    _, scheduler, search, _ = started
+    outcome = read_outcome(scheduler.folder(search))
+    records = read_records(scheduler.folder(search) / "records.parquet")
     assert {(r.level, r.split) for r in records} == {("pseudo_mask", "tune")}
     miou = next(r.value for r in records if r.metric == "mIoU")
     assert outcome.status == "complete"
     assert outcome.objective == miou
-    assert not (dealer.folder(search) / "examples.png").exists()
+    assert not (scheduler.folder(search) / "examples.png").exists()
 
 
-def test_a_confirming_trial_leaves_all_that_the_tracker_shows(dealt):
-    work, dealer, _, confirm = dealt
-    outcome = run_job(confirm, work, "cpu", 0)
-    folder = dealer.folder(confirm)
+def test_a_confirming_trial_leaves_all_that_the_tracker_shows(started):
+    work, scheduler, _, confirm = started
+    outcome = run_sweep_trial(confirm, work, "cpu", 0)
+    folder = scheduler.folder(confirm)
     assert outcome.status == "complete", outcome.reason
     names = {record.name for record in read_records(folder / "records.parquet")}
     for name in ("seed.train/mIoU_fixed", "seed.train/mIoU_tuned", "seed.train/mIoU_oracle", "val/mIoU"):
@@ -64,7 +64,7 @@ def test_a_confirming_trial_leaves_all_that_the_tracker_shows(dealt):
         "log.txt",
     ):
         assert (folder / file).stat().st_size > 0, file
-    assert read_job(folder).to_json() == confirm.to_json()
+    assert read_spec(folder).to_json() == confirm.to_json()
     images = pq.read_table(folder / "per_image" / "segmentation.val.parquet")
     assert images.num_rows > 0
     assert (folder / "per_image" / "seed.train.parquet").exists()
@@ -82,61 +82,61 @@ def test_a_confirming_trial_leaves_all_that_the_tracker_shows(dealt):
     assert system["system/system_memory_usage_percentage"][0][1] > 0
 
 
-def test_stages_are_listed_with_their_seconds_whoever_computed_them(dealt):
-    work, dealer, _, confirm = dealt
-    first = run_job(confirm, work, "cpu", 0)
-    (dealer.folder(confirm) / "result.json").unlink()
-    again = run_job(confirm, work, "cpu", 0)
+def test_stages_are_listed_with_their_seconds_whoever_computed_them(started):
+    work, scheduler, _, confirm = started
+    first = run_sweep_trial(confirm, work, "cpu", 0)
+    (scheduler.folder(confirm) / "result.json").unlink()
+    again = run_sweep_trial(confirm, work, "cpu", 0)
     assert again.stages == first.stages
     assert len(again.stages) > 10
     assert first.computed > 0
     assert again.computed == 0
 
 
-def test_a_worker_marks_a_job_before_it_does_anything_else(dealt, monkeypatch):
+def test_a_worker_marks_a_trial_before_it_does_anything_else(started, monkeypatch):
     """Only the death of a worker that had begun is counted."""
-    work, dealer, search, _ = dealt
-    job = job_like(search, 89, **{"TrainCam.weight_decay": 0.006})
+    work, scheduler, search, _ = started
+    spec = spec_like(search, 89, **{"TrainCam.weight_decay": 0.006})
 
     def die(*_):
-        assert (dealer.folder(job) / BEGUN).exists()
+        assert (scheduler.folder(spec) / BEGUN).exists()
         raise SystemExit
 
     monkeypatch.setattr(worker, "_run", die)
     with pytest.raises(SystemExit):
-        run_job(job, work, "cpu", 0)
+        run_sweep_trial(spec, work, "cpu", 0)
 
 
-def test_what_ended_is_not_run_again(dealt, monkeypatch):
-    work, dealer, search, _ = dealt
+def test_what_ended_is_not_run_again(started, monkeypatch):
+    work, scheduler, search, _ = started
     monkeypatch.setattr(worker, "plan_trial", lambda *_: pytest.fail("it ran again"))
-    assert run_job(search, work, "cpu", 0) == read_outcome(dealer.folder(search))
+    assert run_sweep_trial(search, work, "cpu", 0) == read_outcome(scheduler.folder(search))
 
 
-def job_like(job, number, **changes):
-    return replace(job, number=number, trial=replace(job.trial, settings={**job.trial.settings, **changes}))
+def spec_like(spec, number, **changes):
+    return replace(spec, number=number, trial=replace(spec.trial, settings={**spec.trial.settings, **changes}))
 
 
-def test_a_nan_ends_the_trial_as_failed_with_its_reason(dealt, monkeypatch):
-    work, _, search, _ = dealt
+def test_a_nan_ends_the_trial_as_failed_with_its_reason(started, monkeypatch):
+    work, _, search, _ = started
     monkeypatch.setattr(
         "seedbed.methods.cam.multi_label_soft_margin",
         lambda logits, tags: logits.sum() * float("nan") + tags.sum(),
     )
-    outcome = run_job(job_like(search, 90, **{"TrainCam.weight_decay": 0.001}), work, "cpu", 0)
+    outcome = run_sweep_trial(spec_like(search, 90, **{"TrainCam.weight_decay": 0.001}), work, "cpu", 0)
     assert outcome.status == "failed"
     assert "TrainCam: the loss 'classification' is nan in epoch 1, step 1" in outcome.reason
     assert outcome.objective is None
 
 
-def test_a_crash_and_a_full_disk_end_the_trial_as_failed(dealt, monkeypatch):
-    work, dealer, search, _ = dealt
+def test_a_crash_and_a_full_disk_end_the_trial_as_failed(started, monkeypatch):
+    work, scheduler, search, _ = started
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Store, "_compute", full)
-    outcome = run_job(job_like(search, 91, **{"TrainCam.weight_decay": 0.003}), work, "cpu", 0)
+    outcome = run_sweep_trial(spec_like(search, 91, **{"TrainCam.weight_decay": 0.003}), work, "cpu", 0)
     assert outcome.status == "failed"
     assert "cannot write (No space left on device)" in outcome.reason
 
@@ -144,29 +144,29 @@ def test_a_crash_and_a_full_disk_end_the_trial_as_failed(dealt, monkeypatch):
         raise ZeroDivisionError("division by zero\nand more")
 
     monkeypatch.setattr(Store, "_compute", crash)
-    job = job_like(search, 92, **{"TrainCam.weight_decay": 0.004})
-    outcome = run_job(job, work, "cpu", 0)
+    spec = spec_like(search, 92, **{"TrainCam.weight_decay": 0.004})
+    outcome = run_sweep_trial(spec, work, "cpu", 0)
     assert outcome.reason == "ZeroDivisionError: division by zero"
-    assert "Traceback" in (dealer.folder(job) / "error.txt").read_text()
+    assert "Traceback" in (scheduler.folder(spec) / "error.txt").read_text()
 
 
-def test_a_disk_too_full_for_the_result_still_gives_an_outcome(dealt, monkeypatch):
-    work, dealer, search, _ = dealt
+def test_a_disk_too_full_for_the_result_still_gives_an_outcome(started, monkeypatch):
+    work, scheduler, search, _ = started
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(worker, "write_outcome", full)
     monkeypatch.setattr(worker, "write_text", full)
-    job = job_like(search, 98, **{"TrainCam.weight_decay": 0.005})
-    outcome = run_job(job, work, "cpu", 0)
+    spec = spec_like(search, 98, **{"TrainCam.weight_decay": 0.005})
+    outcome = run_sweep_trial(spec, work, "cpu", 0)
     assert outcome.status == "complete"
-    assert read_outcome(dealer.folder(job)) is None
+    assert read_outcome(scheduler.folder(spec)) is None
 
 
-def test_impossible_settings_end_the_trial_as_failed(dealt):
-    work, _, search, _ = dealt
-    outcome = run_job(job_like(search, 93, **{"TrainCam.stride": 7}), work, "cpu", 0)
+def test_impossible_settings_end_the_trial_as_failed(started):
+    work, _, search, _ = started
+    outcome = run_sweep_trial(spec_like(search, 93, **{"TrainCam.stride": 7}), work, "cpu", 0)
     assert outcome.status == "failed"
     assert "TrainCam.stride" in outcome.reason
 
@@ -174,24 +174,24 @@ def test_impossible_settings_end_the_trial_as_failed(dealt):
 RIVALS = [[0.01] * 6, [0.02] * 6, [0.03] * 6]
 
 
-def test_a_trial_worse_than_its_rivals_is_stopped_inside_its_first_training(dealt):
-    work, _, search, _ = dealt
-    job = replace(job_like(search, 94, **{"TrainCam.epochs": 6}), rivals=RIVALS)
-    outcome = run_job(job, work, "cpu", 0)
+def test_a_trial_worse_than_its_rivals_is_stopped_inside_its_first_training(started):
+    work, _, search, _ = started
+    spec = replace(spec_like(search, 94, **{"TrainCam.epochs": 6}), rivals=RIVALS)
+    outcome = run_sweep_trial(spec, work, "cpu", 0)
     assert outcome.status == "pruned"
     assert "above the median" in outcome.reason
     assert len(outcome.losses) == 2
     assert outcome.objective is None
 
 
-def test_a_training_from_the_store_is_judged_as_if_it_had_run_now(dealt):
+def test_a_training_from_the_store_is_judged_as_if_it_had_run_now(started):
     """So that a sweep which is resumed, or finds another sweep's training, decides the same."""
-    work, _, search, _ = dealt
+    work, _, search, _ = started
     settings = {"TrainCam.epochs": 6, "TrainCam.weight_decay": 0.002}
-    fresh = run_job(replace(job_like(search, 95, **settings), rivals=RIVALS), work, "cpu", 0)
-    whole = run_job(job_like(search, 96, **settings), work, "cpu", 0)
+    fresh = run_sweep_trial(replace(spec_like(search, 95, **settings), rivals=RIVALS), work, "cpu", 0)
+    whole = run_sweep_trial(spec_like(search, 96, **settings), work, "cpu", 0)
     assert len(whole.losses) == 6
-    found = run_job(replace(job_like(search, 97, **settings), rivals=RIVALS), work, "cpu", 0)
+    found = run_sweep_trial(replace(spec_like(search, 97, **settings), rivals=RIVALS), work, "cpu", 0)
     assert (found.status, found.reason, found.losses) == (fresh.status, fresh.reason, fresh.losses)
     assert found.losses == whole.losses[:2]
 

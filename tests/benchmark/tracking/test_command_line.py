@@ -14,7 +14,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import Outcome, write_outcome
 from seedbed.benchmark.tracking.command_line import command_line
 from seedbed.benchmark.tracking.delivery import search_tags
-from tests.helpers.sweeping import dealer_of, run_to_its_end, small
+from tests.helpers.sweeping import run_to_its_end, scheduler_of, small
 
 
 class Caught(Exception):  # noqa: N818
@@ -52,16 +52,16 @@ def parsed(command, chimera_root, monkeypatch):
     ],
 )
 def test_the_command_gives_the_run_of_the_sweep(changes, chimera_root, tmp_path, monkeypatch):
-    dealer = dealer_of(small(chimera_root, trials=3, refiners=["crf"], **changes), tmp_path)
-    for job in run_to_its_end(dealer):
-        folder, cell = dealer.folder(job), dealer.cell_of(job)
-        command = search_tags(folder, job)["command"]
+    scheduler = scheduler_of(small(chimera_root, trials=3, refiners=["crf"], **changes), tmp_path)
+    for spec in run_to_its_end(scheduler):
+        folder, cell = scheduler.folder(spec), scheduler.cell_of(spec)
+        command = search_tags(folder, spec)["command"]
         trial = parsed(command, chimera_root, monkeypatch)
-        expected = job.trial
-        if job.phase == "search":
+        expected = spec.trial
+        if spec.phase == "search":
             unsegmented = {"segmentation_backbone": None, "segmentation_weights": None}
             expected = replace(expected, measure_on="report", segment=False, **unsegmented)
-        assert dealer.plan.plan(cell, trial).run_id() == dealer.plan.plan(cell, expected).run_id(), command
+        assert scheduler.plan.plan(cell, trial).run_id() == scheduler.plan.plan(cell, expected).run_id(), command
         assert tuple(trial.selections) == tuple(expected.selections)
         assert tuple(trial.maps_on) == tuple(expected.maps_on)
         assert (trial.seed, trial.size, trial.segment) == (expected.seed, expected.size, expected.segment)
@@ -69,10 +69,11 @@ def test_the_command_gives_the_run_of_the_sweep(changes, chimera_root, tmp_path,
 
 def test_what_was_drawn_is_told_with_its_distributions(chimera_root, tmp_path):
     objectives = {0: 0.1, 1: 0.5, 2: 0.3}
-    dealer = dealer_of(small(chimera_root, trials=3, refiners=["crf"], tune=["TrainCam.lr"]), tmp_path)
-    jobs = run_to_its_end(dealer, objective=lambda job: objectives.get(job.number, 0.5))
+    scheduler = scheduler_of(small(chimera_root, trials=3, refiners=["crf"], tune=["TrainCam.lr"]), tmp_path)
+    specs = run_to_its_end(scheduler, objective=lambda spec: objectives.get(spec.number, 0.5))
     tags = {
-        (job.phase, job.settings, job.number, job.trial.seed): search_tags(dealer.folder(job), job) for job in jobs
+        (spec.phase, spec.settings, spec.number, spec.trial.seed): search_tags(scheduler.folder(spec), spec)
+        for spec in specs
     }
     of_first = tags["search", "default", 0, 1000]
     assert json.loads(of_first["parameters"]) == {"TrainCam.lr": 0.002}  # The default of `tiny`.
@@ -92,21 +93,21 @@ def test_what_was_drawn_is_told_with_its_distributions(chimera_root, tmp_path):
 
 
 def test_a_sweep_without_a_search_drew_nothing(chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, trials=0, refiners=["none"]), tmp_path)
-    job = dealer.deal()
-    (dealer.plan.folder / "studies.db").unlink()
-    tags = search_tags(dealer.folder(job), job)
+    scheduler = scheduler_of(small(chimera_root, trials=0, refiners=["none"]), tmp_path)
+    spec = scheduler.next_trial()
+    (scheduler.plan.folder / "studies.db").unlink()
+    tags = search_tags(scheduler.folder(spec), spec)
     assert (tags["parameters"], tags["space"]) == ("{}", "{}")
 
 
 def test_paths_of_the_user_are_not_in_the_command(chimera_root, tmp_path):
-    dealer = dealer_of(small(chimera_root, refiners=["none"]), tmp_path)
-    job = dealer.deal()
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"]), tmp_path)
+    spec = scheduler.next_trial()
     weights = replace(
-        job,
-        facts={**job.facts, "initialisation": "sha256:" + "ab" * 32},
-        trial=replace(job.trial, weights="/home/a user/w.pth", segmentation_weights="/home/a user/w.pth"),
-        place=replace(job.place, options={"saliency": "/home/a user/maps"}),
+        spec,
+        facts={**spec.facts, "initialisation": "sha256:" + "ab" * 32},
+        trial=replace(spec.trial, weights="/home/a user/w.pth", segmentation_weights="/home/a user/w.pth"),
+        dataset_spec=replace(spec.dataset_spec, options={"saliency": "/home/a user/maps"}),
         phase="confirm",
     )
     weights = replace(weights, trial=replace(weights.trial, measure_on="report", settings={"A.b": "it's; rm"}))
@@ -123,9 +124,11 @@ def test_a_data_set_that_is_generated_needs_no_root(tmp_path, chimera_root):
     place = work.root / "data" / "chimera-voc"
     place.parent.mkdir()
     place.symlink_to(chimera_root)
-    dealer = dealer_of(small(place), tmp_path)
-    job = dealer.deal()
-    write_outcome(dealer.folder(job), Outcome(job.key, "complete"))
-    generated = replace(job, place=replace(job.place, root=str(work.root.resolve() / "data" / "chimera-voc")))
-    assert "--root" not in search_tags(dealer.folder(job), generated)["command"]
-    assert "--root DIR" in search_tags(dealer.folder(job), job)["command"]
+    scheduler = scheduler_of(small(place), tmp_path)
+    spec = scheduler.next_trial()
+    write_outcome(scheduler.folder(spec), Outcome(spec.key, "complete"))
+    generated = replace(
+        spec, dataset_spec=replace(spec.dataset_spec, root=str(work.root.resolve() / "data" / "chimera-voc"))
+    )
+    assert "--root" not in search_tags(scheduler.folder(spec), generated)["command"]
+    assert "--root DIR" in search_tags(scheduler.folder(spec), spec)["command"]

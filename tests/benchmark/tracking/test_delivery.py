@@ -16,10 +16,10 @@ from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome, write_text
-from seedbed.benchmark.tracking.delivery import METRICS_A_CALL, Delivery, Tracker, sync, uri_of
+from seedbed.benchmark.tracking.delivery import METRICS_A_CALL, MlflowUploader, Tracker, sync, uri_of
 from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, default_uri, unusable
 from seedbed.leaderboard.data.collect import Store
-from tests.helpers.sweeping import Heard, dealer_of, small
+from tests.helpers.sweeping import Heard, scheduler_of, small
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +49,15 @@ def work(store, tmp_path):
 @pytest.fixture
 def trials(chimera_root, work):
     """Return the folders of two ended trials, one complete and one failed, and the sweep's folder."""
-    dealer = dealer_of(small(chimera_root, refiners=["none"]), work.root)
+    scheduler = scheduler_of(small(chimera_root, refiners=["none"]), work.root)
     folders = []
     for status in ("complete", "failed"):
-        job = dealer.deal()
-        folder = dealer.folder(job)
+        spec = scheduler.next_trial()
+        folder = scheduler.folder(spec)
         reason = "" if status == "complete" else "TrainCam: the loss is nan"
         objective = 0.25 if status == "complete" else None
         stages = {"a1b2c3d4e5f6": 1.5}
-        outcome = Outcome(job.key, status, reason, objective, (), stages, 1.5, 1e9, 1e9 + 2, "cpu", "a processor")
+        outcome = Outcome(spec.key, status, reason, objective, (), stages, 1.5, 1e9, 1e9 + 2, "cpu", "a processor")
         if status == "complete":
             write_records(folder / "records.parquet", records(20))
             (folder / "per_image").mkdir()
@@ -73,10 +73,10 @@ def trials(chimera_root, work):
         )
         write_text(folder / "system.json", json.dumps({"system/cpu_utilization_percentage": [[1e12, 50.0]]}))
         write_outcome(folder, outcome)
-        dealer.finish(outcome)
+        scheduler.finish(outcome)
         folders.append(folder)
-    description = {**dealer.plan.description(), "expected": dealer.plan.expected(), "code": "abc+dirty"}
-    write_text(dealer.plan.folder / "sweep.json", json.dumps(description))
+    description = {**scheduler.plan.description(), "expected": scheduler.plan.expected(), "code": "abc+dirty"}
+    write_text(scheduler.plan.folder / "sweep.json", json.dumps(description))
     return folders
 
 
@@ -93,10 +93,10 @@ def runs_of(work, kind="trial"):
 
 
 def deliver_all(work, reporter=None):
-    delivery = Delivery(None, work, "small", reporter or Reporter())
-    delivery.start()
-    delivery.stop("FINISHED")
-    return delivery
+    uploader = MlflowUploader(None, work, "small", reporter or Reporter())
+    uploader.start()
+    uploader.stop("FINISHED")
+    return uploader
 
 
 def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
@@ -216,11 +216,11 @@ def test_numbers_that_are_not_finite_are_left_out(work, trials):
 
 def test_a_server_that_is_away_delays_nothing_and_sync_delivers_later(work, trials, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    delivery = Delivery("http://127.0.0.1:9", work, "small", Reporter(quiet=False))
-    delivery.start()
-    delivery.put(trials[0])
-    delivery.stop("FINISHED")
-    assert delivery.undelivered == 2
+    uploader = MlflowUploader("http://127.0.0.1:9", work, "small", Reporter(quiet=False))
+    uploader.start()
+    uploader.put(trials[0])
+    uploader.stop("FINISHED")
+    assert uploader.undelivered == 2
     assert "`seedbed sync` delivers them" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be used"):
         sync(work, "http://127.0.0.1:9", Reporter())

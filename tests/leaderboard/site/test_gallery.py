@@ -176,8 +176,8 @@ def test_what_has_left_the_store_or_failed_is_left_out(work, tmp_path, chimera):
 
 
 def test_a_data_set_that_has_moved_is_said(work, tmp_path):
-    for job in work.sweeps.rglob("job.json"):
-        job.write_text(job.read_text().replace('"root": "', '"root": "/nowhere'))
+    for spec in work.sweeps.rglob("job.json"):
+        spec.write_text(spec.read_text().replace('"root": "', '"root": "/nowhere'))
     (drawn,) = gallery.draw_gallery(confirmed(), work, tmp_path, 1, predict_nothing)
     assert drawn.images == ()
     assert drawn.missing == "The data set is no longer where the runs read it."

@@ -28,7 +28,7 @@ from seedbed.methods.common.saliency_masks import SaliencyMasks, combined, salie
 from tests.benchmark.cli.test_cli import seedbed
 from tests.contracts.test_contracts import contents, pipeline, tiny
 from tests.helpers.fakes import FolderDataset, random_scene
-from tests.helpers.sweeping import dealer_of, small
+from tests.helpers.sweeping import scheduler_of, small
 from tests.helpers.voc_folder import make_voc
 
 META = Meta(classes=6, long_side=64, backbone="tiny")
@@ -210,22 +210,24 @@ def test_a_bad_saliency_map_is_one_error_that_names_it(own, tmp_path, spoil, mes
 def test_a_sweep_marks_the_rows_of_the_variants_and_keeps_them_in_a_group_of_their_own(chimera_root, tmp_path):
     settings = {f"{name}.saliency": True for name in VARIANTS.values()} | {"TrainCam.epochs": 1}
     sweep = small(chimera_root, methods=["cam", *VARIANTS], settings=settings)
-    dealer = dealer_of(sweep, tmp_path)
+    scheduler = scheduler_of(sweep, tmp_path)
     wanted = {"cam": "I", **dict.fromkeys(VARIANTS, "I+S")}
-    assert {cell.cell.method: cell.facts()["supervision"] for cell in dealer.plan.cells} == wanted
-    first = dealer.deal()
+    assert {cell.cell.method: cell.facts()["supervision"] for cell in scheduler.plan.cells} == wanted
+    first = scheduler.next_trial()
     assert first is not None
     assert first.facts["supervision"] == wanted[first.cell.method]
-    table = table_of(list(SweepDescription.parse(dealer.plan.description()).expected()))
+    table = table_of(list(SweepDescription.parse(scheduler.plan.description()).expected()))
     groups = {group.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
     assert groups == {"I": {"cam"}, "I+S": set(VARIANTS)}
 
 
 def test_a_sweep_takes_settings_of_the_stages_that_the_variant_brings_in(chimera_root, tmp_path):
     settings = {"Esol.saliency": "true", "SaliencyMasks.threshold": 0.5}
-    dealer = dealer_of(small(chimera_root, methods=["esol"], settings=settings), tmp_path)
-    assert {cell.default.chain.refine[-1] for cell in dealer.plan.cells} == {SaliencyMasks(threshold=0.5)}
-    without = dealer_of(small(chimera_root, methods=["esol"], settings={"SaliencyMasks.threshold": 0.5}), tmp_path)
+    scheduler = scheduler_of(small(chimera_root, methods=["esol"], settings=settings), tmp_path)
+    assert {cell.default.chain.refine[-1] for cell in scheduler.plan.cells} == {SaliencyMasks(threshold=0.5)}
+    without = scheduler_of(
+        small(chimera_root, methods=["esol"], settings={"SaliencyMasks.threshold": 0.5}), tmp_path
+    )
     assert SaliencyMasks not in {type(cell.default.chain.refine[-1]) for cell in without.plan.cells}
 
 
@@ -233,4 +235,4 @@ def test_a_sweep_over_data_without_saliency_maps_is_refused(tmp_path):
     root = make_voc(tmp_path / "VOC2012")
     settings = {"Icd.saliency": True}
     with pytest.raises(ConfigError, match="voc2012: icd with these settings needs saliency maps"):
-        dealer_of(small(root, methods=["icd"], datasets=[f"voc2012={root}"], settings=settings), tmp_path)
+        scheduler_of(small(root, methods=["icd"], datasets=[f"voc2012={root}"], settings=settings), tmp_path)

@@ -1,6 +1,6 @@
 """The paired bootstrap: how far a number, a difference or a rank could have come out elsewhere.
 
-Images are resampled with replacement, the same ones for all rows (Efron and Tibshirani 1993, An Introduction to
+Images are resampled with replacement, the same ones for all numbers (Efron and Tibshirani 1993, An Introduction to
 the Bootstrap, chapter 13), and the mIoU of a resample is that of its summed confusions, not a mean over images.
 The chance of seeds is Student's t: two or three values are too few to be resampled (docs/protocol.md, Statistics).
 Nothing here knows of runs or tables.
@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from seedbed.benchmark.evaluation.metrics import mean_of_known, ratio
+from seedbed.benchmark.evaluation.per_image import Ratios
+
 LEVEL = 0.95
 CHUNK = 256
-"""Resamples a matrix product, so that 40,000 images need 80 MB."""
+"""Resamples per matrix product, so that 40,000 images need 80 MB."""
 Values = NDArray[np.float64]
 
 
@@ -41,26 +44,11 @@ def draw_images(images: int, resamples: int, seed: int, name: str = "") -> NDArr
     return drawn
 
 
-def miou(sums: NDArray) -> Values:
-    """Return the mIoU (…) of summed pixels (…, 3, labels), over the labels whose union is not empty."""
-    intersection, truth, predicted = np.moveaxis(np.asarray(sums, np.float64), -2, 0)
-    union = truth + predicted - intersection
-    known = union > 0
-    iou = np.divide(intersection, union, out=np.zeros_like(union), where=known)
-    counted = known.sum(axis=-1)
-    return np.divide(iou.sum(axis=-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
-
-
-def resampled_miou(counts: NDArray[np.int64], drawn: NDArray[np.uint16]) -> Values:
-    """Return the mIoU (resamples,) of a run on each resample, exactly.
-
-    `counts` (images, 3, labels) are pixels of the intersection, the truth and the prediction.
-    """
-    images, kinds, labels = counts.shape
-    flat = counts.reshape(images, kinds * labels).astype(np.float64)
+def resampled(ratios: Ratios, drawn: NDArray[np.uint16]) -> Values:
+    """Return a number (resamples,) on each resample; NaN if none of its classes has anything to count."""
     # Whole numbers below 2⁵³ are exact in float64, so neither the order nor the number of threads matters.
-    sums = (drawn[start : start + CHUNK].astype(np.float64) @ flat for start in range(0, len(drawn), CHUNK))
-    return np.concatenate([miou(part.reshape(-1, kinds, labels)) for part in sums])
+    parts = (drawn[start : start + CHUNK].astype(np.float64) for start in range(0, len(drawn), CHUNK))
+    return np.concatenate([mean_of_known(ratio(part @ ratios.top, part @ ratios.bottom)) for part in parts])
 
 
 def over_seeds(by_seed: Values, points: Sequence[float], row: int, seed: int) -> Values:

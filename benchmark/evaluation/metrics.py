@@ -7,7 +7,7 @@ but for the last bits of the sums in `SoftScores`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,18 @@ ORACLE_LIMIT = 0.59
 """The best threshold is looked for in 0.00 … 0.59 (docs/methods.md, Data)."""
 Labels = NDArray[np.uint8]
 Values = NDArray[np.float64]
+Counts = NDArray[np.integer]
+"""(…, 3, L): pixels that have each label in truth and prediction, in the truth, and in the prediction."""
+COUNTED: Mapping[str, Callable[[NDArray, NDArray, NDArray], tuple[NDArray, NDArray]]] = {
+    "IoU": lambda both, truth, predicted: (both, truth + predicted - both),
+    "precision": lambda both, truth, predicted: (both, predicted),
+    "recall": lambda both, truth, predicted: (both, truth),
+    "F": lambda both, truth, predicted: (2 * both, truth + predicted),
+}
+"""The metrics of counted pixels: the parts of a ratio per label, from the three rows of Counts.
+
+Each is recorded per label (`IoU_cat`), and as the mean over labels whose denominator is not 0 (`mIoU`). The parts
+must be linear in the counts, so that the parts of a split are the sums of those of its images."""
 
 
 def thresholds_with(*more: float) -> NDArray[np.float32]:
@@ -42,16 +54,24 @@ def threshold_index(thresholds: NDArray[np.float32], threshold: float) -> int:
     return int(places[0])
 
 
-def _ratio(numerator: NDArray, denominator: NDArray) -> Values:
+def counted_parts(metric: str, counts: Counts) -> tuple[NDArray, NDArray]:
+    """Return numerator and denominator (…, L) of a metric of COUNTED, from Counts (…, 3, L)."""
+    return COUNTED[metric](*np.moveaxis(counts, -2, 0))
+
+
+def ratio(numerator: NDArray, denominator: NDArray) -> Values:
     """Return numerator / denominator, NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)
 
 
-def mean_of_known(values: Values) -> float:
-    """Return the mean of the values that are not NaN; NaN where there are none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+def mean_of_known(values: Values) -> Values:
+    """Return the mean (…) over the last axis of the values (…, L) that are not NaN; NaN if there are none."""
+    known = ~np.isnan(values)
+    if values.ndim == 1:
+        return values[known].mean() if known.any() else np.array(np.nan)
+    # Several means at once; masked, not selected, so the last bit may differ from that of a single mean.
+    return ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
 @dataclass
@@ -86,30 +106,18 @@ class Confusion:
         """Add the counts of another part of the split."""
         self.matrix += other.matrix
 
-    def iou(self) -> Values:
-        """Return intersection over union by label (C + 1,); NaN where the union is empty."""
-        hits = np.diag(self.matrix)
-        return _ratio(hits, self.matrix.sum(0) + self.matrix.sum(1) - hits)
+    def by_label(self, metric: str = "IoU") -> Values:
+        """Return a metric of COUNTED per label (C + 1,); NaN where its denominator is 0."""
+        counts = np.stack([np.diag(self.matrix), self.matrix.sum(1), self.matrix.sum(0)])
+        return ratio(*counted_parts(metric, counts))
 
     def miou(self) -> float:
-        """Return the mean IoU over the labels whose union is not empty, background included."""
-        return mean_of_known(self.iou())
+        """Return the mean IoU over the labels whose union is not empty, background included; NaN if all are."""
+        return float(mean_of_known(self.by_label()))
 
     def classes_counted(self) -> int:
         """Return the number of labels whose union is not empty."""
-        return int((~np.isnan(self.iou())).sum())
-
-    def precision(self) -> Values:
-        """Return precision by label; NaN where nothing is predicted so."""
-        return _ratio(np.diag(self.matrix), self.matrix.sum(0))
-
-    def recall(self) -> Values:
-        """Return recall by label; NaN where nothing is truly so."""
-        return _ratio(np.diag(self.matrix), self.matrix.sum(1))
-
-    def f_score(self) -> Values:
-        """Return 2PR/(P+R) by label, which is 2·hits/(predicted + true); NaN where both are empty."""
-        return _ratio(2 * np.diag(self.matrix), self.matrix.sum(0) + self.matrix.sum(1))
+        return int((~np.isnan(self.by_label())).sum())
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,7 @@ def soft_overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> V
     axes = tuple(range(1, first.ndim))
     smaller = np.minimum(first, second).sum(axes, dtype=np.float64)
     larger = np.maximum(first, second).sum(axes, dtype=np.float64)
-    return np.nan_to_num(_ratio(smaller, larger))
+    return np.nan_to_num(ratio(smaller, larger))
 
 
 @dataclass
@@ -252,7 +260,7 @@ class SoftScores:
 
     def by_class(self) -> Values:
         """Return overlap, precision and recall by label (3, C + 1); NaN where a class has no image."""
-        return _ratio(self.sums, np.broadcast_to(self.images, self.sums.shape))
+        return ratio(self.sums, np.broadcast_to(self.images, self.sums.shape))
 
 
 @dataclass
@@ -365,7 +373,7 @@ class SignedSeeds:
             {
                 "threshold": threshold,
                 "mIoU": Confusion(matrix).miou(),
-                "recall": mean_of_known(_ratio(np.diag(matrix), self.truths)),
+                "recall": float(mean_of_known(ratio(np.diag(matrix), self.truths))),
                 "coverage": float(matrix.sum() / max(1, self.truths.sum())),
             }
             for threshold, matrix in zip(self.thresholds, self.matrices, strict=True)

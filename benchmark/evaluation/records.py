@@ -1,4 +1,4 @@
-"""The Record: one tidy row per measured number, and the file that holds them.
+"""The Record: one tidy row per measured number, its name, and the file that holds the records of a run.
 
 `records.parquet` has the columns level, split, metric, selection, label, value and count; the schema's metadata
 holds its version. A value that does not exist (a class without a pixel) is null, never a number.
@@ -6,17 +6,18 @@ holds its version. A value that does not exist (a class without a pixel) is null
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, SupportsFloat, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.evaluation.metrics import Confusion, SoftScores, Values, mean_of_known
+from seedbed.benchmark.evaluation.metrics import COUNTED, Confusion, SoftScores, Values, mean_of_known
 from seedbed.benchmark.pipeline.store import way_out
 from seedbed.datasets.io.images import atomic
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from seedbed.benchmark.evaluation.scoring import MapScores, MaskScores
 
 Selection = Literal["fixed", "tuned", "oracle", "none"]
+SPLITS = ("tune", "train", "val", "test")
+SOFT = ("soft_overlap", "soft_precision", "soft_recall")
+PER_CLASS = (*COUNTED, "AP", *SOFT)
+"""The metrics with a value per class, in the order of the columns of `per_class.csv`."""
+LABELLED = (*PER_CLASS, "pixel_AP", "similarity", "signed_mIoU", "signed_recall", "signed_coverage")
+"""All metrics whose records have a label."""
 SCHEMA_VERSION = b"1"
 SCHEMA = pa.schema(
     [
@@ -40,6 +47,70 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
+class RecordName:
+    """What a record is about. As text: `seed.train/mIoU_tuned`, `val/IoU_cat`."""
+
+    level: str
+    split: str
+    metric: str
+    selection: Selection = "none"
+    """How the threshold was chosen; `none` if the number has no threshold."""
+    label: str | None = None
+    """The class that the number is about; None if it is about all."""
+
+    def __str__(self) -> str:
+        """Return the name in an experiment tracker, the leaderboard and the files of studies."""
+        # A tracker takes `/` for a folder.
+        label = self.label and self.label.replace("/", "_")
+        parts = [self.metric, label, None if self.selection == "none" else self.selection]
+        return f"{self.place}/{'_'.join(part for part in parts if part)}"
+
+    @property
+    def place(self) -> str:
+        """Level and split as text: `seed.train`, or `val` of the segmentation network."""
+        return self.split if self.level == "segmentation" else f"{self.level}.{self.split}"
+
+    @classmethod
+    @functools.lru_cache(maxsize=4096)
+    def parse(cls, text: str) -> RecordName | None:
+        """Return the name that is written as `text`; None if no record has such a name (a loss, a cost)."""
+        place, _, rest = text.partition("/")
+        level, _, split = place.rpartition(".")
+        if not rest or split not in SPLITS:
+            return None
+        metric, _, last = rest.rpartition("_")
+        selection: Selection = next((s for s in get_args(Selection) if s == last and metric), "none")
+        metric = rest if selection == "none" else metric
+        labelled = next((name for name in LABELLED if metric.startswith(f"{name}_")), None)
+        label = None if labelled is None else metric.removeprefix(f"{labelled}_")
+        return cls(level or "segmentation", split, labelled or metric, selection, label)
+
+    def of(self, metric: str, label: str | None = None) -> RecordName:
+        """Return the name of another metric at the same level, split and selection."""
+        return replace(self, metric=metric, label=label)
+
+
+VAL = (RecordName("segmentation", "val", "mIoU"),)
+"""The result of the segmentation network."""
+PSEUDO_MASK = (
+    RecordName("pseudo_mask", "train", "mIoU", "tuned"),
+    RecordName("pseudo_mask", "train", "mIoU"),
+)
+"""The result of a method and refiner. The first that a run has counts: some masks need no threshold."""
+RANKED = {"val mIoU": VAL, "pseudo-mask mIoU": PSEUDO_MASK}
+"""The numbers that rank the rows of a leaderboard, by title; a run is ranked by the first that it has."""
+OBJECTIVE = tuple(
+    RecordName("pseudo_mask", "tune", "mIoU", selection) for selection in ("none", "tuned", "fixed", "oracle")
+)
+"""What a search maximises, whatever the selection of the masks. It needs no segmentation network."""
+
+
+def first_value(names: Iterable[RecordName], values: Mapping[str, float | None]) -> float | None:
+    """Return the value of the first of `names` that is in `values` (by name as text); None if none is."""
+    return next((values[text] for text in map(str, names) if text in values), None)
+
+
+@dataclass(frozen=True)
 class Record:
     """One measured number (docs/protocol.md says what each level, metric and selection means)."""
 
@@ -47,22 +118,18 @@ class Record:
     split: str
     metric: str
     selection: Selection
-    """How the threshold was chosen; `none` where the number has no threshold."""
+    """How the threshold was chosen; `none` if the number has no threshold."""
     label: str | None
-    """The class that the number is about; None where it is about all."""
+    """The class that the number is about; None if it is about all."""
     value: float | None
-    """A fraction in [0, 1] for metrics, a threshold, or a number of classes; None where it does not exist."""
+    """A fraction in [0, 1] for metrics, a threshold, or a number of classes; None if it does not exist."""
     count: int | None
     """How many images or classes the number is the mean of."""
 
     @property
     def name(self) -> str:
-        """The record's name in an experiment tracker: `seed.train/mIoU_tuned`, `val/IoU_cat`."""
-        place = self.split if self.level == "segmentation" else f"{self.level}.{self.split}"
-        # A tracker takes `/` for a folder.
-        label = self.label and self.label.replace("/", "_")
-        parts = [self.metric, label, None if self.selection == "none" else self.selection]
-        return f"{place}/{'_'.join(part for part in parts if part)}"
+        """The record's name as text: `seed.train/mIoU_tuned`, `val/IoU_cat`."""
+        return str(RecordName(self.level, self.split, self.metric, self.selection, self.label))
 
 
 def records_of_map_scores(
@@ -99,8 +166,7 @@ def records_of_map_scores(
 
 def records_of_soft_scores(scores: SoftScores, classes: Sequence[str], level: str, split: str) -> Iterator[Record]:
     """Yield the records of soft overlap, precision and recall."""
-    metrics = ("soft_overlap", "soft_precision", "soft_recall")
-    for metric, values in zip(metrics, scores.by_class(), strict=True):
+    for metric, values in zip(SOFT, scores.by_class(), strict=True):
         yield from records_by_class(metric, values[1:], classes, level, split, scores.images[1:].tolist())
 
 
@@ -116,17 +182,11 @@ def _of_confusion(
 ) -> Iterator[Record]:
     split, names = str(split), ("background", *classes)
     counted = confusion.classes_counted()
-    yield Record(level, split, "mIoU", selection, None, _known(confusion.miou()), counted)
-    yield Record(level, split, "classes", selection, None, float(counted), counted)
-    columns = {
-        "IoU": confusion.iou(),
-        "precision": confusion.precision(),
-        "recall": confusion.recall(),
-        "F": confusion.f_score(),
-    }
-    for metric, values in columns.items():
-        if metric != "IoU":
-            yield Record(level, split, f"m{metric}", selection, None, _known(mean_of_known(values)), counted)
+    for metric in COUNTED:
+        values = confusion.by_label(metric)
+        yield Record(level, split, f"m{metric}", selection, None, _known(mean_of_known(values)), counted)
+        if metric == "IoU":
+            yield Record(level, split, "classes", selection, None, float(counted), counted)
         for name, value in zip(names, values, strict=True):
             yield Record(level, split, metric, selection, name, _known(value), None)
 
@@ -146,8 +206,9 @@ def records_by_class(
         )
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _known(value: SupportsFloat) -> float | None:
+    number = float(value)
+    return None if math.isnan(number) else number
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

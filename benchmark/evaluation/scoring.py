@@ -28,7 +28,6 @@ from seedbed.benchmark.evaluation.metrics import (
     SignedSeeds,
     SoftScores,
     ThresholdCurve,
-    threshold_index,
 )
 from seedbed.benchmark.evaluation.plausibility import Plausibility, explain
 from seedbed.benchmark.parallel import map_in_order
@@ -97,8 +96,8 @@ def score_maps(
     `thresholds` are those of the curve (`metrics.thresholds_with` adds others to the usual ones).
     `signed` also measures ICD's Table 2 (`SignedSeeds`), for maps that score background below 0.
     `per_image` is a Parquet file to write, one row a cell of each image's ImageCurve (id, truth, label, passed,
-    pixels), from which the confusion of any image at any threshold follows exactly (`confusions_at`); the
-    soft scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called now
+    pixels), from which the confusion of any image at any threshold follows exactly (per_image.py); the soft
+    scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called now
     and then. Raises DataError naming every file that is missing, broken, of another size than its image, or
     has classes that the data set does not know; MaskForbiddenError for a split without masks.
     """
@@ -144,21 +143,6 @@ def score_masks(
                     },
                 )
     return total
-
-
-def confusions_at(per_image: Path, threshold: float, classes: int) -> dict[str, Confusion]:
-    """Return the confusion matrix of each image at a threshold, from the file that `score_maps` wrote.
-
-    Raises ConfigError for a threshold that is not one of the file's.
-    """
-    table = pq.read_table(per_image)
-    index = threshold_index(np.frombuffer(table.schema.metadata[b"thresholds"], "<f4"), threshold)
-    result: dict[str, Confusion] = {}
-    columns = [table[name].to_pylist() for name in ("id", "truth", "label", "passed", "pixels")]
-    for image_id, truth, label, passed, pixels in zip(*columns, strict=True):
-        matrix = result.setdefault(image_id, Confusion.empty(classes)).matrix
-        matrix[truth, label if passed > index else 0] += pixels
-    return result
 
 
 def predict(maps: ScoreMaps) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:

@@ -134,16 +134,14 @@ class MeasureClassifier(Stage):
 
 
 def average_precision(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:
-    """Return AP with step integration of scores (N,) against truth (N,); None where nothing is positive."""
+    """Return the average precision of scores (N,) against truth (N,); None if nothing is positive."""
+    from sklearn.metrics import precision_recall_curve
+
     if not positive.any():
         return None
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    # Equal scores are one step: the precision of all of them is that at the last one.
-    last = np.append(np.diff(scores[order]) != 0, True)
-    recall = hits[last] / hits[-1]
-    precision = hits[last] / (np.flatnonzero(last) + 1)
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    # As scikit-learn's average_precision_score, but summed from recall 0 up: the last bits of earlier results.
+    return float((np.diff(recall[::-1]) * precision[-2::-1]).sum())
 
 
 def _classification_records(

@@ -10,9 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from seedbed.benchmark.evaluation.bootstrap import LEVEL, Interval, draw_images, interval_of
+from seedbed.benchmark.evaluation.bootstrap import LEVEL, Interval, draw_images, interval_of, resampled
 from seedbed.benchmark.evaluation.bootstrap import over_seeds as varied_by_seeds
 from seedbed.benchmark.evaluation.per_image import Ratios
 
@@ -50,21 +49,12 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> In
 
 def _interval(first: Sequence[Ratios], second: Sequence[Ratios] | None) -> Interval:
     """Return the interval of the mean over seeds of `first`, less `second` where it is given."""
-    drawn = draw_images(len(first[0].ids), RESAMPLES, 0).astype(np.float64)
-    by_seed = np.stack([_resampled(ratios, drawn) for ratios in first], axis=1)
+    drawn = draw_images(len(first[0].ids), RESAMPLES, 0)
+    by_seed = np.stack([resampled(ratios, drawn) for ratios in first], axis=1)
     points = [ratios.value() for ratios in first]
     if second is not None:
-        by_seed -= np.stack([_resampled(ratios, drawn) for ratios in second], axis=1)
+        by_seed -= np.stack([resampled(ratios, drawn) for ratios in second], axis=1)
         points = [own - ratios.value() for own, ratios in zip(points, second, strict=True)]
-    resampled = varied_by_seeds(by_seed, points, 0, 0) if len(points) > 1 else by_seed[:, 0]
+    values = varied_by_seeds(by_seed, points, 0, 0) if len(points) > 1 else by_seed[:, 0]
     # A resample may hold no image of the only class that counts.
-    return interval_of(resampled[np.isfinite(resampled)])
-
-
-def _resampled(ratios: Ratios, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the number of each resample, (RESAMPLES,); NaN where none of its classes has anything to count."""
-    top, bottom = drawn @ ratios.top, drawn @ ratios.bottom
-    present = bottom > 0
-    shares = np.divide(top, bottom, where=present, out=np.zeros_like(top))
-    counted = present.sum(1)
-    return np.divide(shares.sum(1), counted, where=counted > 0, out=np.full(len(shares), np.nan))
+    return interval_of(values[np.isfinite(values)])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
+from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.sweeps.settings import Variant, check_table
@@ -181,8 +182,8 @@ def measure_of(study: Study, spot: Spot, column: str) -> str:
     """Return the name of the record of a cell; where the columns are classes, that of the column's class."""
     if not study.by_class:
         return spot.measure
-    place, _, metric = spot.measure.partition("/")
-    return f"{place}/{metric}" if column == "mIoU" else f"{place}/{metric.replace('mIoU', f'IoU_{column}')}"
+    name = RecordName.parse(spot.measure)
+    return spot.measure if name is None or column == "mIoU" else str(name.of("IoU", column))
 
 
 def _spot(label: str, options: Mapping[str, Any], variants: dict[str, Variant]) -> Spot:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.errors import unknown_name
+from seedbed.benchmark.evaluation.records import OBJECTIVE
 from seedbed.benchmark.pipeline.hparams import hints
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Stage
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
-from seedbed.benchmark.sweeps.search import OBJECTIVE, Settings, Space, check_tune, search_space
+from seedbed.benchmark.sweeps.search import Settings, Space, check_tune, search_space
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
 from seedbed.benchmark.trials.plan import Plan, plan_trial
@@ -138,7 +139,7 @@ class SweepPlan:
             "search_seed": self.settings.search_seed,
             "seeds": list(self.settings.seeds),
             "tune": list(self.settings.tune),
-            "objective": OBJECTIVE,
+            "objective": str(OBJECTIVE[0]),
             "cells": [cell.facts() for cell in self.cells],
         }
 

@@ -10,14 +10,13 @@ from statistics import fmean
 import ray
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.evaluation.records import RANKED, first_value, read_records
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.resume import to_retry
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, Phase, TrialSpec
 from seedbed.benchmark.tracking.delivery import MlflowUploader
-from seedbed.leaderboard.analysis.ranking import PSEUDO_MASK, VAL
 
 SHOWN_REASONS = 5
 
@@ -74,10 +73,9 @@ def ranked_number(folder: Path) -> str:
         values = {record.name: record.value for record in read_records(folder / "records.parquet")}
     except DataError:
         return ""
-    for measure, title in ((VAL, "val mIoU"), (PSEUDO_MASK, "pseudo-mask mIoU")):
-        for name in measure.records:
-            if (value := values.get(name)) is not None:
-                return f"  {title} {100 * value:.2f}"
+    for title, names in RANKED.items():
+        if (value := first_value(names, values)) is not None:
+            return f"  {title} {100 * value:.2f}"
     return ""
 
 

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from seedbed.benchmark.errors import ConfigError, StoreError
+from seedbed.benchmark.evaluation.records import OBJECTIVE
 from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.hparams import declared
 from seedbed.benchmark.pipeline.stage import Stage
@@ -32,8 +33,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 Settings = dict[str, Any]
 Space = Mapping[str, tuple[BaseDistribution, Any]]
 """Distribution and default of each searched setting, by `Stage.field`."""
-OBJECTIVE = "pseudo_mask.tune/mIoU"
-"""Maximised by the search (with the selection's name behind it); needs no segmentation network."""
 PATIENCE = 600
 """Seconds to wait for a studies file that another program has locked."""
 Status = Literal["complete", "pruned", "failed"]
@@ -198,10 +197,10 @@ class CellStudy:
             self._study = optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
-            if self._study.metric_names != [OBJECTIVE]:
+            if self._study.metric_names != [str(OBJECTIVE[0])]:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
-                    self._study.set_metric_names([OBJECTIVE])
+                    self._study.set_metric_names([str(OBJECTIVE[0])])
             self._trials = self._study.get_trials()
         self.space, self.notes = recorded_space(space, self._trials)
 

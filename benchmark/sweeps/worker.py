@@ -23,7 +23,15 @@ from filelock import FileLock
 
 from seedbed.benchmark.environment import environment
 from seedbed.benchmark.errors import SeedbedError, out_of_memory
-from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.evaluation.per_image import file_name
+from seedbed.benchmark.evaluation.records import (
+    OBJECTIVE,
+    PER_CLASS,
+    Record,
+    RecordName,
+    first_value,
+    write_records,
+)
 from seedbed.benchmark.pipeline.pipeline import Machine, Step
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.pipeline.store import reading
@@ -49,7 +57,6 @@ if TYPE_CHECKING:
 
 REASON = 500
 """Length of a failure's reason in characters."""
-NUMBERS_BY_CLASS = ("IoU", "precision", "recall", "F", "AP", "soft_overlap", "soft_precision", "soft_recall")
 
 
 def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int) -> Outcome:
@@ -124,9 +131,8 @@ def _leave_if_broken(device: str) -> None:
 
 
 def objective_of(records: Sequence[Record]) -> float | None:
-    """Return the mIoU of the pseudo-masks on `tune`, None where it was not measured."""
-    wanted = (r for r in records if (r.level, r.split, r.metric) == ("pseudo_mask", "tune", "mIoU"))
-    return next((r.value for r in wanted), None)
+    """Return the mIoU of the pseudo-masks on `tune`; None if it was not measured."""
+    return first_value(OBJECTIVE, {record.name: record.value for record in records})
 
 
 def reason_of(error: BaseException) -> str:
@@ -201,7 +207,7 @@ def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) 
     _write_per_class(folder / "per_class.csv", records)
     for step in plan.steps().values():
         for source in sorted(plan.work.store.path(step.key).glob("per_image*.parquet")):
-            target = folder / "per_image" / f"{_per_image_name(step, source.stem)}.parquet"
+            target = folder / "per_image" / _per_image_name(step, source.stem)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(source, target)
     if pictures:
@@ -210,22 +216,22 @@ def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) 
 
 
 def _per_image_name(step: Step, stem: str) -> str:
-    """Return what per-image statistics are called: `pseudo_mask.train_tuned`, `seed_soft.train`, `streams.val`."""
+    """Return the file of per-image statistics: `pseudo_mask.train_tuned.parquet`, `seed_soft.train.parquet`."""
     values, own = step.stage.settings(), stem.removeprefix("per_image").removeprefix("_")
     level = values.get("level", "")
     place = {"": level, "soft": f"{level}_soft"}.get(own, own)
     selection = values.get("selection", "none")
-    return f"{place}.{step.split}" + ("" if selection == "none" else f"_{selection}")
+    return file_name(RecordName(place, str(step.split), "", selection))
 
 
 def _write_per_class(path: Path, records: Sequence[Record]) -> None:
-    """Write one row a level, split, selection and class with a column a metric, as fractions."""
+    """Write one row per level, split, selection and class, with one column per metric, as fractions."""
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
-        if record.label is not None and record.metric in NUMBERS_BY_CLASS:
+        if record.label is not None and record.metric in PER_CLASS:
             place: tuple[str, ...] = (record.level, record.split, record.selection, record.label)
             rows.setdefault(place, {})[record.metric] = record.value
-    metrics = [metric for metric in NUMBERS_BY_CLASS if any(metric in row for row in rows.values())]
+    metrics = [metric for metric in PER_CLASS if any(metric in row for row in rows.values())]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["level", "split", "selection", "class", *metrics])

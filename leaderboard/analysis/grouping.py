@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from seedbed.benchmark.evaluation.records import OBJECTIVE, first_value
 from seedbed.leaderboard.data.snapshot import Run, Scope
 
 SETTINGS = ("default", "best")
@@ -101,10 +102,8 @@ def searches(runs: Iterable[Run]) -> dict[Scope, dict[tuple[str, str], list[Run]
 
 
 def objective(search: Run) -> float | None:
-    """Return what a search trial came to: the mIoU of the pseudo-masks on `tune`, a fraction; None without one."""
-    names = (f"pseudo_mask.tune/mIoU{selection}" for selection in ("", "_tuned", "_fixed", "_oracle"))
-    complete = search.status == "complete"
-    return next((search.metrics[name] for name in names if complete and name in search.metrics), None)
+    """Return the result of a search trial: the mIoU of the pseudo-masks on `tune`, a fraction, or None."""
+    return first_value(OBJECTIVE, search.metrics) if search.status == "complete" else None
 
 
 def seconds_by_device(runs: Iterable[Run]) -> dict[str, float]:

@@ -14,11 +14,11 @@ from seedbed.benchmark.evaluation.bootstrap import (
     Values,
     draw_images,
     interval_of,
-    miou,
     over_seeds,
     rank_intervals,
-    resampled_miou,
+    resampled,
 )
+from seedbed.benchmark.evaluation.per_image import ratios
 from seedbed.leaderboard.analysis.ranking import Group
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.per_image import ImageStatistics
@@ -103,8 +103,9 @@ def resample(
             without[index] = "; ".join(dict.fromkeys(reasons))
             continue
         counts = {run.seed: images.runs[run.key].counts for run in members}
-        points[index] = {seed: float(miou(count.sum(axis=0))) for seed, count in sorted(counts.items())}
-        values[index] = {seed: resampled_miou(count, drawn) for seed, count in sorted(counts.items())}
+        parts = {seed: ratios("IoU", ids, count) for seed, count in sorted(counts.items())}
+        points[index] = {seed: own.value() for seed, own in parts.items()}
+        values[index] = {seed: resampled(own, drawn) for seed, own in parts.items()}
     return Resampled(points, values, without, seed)
 
 
@@ -115,7 +116,7 @@ def _lacks(run: Run, group: Group, images: ImageStatistics, ids: tuple[str, ...]
     own, recorded = images.runs[run.key], group.measure.of(run)
     if own.ids != ids:
         return "its images are not those of the other rows"
-    counted = float(miou(own.counts.sum(axis=0)))
+    counted = ratios("IoU", ids, own.counts).value()
     if recorded is None or not abs(counted - recorded) <= TOLERANCE:
         return f"its images give {group.measure.title} {counted:.6f}, and {recorded} was recorded"
     return ""

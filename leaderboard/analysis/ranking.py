@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from seedbed.benchmark.evaluation import records
+from seedbed.benchmark.evaluation.records import RecordName, Selection, first_value
 from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
 from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
@@ -28,31 +30,33 @@ class Measure:
     name: str
     section: str
     title: str
-    records: tuple[str, ...]
-    """Names of the record, the first that a run has counts: masks that need no threshold have no selection."""
+    records: tuple[RecordName, ...]
+    """The first that a run has counts: masks that need no threshold have no selection."""
 
     def of(self, run: Run) -> float | None:
-        """Return the run's number, a fraction; None where it has none."""
-        return next((run.metrics[record] for record in self.records if record in run.metrics), None)
+        """Return the run's number, a fraction; None if it has none."""
+        return first_value(self.records, run.metrics)
 
     def uncounted(self, run: Run) -> bool:
         """Return whether the run was measured on a split without a counted pixel, so that it has no number."""
-        counted = (run.metrics.get(record.replace("/mIoU", "/classes")) for record in self.records)
+        counted = (run.metrics.get(str(record.of("classes"))) for record in self.records)
         return self.of(run) is None and any(number == 0 for number in counted)
 
 
+def _maps(metric: str, selection: Selection = "none") -> tuple[RecordName, ...]:
+    return (RecordName("seed", "train", metric, selection),)
+
+
 MEASURES = (
-    Measure("maps_mIoU_fixed", "Maps", "mIoU fixed", ("seed.train/mIoU_fixed",)),
-    Measure("maps_mIoU_tuned", "Maps", "mIoU tuned", ("seed.train/mIoU_tuned",)),
-    Measure("maps_mIoU_oracle", "Maps", "mIoU oracle", ("seed.train/mIoU_oracle",)),
-    Measure("maps_soft_overlap", "Maps", "Overlap", ("seed.train/msoft_overlap",)),
-    Measure("maps_soft_precision", "Maps", "Precision", ("seed.train/msoft_precision",)),
-    Measure("maps_soft_recall", "Maps", "Recall", ("seed.train/msoft_recall",)),
-    Measure(
-        "pseudo_mask_mIoU", "Pseudo-masks", "mIoU", ("pseudo_mask.train/mIoU_tuned", "pseudo_mask.train/mIoU")
-    ),
-    Measure("one_step_mIoU", "Segmentation", "one-step val", ("one_step.val/mIoU",)),
-    Measure("val_mIoU", "Segmentation", "val mIoU", ("val/mIoU",)),
+    Measure("maps_mIoU_fixed", "Maps", "mIoU fixed", _maps("mIoU", "fixed")),
+    Measure("maps_mIoU_tuned", "Maps", "mIoU tuned", _maps("mIoU", "tuned")),
+    Measure("maps_mIoU_oracle", "Maps", "mIoU oracle", _maps("mIoU", "oracle")),
+    Measure("maps_soft_overlap", "Maps", "Overlap", _maps("msoft_overlap")),
+    Measure("maps_soft_precision", "Maps", "Precision", _maps("msoft_precision")),
+    Measure("maps_soft_recall", "Maps", "Recall", _maps("msoft_recall")),
+    Measure("pseudo_mask_mIoU", "Pseudo-masks", "mIoU", records.PSEUDO_MASK),
+    Measure("one_step_mIoU", "Segmentation", "one-step val", (RecordName("one_step", "val", "mIoU"),)),
+    Measure("val_mIoU", "Segmentation", "val mIoU", records.VAL),
 )
 PSEUDO_MASK, _, VAL = MEASURES[-3:]
 SPLITS = {PSEUDO_MASK: "train", VAL: "val"}
@@ -315,12 +319,12 @@ def _classes(confirm: Sequence[Run], measure: Measure) -> dict[str, float | None
 
 
 def _class_ious(run: Run, measure: Measure) -> dict[str, float | None]:
-    record = next((record for record in measure.records if record in run.metrics), "")
-    place, _, selection = record.partition("/mIoU")
+    record = next((record for record in measure.records if str(record) in run.metrics), None)
+    named = ((RecordName.parse(text), value) for text, value in run.metrics.items())
     return {
-        name.removeprefix(f"{place}/IoU_").removesuffix(selection): value
-        for name, value in run.metrics.items()
-        if record and name.startswith(f"{place}/IoU_") and name.endswith(selection)
+        name.label: value
+        for name, value in named
+        if record and name and name.metric == "IoU" and name.label and name.of(record.metric) == record
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
+from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import sqlite_file, without_folders
 from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
 from seedbed.leaderboard.data.expected import Plan
@@ -22,7 +23,6 @@ from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of
 if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
 
-SPLITS = ("tune", "train", "val", "test")
 PAGE = 2000
 """Runs a request. Larger pages are little faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
 
@@ -216,5 +216,4 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
 
 def is_record(metric: str) -> bool:
     """Return whether a metric is a record: `val/mIoU`, `seed.train/mIoU_tuned`; losses and costs are not."""
-    place, slash, _ = metric.partition("/")
-    return bool(slash) and place.rpartition(".")[2] in SPLITS
+    return RecordName.parse(metric) is not None

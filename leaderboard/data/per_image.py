@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.evaluation.per_image import file_name, read_cells
 from seedbed.leaderboard.analysis.ranking import measures
 from seedbed.leaderboard.data.collect import Store
 from seedbed.leaderboard.data.snapshot import Run, runs_of
@@ -82,23 +82,6 @@ class ImageStatistics:
     """Why a run has none."""
 
 
-def run_images(cells: pa.Table) -> RunImages:
-    """Return the statistics of a run, of a table with the columns id, truth, predicted and pixels.
-
-    A row is a cell of an image's confusion matrix that is not zero (benchmark/evaluation/scoring.py: score_masks).
-    """
-    ids = sorted(set(cells["id"].to_pylist()))
-    image = pc.index_in(cells["id"], pa.array(ids, pa.string())).to_numpy()
-    truth, predicted = (cells[name].to_numpy().astype(np.int64) for name in ("truth", "predicted"))
-    pixels = cells["pixels"].to_numpy().astype(np.int64)
-    counts = np.zeros((len(ids), 3, 1 + int(max(truth.max(initial=0), predicted.max(initial=0)))), np.int64)
-    same = truth == predicted
-    np.add.at(counts, (image[same], 0, truth[same]), pixels[same])
-    np.add.at(counts, (image, 1, truth), pixels)
-    np.add.at(counts, (image, 2, predicted), pixels)
-    return RunImages.of(tuple(ids), counts)
-
-
 def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table) -> ImageStatistics:
     """Return the statistics of the snapshot's complete runs, by the measure that their group is ranked by.
 
@@ -119,7 +102,8 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
                 without[run.key] = f"MLflow has no artifact per_image/{file} of it"
                 continue
             try:
-                found[run.key] = run_images(pq.read_table(path, columns=["id", "truth", "predicted", "pixels"]))
+                cells = read_cells(path)
+                found[run.key] = RunImages.of(cells.ids, cells.counts())
             except (OSError, pa.ArrowInvalid, KeyError) as error:
                 # The error's own text names a folder of this machine, and the reason is published.
                 without[run.key] = f"its artifact per_image/{file} cannot be read ({type(error).__name__})"
@@ -127,21 +111,15 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
 
 
 def files_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
-    """Return each complete confirming run that has the number its group is ranked by, and the file of its images.
-
-    `val/mIoU` has the file `segmentation.val.parquet`, `pseudo_mask.train/mIoU_tuned` has
-    `pseudo_mask.train_tuned.parquet`.
-    """
+    """Return each complete confirming run that has the number that ranks its group, and its per-image file."""
     ranked_by = measures(runs)
     files = []
     for run in runs:
         if run.phase == "confirm" and run.status == "complete":
             names = ranked_by[run.scope].records
-            record = next((name for name in names if run.metrics.get(name) is not None), None)
+            record = next((name for name in names if run.metrics.get(str(name)) is not None), None)
             if record is not None:
-                place, _, selection = record.partition("/mIoU")
-                level = place if "." in place else f"segmentation.{place}"
-                files.append((run, f"{level}{selection}.parquet"))
+                files.append((run, file_name(record)))
     return files
 
 

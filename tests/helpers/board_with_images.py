@@ -50,7 +50,7 @@ def confirmed(skill: float, seeds: Sequence[int] = (0, 1, 2), **changes) -> list
         matrices = confusions(skill, seed)
         total = Confusion(np.sum(matrices, axis=0))
         metrics = {"val/mIoU": total.miou(), "stage/a": 3600.0 * changes.get("hours", 1.0)}
-        metrics |= {f"val/IoU_{name}": float(iou) for name, iou in zip(CLASSES, total.iou(), strict=True)}
+        metrics |= {f"val/IoU_{name}": float(iou) for name, iou in zip(CLASSES, total.by_label(), strict=True)}
         rest = {name: value for name, value in changes.items() if name != "hours"}
         found.append((make(seed=seed, metrics=metrics, **rest), images_of(matrices)))
     return found

@@ -8,18 +8,23 @@ import pytest
 from seedbed.benchmark.evaluation.bootstrap import (
     draw_images,
     interval_of,
-    miou,
     over_seeds,
     rank_intervals,
     ranks_of,
-    resampled_miou,
+    resampled,
 )
 from seedbed.benchmark.evaluation.metrics import Confusion
+from seedbed.benchmark.evaluation.per_image import ratios
 
 
 def counts_of(matrices: list[np.ndarray]) -> np.ndarray:
     """Return (images, 3, labels) of confusion matrices [truth, prediction], one an image."""
     return np.stack([np.stack([np.diag(m), m.sum(1), m.sum(0)]) for m in matrices])
+
+
+def resampled_miou(counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Return the mIoU (resamples,) of a run on each resample."""
+    return resampled(ratios("IoU", tuple(map(str, range(len(counts)))), counts), drawn)
 
 
 def random_run(generator: np.random.Generator, images: int, labels: int = 4, skill: float = 2.0) -> np.ndarray:
@@ -40,8 +45,11 @@ def test_miou_by_hand():
 
 
 def test_a_label_without_a_union_is_not_counted_and_nothing_at_all_is_no_number():
-    assert miou(np.array([[3, 0], [6, 0], [3, 0]])) == 0.5
-    assert np.isnan(miou(np.zeros((3, 2))))
+    counts = np.array([[[3, 0], [6, 0], [3, 0]]])
+    assert ratios("IoU", ("a",), counts).value() == 0.5
+    assert np.isnan(ratios("IoU", ("a",), np.zeros((1, 3, 2))).value())
+    drawn = np.array([[1], [0]], np.uint16)
+    np.testing.assert_array_equal(resampled_miou(counts, drawn), [0.5, np.nan])
 
 
 def test_the_products_are_what_a_slow_loop_finds():

@@ -19,6 +19,7 @@ from seedbed.benchmark.evaluation.metrics import (
     thresholds_with,
 )
 from seedbed.benchmark.evaluation.scoring import predict
+from seedbed.benchmark.evaluation.stages import average_precision
 
 SEEDS = range(12)
 
@@ -53,12 +54,12 @@ def test_confusion_by_hand():
     # Truth 255 is left out, a predicted 255 is background; class 3 occurs nowhere.
     np.testing.assert_array_equal(own, [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
     assert confusion.matrix.dtype == np.int64
-    np.testing.assert_allclose(confusion.iou(), [1 / 3, 1 / 3, 1, np.nan])
+    np.testing.assert_allclose(confusion.by_label(), [1 / 3, 1 / 3, 1, np.nan])
     assert confusion.miou() == pytest.approx(5 / 9)
     assert confusion.classes_counted() == 3
-    np.testing.assert_allclose(confusion.precision(), [1 / 2, 1 / 2, 1, np.nan])
-    np.testing.assert_allclose(confusion.recall(), [1 / 2, 1 / 2, 1, np.nan])
-    np.testing.assert_allclose(confusion.f_score(), [1 / 2, 1 / 2, 1, np.nan])
+    np.testing.assert_allclose(confusion.by_label("precision"), [1 / 2, 1 / 2, 1, np.nan])
+    np.testing.assert_allclose(confusion.by_label("recall"), [1 / 2, 1 / 2, 1, np.nan])
+    np.testing.assert_allclose(confusion.by_label("F"), [1 / 2, 1 / 2, 1, np.nan])
 
 
 def test_a_predicted_255_can_be_left_out():
@@ -70,12 +71,12 @@ def test_a_predicted_255_can_be_left_out():
 def test_a_class_that_is_only_predicted_or_only_true_counts_as_zero():
     confusion = Confusion.empty(3)
     confusion.update(mask([0, 1]), mask([0, 2]))
-    np.testing.assert_allclose(confusion.iou(), [1, 0, 0, np.nan])
+    np.testing.assert_allclose(confusion.by_label(), [1, 0, 0, np.nan])
     assert confusion.miou() == pytest.approx(1 / 3)
     assert confusion.classes_counted() == 3
-    np.testing.assert_allclose(confusion.precision(), [1, np.nan, 0, np.nan])
-    np.testing.assert_allclose(confusion.recall(), [1, 0, np.nan, np.nan])
-    np.testing.assert_allclose(confusion.f_score(), [1, 0, 0, np.nan])
+    np.testing.assert_allclose(confusion.by_label("precision"), [1, np.nan, 0, np.nan])
+    np.testing.assert_allclose(confusion.by_label("recall"), [1, 0, np.nan, np.nan])
+    np.testing.assert_allclose(confusion.by_label("F"), [1, 0, 0, np.nan])
 
 
 def test_nothing_counted_is_nan():
@@ -96,7 +97,7 @@ def test_confusion_equals_scikit_learn(seed):
     counted = truth != 255
     pair = truth[counted], np.where(prediction == 255, 0, prediction)[counted]
     np.testing.assert_array_equal(confusion.matrix, confusion_matrix(*pair, labels=[0, 1, 2, 3]))
-    np.testing.assert_allclose(confusion.iou(), jaccard_score(*pair, labels=[0, 1, 2, 3], average=None))
+    np.testing.assert_allclose(confusion.by_label(), jaccard_score(*pair, labels=[0, 1, 2, 3], average=None))
 
 
 # --- threshold curve ---------------------------------------------------------------------------------------
@@ -328,3 +329,12 @@ def test_merging_does_not_tie_two_states_together():
     first.merge(second)
     first.update(1 - np.minimum(truth, 1), maps, maps.at_full_size())
     np.testing.assert_array_equal(second.by_class(), before)
+
+
+def test_average_precision_is_the_area_under_the_steps_and_equal_scores_are_one_step():
+    """Ranked 1, {1, 0}, 0, 1: precision 1 at recall 1/3, 2/3 at 2/3 (both of the tie), 3/5 at 1."""
+    scores = np.array([0.9, 0.5, 0.5, 0.4, 0.1])
+    positive = np.array([True, True, False, False, True])
+    assert average_precision(scores, positive) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3, abs=1e-15)
+    assert average_precision(-scores, ~positive) == pytest.approx((1 / 2 * 1 / 2) + (2 / 4 * 1 / 2), abs=1e-15)
+    assert average_precision(scores, np.zeros(5, bool)) is None

@@ -16,6 +16,7 @@ from seedbed.benchmark.errors import ConfigError, DataError, MaskForbiddenError
 from seedbed.benchmark.evaluation.formats import IrnMaps, MapSource, PngMasks, PsaMaps, open_maps, open_masks
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps
 from seedbed.benchmark.evaluation.metrics import Confusion, thresholds_with
+from seedbed.benchmark.evaluation.per_image import read_cells
 from seedbed.benchmark.evaluation.records import (
     Record,
     read_records,
@@ -23,7 +24,7 @@ from seedbed.benchmark.evaluation.records import (
     records_of_mask_scores,
     write_records,
 )
-from seedbed.benchmark.evaluation.scoring import CHUNK, confusions_at, score_maps, score_masks
+from seedbed.benchmark.evaluation.scoring import CHUNK, score_maps, score_masks
 from seedbed.datasets.base import SplitView
 from seedbed.datasets.io.images import write_mask
 from tests.helpers.fakes import FolderDataset, random_scene
@@ -149,11 +150,23 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, view, content):
     assert set(files[0]) == {"p.parquet", "p_soft.parquet", "records.parquet"}
 
 
+def confusions_at(path, threshold):
+    """Return the confusion matrix of each image for 2 classes, and check the counts that are made of them."""
+    cells = read_cells(path, threshold)
+    found = {image_id: Confusion.empty(2) for image_id in cells.ids}
+    for place, *pair, pixels in zip(cells.image, cells.truth, cells.predicted, cells.pixels, strict=True):
+        found[cells.ids[place]].matrix[tuple(pair)] += pixels
+    matrices = [confusion.matrix for confusion in found.values()]
+    wanted = [np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)]) for matrix in matrices]
+    np.testing.assert_array_equal(cells.counts(3), wanted)
+    return found
+
+
 def test_per_image_rows_give_every_images_confusion_at_every_threshold(tmp_path, view, content):
     path = tmp_path / "p.parquet"
     scores = score_maps(write_arrow(tmp_path, content), view, per_image=path)
     for threshold in (0.0, 0.37, 0.99):
-        by_image = confusions_at(path, threshold, 2)
+        by_image = confusions_at(path, threshold)
         assert list(by_image) == list(view.ids)
         total = sum(c.matrix for c in by_image.values())
         np.testing.assert_array_equal(total, scores.curve.at(threshold).matrix)
@@ -169,11 +182,11 @@ def test_per_image_rows_give_every_images_confusion_at_every_threshold(tmp_path,
 def test_a_threshold_off_the_grid_is_measured_when_asked_for(tmp_path, view, content):
     source, path = write_arrow(tmp_path, content), tmp_path / "p.parquet"
     scores = score_maps(source, view, thresholds=thresholds_with(0.155), per_image=path)
-    total = sum(c.matrix for c in confusions_at(path, 0.155, 2).values())
+    total = sum(c.matrix for c in confusions_at(path, 0.155).values())
     np.testing.assert_array_equal(total, scores.curve.at(0.155).matrix)
     assert scores.curve.best() == score_maps(source, view).curve.best()
     with pytest.raises(ConfigError, match=r"0\.156"):
-        confusions_at(path, 0.156, 2)
+        confusions_at(path, 0.156)
 
 
 def test_masks_as_palette_and_as_grey(tmp_path, view):
@@ -477,7 +490,7 @@ def test_records_of_maps(tmp_path, view, content):
     threshold, best = scores.curve.best()
     assert found["seed.train/mIoU_oracle"].value == best
     assert found["seed.train/threshold_oracle"].value == threshold
-    assert found["seed.train/IoU_dog_fixed"].value == scores.curve.at(0.15).iou()[2]
+    assert found["seed.train/IoU_dog_fixed"].value == scores.curve.at(0.15).by_label()[2]
     assert found["seed.train/soft_overlap_cat"].value == scores.soft.by_class()[0, 1]
     assert found["seed.train/soft_overlap_cat"].count == sum(1 in view.tags(i) for i in view.ids)
     assert found["seed.train/pixel_AP_dog"].value == scores.pixel_ap.by_class()[2]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.evaluation.per_image import read_cells
 from seedbed.benchmark.evaluation.scoring import MASK_SCHEMA
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
@@ -20,7 +21,6 @@ from seedbed.leaderboard.data.per_image import (
     collect_images,
     files_of,
     read_images,
-    run_images,
     write_images,
 )
 from seedbed.leaderboard.data.snapshot import runs_of
@@ -39,6 +39,13 @@ def cells_of(matrices):
     return pa.Table.from_pylist([{**row, "truth": int(row["truth"])} for row in rows], MASK_SCHEMA)
 
 
+def run_images(table: pa.Table, folder: Path) -> RunImages:
+    """Return the statistics of the file that a trial leaves."""
+    pq.write_table(table, folder / "images.parquet")
+    cells = read_cells(folder / "images.parquet")
+    return RunImages.of(cells.ids, cells.counts())
+
+
 def same(one: RunImages, other: RunImages) -> bool:
     """Say whether two runs have the same statistics; labels without pixels may be left away."""
     labels = max(one.counts.shape[2], other.counts.shape[2])
@@ -46,7 +53,7 @@ def same(one: RunImages, other: RunImages) -> bool:
     return one.ids == other.ids and bool((padded[0] == padded[1]).all())
 
 
-def test_the_counts_of_two_images_by_hand():
+def test_the_counts_of_two_images_by_hand(tmp_path):
     table = pa.table(
         {
             "id": ["b", "b", "b", "a"],
@@ -55,14 +62,14 @@ def test_the_counts_of_two_images_by_hand():
             "pixels": pa.array([5, 3, 4, 9]),
         }
     )
-    images = run_images(table)
+    images = run_images(table, tmp_path)
     assert images.ids == ("a", "b")
     assert images.counts.tolist() == [[[0, 9, 0], [0, 9, 0], [0, 9, 0]], [[5, 0, 4], [5, 0, 7], [8, 0, 4]]]
 
 
-def test_the_files_of_trials_have_the_statistics():
+def test_the_files_of_trials_have_the_statistics(tmp_path):
     matrices = confusions(0.7, 3)
-    assert same(run_images(cells_of(matrices)), images_of(matrices))
+    assert same(run_images(cells_of(matrices), tmp_path), images_of(matrices))
 
 
 def test_what_is_written_is_read_again(tmp_path):

@@ -8,3 +8,4 @@ lie beside this file, in an installation below it.
 from pathlib import Path
 
 __path__ = [str(Path(__file__).resolve().parent)]
+"""Where the packages lie. With it, this file is a package although it is not named `__init__.py`."""

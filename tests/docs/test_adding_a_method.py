@@ -29,9 +29,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for package in ("benchmark", "datasets", "methods", "tests"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(CHECKOUT / "pyproject.toml", folder)
+    for name in ("pyproject.toml", "seedbed.py"):
+        shutil.copy(CHECKOUT / name, folder)
     for name in set(METHODS.names()) - {"cam"}:
-        (folder / "methods" / f"{name}.py").unlink()
+        package = folder / "methods" / name
+        shutil.rmtree(package) if package.is_dir() else package.with_suffix(".py").unlink()
     found = re.search(r"Save this as `(.+?)`:\n\n```python\n(.*?)```", PAGE, re.S)
     assert found, "the page shows no file"
     path, content = found.groups()

@@ -25,8 +25,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    tracked = {
-        str(path.relative_to(CHECKOUT))
+    tracked = {"seedbed/__init__.py", "seedbed/py.typed"} | {
+        f"seedbed/{path.relative_to(CHECKOUT)}"
         for package in PACKAGES
         for path in (CHECKOUT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
@@ -38,7 +38,7 @@ def test_the_packages_import_and_the_command_runs_from_the_wheel(wheel, tmp_path
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     program = (
         "import sys; sys.path.insert(0, 'site')\n"
-        "import benchmark, methods, datasets, leaderboard\n"
+        "from seedbed import benchmark, methods, datasets, leaderboard\n"
         "assert all('site' in m.__path__[0] for m in (benchmark, methods, datasets, leaderboard))\n"
         "from seedbed.benchmark.pipeline.registry import METHODS\n"
         "assert 'cam' in METHODS.names()\n"
@@ -57,8 +57,10 @@ def test_the_packages_import_and_the_command_runs_from_the_wheel(wheel, tmp_path
 
 def test_the_leaderboard_never_imports_torch():
     program = (
-        "import pkgutil, importlib, sys, leaderboard\n"
-        "for module in pkgutil.walk_packages(leaderboard.__path__, 'leaderboard.'): importlib.import_module(module.name)\n"  # noqa: E501
+        "import pkgutil, importlib, sys; from seedbed import leaderboard\n"
+        "for module in pkgutil.walk_packages(leaderboard.__path__, 'seedbed.leaderboard.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "assert 'seedbed.leaderboard.site.pages' in sys.modules\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

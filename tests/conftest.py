@@ -1,4 +1,4 @@
-"""Data shared by the tests: a tiny Chimera in both layouts, and the real VOC images where they are."""
+"""Data shared by the tests: a tiny Chimera in both layouts, and real images if environment variables name them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from seedbed.datasets.base import Dataset
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-REAL_VOC = CHECKOUT.parent / "shared/voc12_animals/VOCdevkit/VOC2012"
-REAL_WEIGHTS = CHECKOUT.parent / "shared/weights/squeezenet1_0_imagenet.pth"
+REAL = {
+    "VOC": "the root of VOC images with masks, in VOC's layout",
+    "TAGS": "a CSV file with the tags of these images",
+    "COCO": "the root of COCO images with their annotations, in COCO's layout",
+    "WEIGHTS": "a folder with `squeezenet1_0_imagenet.pth`, torchvision's ImageNet weights of SqueezeNet 1.0",
+}
+"""The environment variables SEEDBED_REAL_…, which say where real data lie, and what each is."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,19 +83,36 @@ def _repeated(draw: Callable[..., Tensor], block: int = 1 << 16) -> Callable[...
     return fill
 
 
+def real(name: str, file: str = "") -> Path:
+    """Return where real data lie; skip the test if the variable SEEDBED_REAL_`name` does not say it."""
+    given = os.environ.get(f"SEEDBED_REAL_{name}")
+    if not given:
+        pytest.skip(f"SEEDBED_REAL_{name} is not set: {REAL[name]}")
+    path = Path(given, file)
+    if not path.exists():
+        pytest.fail(f"SEEDBED_REAL_{name}={given}: {path} does not exist")
+    return path
+
+
 @pytest.fixture(scope="session")
 def real_voc() -> Path:
-    """Return the root of the real VOC images; skip where they are absent."""
-    root = Path(os.environ.get("SEEDBED_REAL_VOC", REAL_VOC))
-    if not root.is_dir():
-        pytest.skip("the real VOC images are not here; SEEDBED_REAL_VOC says where they are")
-    return root
+    """Return the root of the real VOC images."""
+    return real("VOC")
+
+
+@pytest.fixture(scope="session")
+def real_tags() -> Path:
+    """Return a CSV file with tags of the real VOC images."""
+    return real("TAGS")
+
+
+@pytest.fixture(scope="session")
+def real_coco() -> Path:
+    """Return the root of the real COCO images."""
+    return real("COCO")
 
 
 @pytest.fixture(scope="session")
 def real_weights() -> Path:
-    """Return the ImageNet weights of SqueezeNet 1.0; skip where they are absent."""
-    path = Path(os.environ.get("SEEDBED_REAL_WEIGHTS", REAL_WEIGHTS))
-    if not path.is_file():
-        pytest.skip("no ImageNet weights of SqueezeNet here; SEEDBED_REAL_WEIGHTS says where they are")
-    return path
+    """Return the ImageNet weights of SqueezeNet 1.0."""
+    return real("WEIGHTS", "squeezenet1_0_imagenet.pth")

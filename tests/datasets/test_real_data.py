@@ -1,4 +1,4 @@
-"""On real VOC images with real ImageNet weights, where they are (see conftest.py)."""
+"""On real images with real ImageNet weights, if environment variables name them (tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import run_trial
 from seedbed.benchmark.trials.trial import Trial
-from seedbed.datasets.base import Split
+from seedbed.datasets.base import IGNORE_INDEX, Split
+from seedbed.datasets.coco2014 import DATASET as COCO
+from seedbed.datasets.coco2014.masks import rasterise
+from seedbed.datasets.tools.check import check
 from seedbed.datasets.voc2012 import DATASET
 
 pytestmark = pytest.mark.real_data
@@ -24,6 +27,22 @@ def test_the_true_masks_score_perfectly_and_empty_ones_as_background_alone(real_
     perfect = score_masks(PngMasks(real_voc / "SegmentationClassAug"), view)
     assert perfect.confusion.miou() == 1.0
     assert perfect.images == 200
+
+
+def test_the_masks_of_real_coco_are_drawn_and_agree_with_the_tags(real_coco, tmp_path):
+    masks = tmp_path / "masks"
+    drawn = rasterise(real_coco, masks)
+    data = COCO.open(real_coco, masks=masks)
+    assert drawn == len(data.ids(Split.WEAK)) + len(data.ids(Split.VAL))
+    assert len(data.classes) == 80
+    for split in (Split.TRAIN, Split.VAL):
+        view = data.split(split)
+        for image_id in view.ids[::8]:
+            mask, (height, width) = view.mask(image_id), view.image(image_id).shape[:2]
+            assert mask.shape == (height, width)
+            # Small objects may be hidden, and crowds are ignored; nothing may be there that is not tagged.
+            assert {*np.unique(mask).tolist()} - {0, IGNORE_INDEX} <= {*view.tags(image_id)}
+    assert [problem for problem in check(data) if problem.severity == "error"] == []
 
 
 @pytest.mark.slow

@@ -165,7 +165,9 @@ class InferCam(Stage):
     seeded = False
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
-    scales: tuple[float, ...] = hp((1.0, 0.5, 1.5, 2.0), low=0.1, high=4, source="PSA and IRN code")
+    scales: tuple[float, ...] = hp(
+        (1.0, 0.5, 1.5, 2.0), low=0.1, high=4, source="PSA and IRN code", report_as="multi_scale"
+    )
     flip: bool = hp(True, source="PSA and IRN code")
     square_root: bool = hp(False, source="PSA code, VGG-16 only: the square root of the map at each scale")
     cell: int = hp(4, low=1, high=64, source="pixels of the image to a cell of the stored maps; PSA code: 1")

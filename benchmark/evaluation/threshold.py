@@ -37,7 +37,7 @@ class SelectThreshold(Stage):
     produces = Kind.THRESHOLD
     seeded = False
 
-    selection: Literal["fixed", "tuned", "oracle"] = hp("tuned", source="docs/protocol.md")
+    selection: Literal["fixed", "tuned", "oracle"] = hp("tuned", source="docs/protocol.md", report_as="selection")
     value: float = hp(0.15, low=0, high=1, source="IRN and SC-CAM code; used if fixed")
     tuned: float | None = hp(
         None,

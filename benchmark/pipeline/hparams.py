@@ -39,6 +39,8 @@ class HyperParameter:
     """(field, value): the parameter has an effect only where that other field has that value."""
     source: str
     """Where the default comes from: paper, equation, table, or `code` of the authors."""
+    report_as: str
+    """The condition of a row of the leaderboard that the setting is; empty: none (trials/conditions.py)."""
 
 
 def hp(
@@ -50,15 +52,18 @@ def hp(
     on_request: bool = False,
     when: tuple[str, Any] | None = None,
     source: str = "",
+    report_as: str = "",
 ) -> Any:
     """Declare a hyper-parameter of a stage.
 
     Values outside [`low`, `high`] are refused. Bounds that are not given are those of `space`. The choices of
-    a `Literal` type are its bounds.
+    a `Literal` type are its bounds. `report_as` makes the setting a condition of that name, which MLflow and the
+    leaderboard show.
     """
     low = getattr(space, "low", None) if low is None else low
     high = getattr(space, "high", None) if high is None else high
-    return field(default=default, metadata={"hp": HyperParameter(space, low, high, on_request, when, source)})
+    declaration = HyperParameter(space, low, high, on_request, when, source, report_as)
+    return field(default=default, metadata={"hp": declaration})
 
 
 def declared(stage: type[object]) -> dict[str, HyperParameter]:

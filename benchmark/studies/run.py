@@ -296,13 +296,13 @@ def _number(number: str) -> str:
 def _protocol(study: Study, settings: SweepSettings, trials: Mapping[tuple[str, int], Measured]) -> dict[str, str]:
     """Return the conditions of our numbers in words."""
     first = next(iter(trials.values()), None)
-    facts: Mapping[str, Any] = {} if first is None else first.spec.facts
+    conditions: Mapping[str, Any] = {} if first is None else first.spec.conditions
     ours = {
         "dataset": settings.dataset_names()[0],
-        "data digest": str(facts.get("data_digest", ""))[:12],
+        "data digest": "" if first is None else first.spec.digest[:12],
         "splits of maps": ", ".join(study.maps_on),
-        "backbone": str(facts.get("backbone", "")),
-        "initialisation": str(facts.get("initialisation", ""))[:19],
+        "backbone": str(conditions.get("backbone", "")),
+        "initialisation": str(conditions.get("initialisation", ""))[:19],
         "image side": str(settings.size or "as they are"),
         "random seeds": ", ".join(map(str, settings.seeds)),
     }

@@ -1,7 +1,7 @@
 """Runs a sweep: one Ray Tune run over all cells, resumable at any moment.
 
     sweeps/NAME/sweep.yaml     the settings         sweeps/NAME/studies.db   the Optuna studies (SQLite)
-    sweeps/NAME/sweep.json     cells and facts      sweeps/NAME/trials/      one folder per trial (trial_files.py)
+    sweeps/NAME/sweep.json     cells, conditions    sweeps/NAME/trials/      one folder per trial (trial_files.py)
     sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
 
 What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.search import Settings, Space, check_tune, search_space
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
+from seedbed.benchmark.trials.conditions import conditions_of
 from seedbed.benchmark.trials.plan import Plan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
-from seedbed.datasets.base import Dataset, Split
-from seedbed.datasets.tools.check import preflight, val_in_training
+from seedbed.datasets.base import Dataset
+from seedbed.datasets.tools.check import preflight
 
 
 @dataclass
@@ -38,36 +39,15 @@ class CellPlan:
     fixed: Settings
     """The sweep's settings that this cell's stages have."""
 
-    def facts(self) -> dict[str, Any]:
-        """Return the conditions of every trial of the cell, which a missing trial shows too."""
-        trial, stages, method = self.default.trial, self.default.chain.stages, self.default.chain.method
-        values = [stage.settings() for stage in stages]
-        crf = next((v["preset"] for v in values if "preset" in v), "none")
-        scales = next((v["scales"] for s, v in zip(stages, values, strict=True) if "scales" in v), None)
-        chosen = next((v["selection"] for v in values if "selection" in v), "none")
-        # Read from the stage, so that no way of setting it escapes the mark.
-        network = self.default.chain.segment[0].settings() if self.default.chain.segment else {}
-        initialisation = network.get("weights", trial.weights)
-        masks = "+COCO masks" if initialisation == "coco" else ""
-        val = "+val images" if trial.allow_val_in_training and val_in_training(self.data) else ""
-        return {
-            "method": self.cell.method,
-            "refiner": self.cell.refiner,
-            "dataset": self.cell.dataset,
-            "variant": self.cell.variant,
-            "supervision": "" if method is None else method.supervision + masks + val,
-            "backbone": trial.backbone,
-            "initialisation": trial.weights,
-            "segmentation_backbone": network.get("backbone", trial.backbone),
-            "segmentation_initialisation": initialisation,
-            "crf_preset": crf,
-            "multi_scale": "none" if scales is None else ",".join(f"{scale:g}" for scale in scales),
-            "segmentation": "deeplab" if self.default.chain.segment else "none",
-            "selection": chosen,
-            "tuning_masks": len(self.data.ids(Split.TUNE)),
-            "data_digest": self.digest,
-            "segment": trial.segment,
-        }
+    @property
+    def conditions(self) -> dict[str, str | int]:
+        """The conditions of every trial of the cell, which a missing trial shows too."""
+        return conditions_of(self.default)
+
+    def description(self) -> dict[str, Any]:
+        """Return what `sweep.json` says of the cell."""
+        digest, segment = {"data_digest": self.digest}, {"segment": self.default.trial.segment}
+        return {**asdict(self.cell), **self.conditions, **digest, **segment}
 
 
 @dataclass
@@ -121,7 +101,7 @@ class SweepPlan:
             trial,
             cell.dataset_spec,
             cell.digest,
-            cell.facts(),
+            cell.conditions,
             rivals,
         )
 
@@ -140,7 +120,7 @@ class SweepPlan:
             "seeds": list(self.settings.seeds),
             "tune": list(self.settings.tune),
             "objective": str(OBJECTIVE[0]),
-            "cells": [cell.facts() for cell in self.cells],
+            "cells": [cell.description() for cell in self.cells],
         }
 
 

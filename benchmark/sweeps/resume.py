@@ -30,8 +30,8 @@ from seedbed.benchmark.sweeps.trial_files import (
     write_text,
 )
 
-WEIGHTS_FACTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
-"""The facts of a cell that are the digest of a weights file, with the options that give the file."""
+WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
+"""The conditions that are the digest of a weights file, with the options that give the file."""
 
 
 def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
@@ -76,14 +76,14 @@ def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
     }
     before = _description(path, reporter)
     if before is not None:
-        old, new = ({_cell(facts): facts for facts in d["cells"]} for d in (before, description))
+        old, new = ({_cell(entry): entry for entry in d["cells"]} for d in (before, description))
         if lost := sorted(old.keys() ^ new.keys()):
             raise ConfigError(
                 f"{path}: {' × '.join(filter(None, lost[0]))} is not a cell of both this code and the code that "
                 "the sweep began with; give the sweep a new name"
             )
-        for cell, facts in new.items():
-            _check_same_content(old[cell], facts)
+        for cell, entry in new.items():
+            _check_same_content(old[cell], entry)
         description |= {"id": before["id"], "code": before["code"]}
     write_text(path, json.dumps(description, indent=1))
 
@@ -101,8 +101,8 @@ def _description(path: Path, reporter: Reporter) -> dict[str, Any] | None:
 
 def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise DataError if a cell's data set or weights file has another content than when the sweep began."""
-    for key, what in {"data_digest": new["dataset"], **WEIGHTS_FACTS}.items():
-        # A sweep of an earlier version may lack a fact that came later.
+    for key, what in {"data_digest": new["dataset"], **WEIGHTS}.items():
+        # A sweep of an earlier version may lack a condition that came later.
         before, now = str(old.get(key, "")), str(new.get(key, ""))
         if before and before != now:
             raise DataError(
@@ -126,8 +126,8 @@ def update_dataset_specs(folder: Path, plan: SweepPlan) -> None:
             write_text(path, replace(spec, dataset_spec=dataset_spec).to_json())
 
 
-def _cell(facts: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(facts.get(name, "")) for name in ("method", "refiner", "dataset", "variant"))
+def _cell(entry: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(entry.get(name, "")) for name in ("method", "refiner", "dataset", "variant"))
 
 
 def forget_damaged(folder: Path, reporter: Reporter) -> None:

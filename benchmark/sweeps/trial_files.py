@@ -1,7 +1,7 @@
 """One trial of a sweep as a file: what to do (`job.json`) and how it ended (`result.json`).
 
 sweeps/NAME/trials/KEY/
-    job.json         cell, phase, trial, data set, facts about it     records.parquet   the numbers
+    job.json         cell, phase, trial, data set, its conditions     records.parquet   the numbers
     result.json      written last: status, objective, stages          losses.json       by stage and epoch
     config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
     per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
@@ -23,12 +23,13 @@ from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.sweeps.search import Status
 from seedbed.benchmark.sweeps.settings import Cell
+from seedbed.benchmark.trials.conditions import conditions_in
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.io.images import atomic
 
 Phase = Literal["search", "confirm"]
 SettingsName = Literal["default", "suggested", "best"]
-FIELDS = {"dataset_spec": "place"}
+FIELDS = {"dataset_spec": "place", "conditions": "facts"}
 """The fields of a spec that have another name in `job.json`."""
 
 
@@ -46,8 +47,8 @@ class TrialSpec:
     dataset_spec: DatasetSpec
     digest: str
     """The data set's content digest."""
-    facts: Mapping[str, Any]
-    """What the tracker and the leaderboard say about the cell (benchmark/sweeps/plan.py: facts)."""
+    conditions: Mapping[str, Any]
+    """What the numbers depend on, for the tracker and the leaderboard (benchmark/trials/conditions.py)."""
     rivals: Sequence[Sequence[float]] | None = None
     """Loss curves to compare the first training with; None: no early stopping."""
 
@@ -84,6 +85,7 @@ class TrialSpec:
         content["cell"] = Cell(**content["cell"])
         content["trial"] = Trial(**content["trial"])
         content["dataset_spec"] = DatasetSpec(**content.pop(FIELDS["dataset_spec"]))
+        content["conditions"] = conditions_in(content.pop(FIELDS["conditions"]))
         return cls(**content)
 
 

@@ -34,8 +34,8 @@ def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
         yield from ("--supervision", trial.supervision)
     yield from (
         "--backbone",
-        str(spec.facts["backbone"]),
-        *_weights("--weights", str(spec.facts["initialisation"])),
+        str(spec.conditions["backbone"]),
+        *_weights("--weights", str(spec.conditions["initialisation"])),
     )
     if trial.segmentation_backbone is not None and not searching:
         yield from ("--segmentation-backbone", trial.segmentation_backbone)

@@ -51,19 +51,6 @@ METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
 DELIVERED = "delivered.json"
 CLOSED = "closed"
 """Says that a sweep's parent run was ended."""
-FACTS_AS_TAGS = (
-    "supervision",
-    "backbone",
-    "initialisation",
-    "segmentation_backbone",
-    "segmentation_initialisation",
-    "crf_preset",
-    "multi_scale",
-    "segmentation",
-    "selection",
-    "tuning_masks",
-    "data_digest",
-)
 FILES = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt", "records.parquet")
 
 
@@ -258,8 +245,8 @@ def tags_of(spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> dic
         "phase": spec.phase,
         "settings": spec.settings,
         "number": "" if spec.number is None else str(spec.number),
-        # A trial of an earlier version may lack a fact that came later.
-        **{name: str(spec.facts.get(name, "")) for name in FACTS_AS_TAGS},
+        **{name: str(value) for name, value in spec.conditions.items()},
+        "data_digest": spec.digest,
         "code": code.removesuffix("+dirty"),
         "dirty": str(code.endswith("+dirty")).lower(),
         "device": outcome.device,

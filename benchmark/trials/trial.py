@@ -30,9 +30,9 @@ class Trial:
     seed: int = 0
     supervision: Literal["weak", "full"] = "weak"
     """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
-    backbone: str | None = None
+    backbone: str | None = field(default=None, metadata={"report_as": "backbone"})
     """None: `tiny` for images of at most 128 pixels, else `resnet50`."""
-    weights: str | None = None
+    weights: str | None = field(default=None, metadata={"report_as": "initialisation"})
     """`none`, `imagenet`, or the path of a state dict; None: `imagenet` where the backbone has it."""
     segmentation_backbone: str | None = None
     """Of the segmentation network; None: `backbone`."""

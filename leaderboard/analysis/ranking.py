@@ -15,6 +15,7 @@ from seedbed.benchmark.evaluation import records
 from seedbed.benchmark.evaluation.records import RecordName, Selection, first_value
 from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
+from seedbed.leaderboard.data.conditions import RANK_NEEDS, column_names, shown
 from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
 
 SEEDS_NEEDED = 3
@@ -30,6 +31,7 @@ class Measure:
     name: str
     section: str
     title: str
+    meaning: str
     records: tuple[RecordName, ...]
     """The first that a run has counts: masks that need no threshold have no selection."""
 
@@ -48,24 +50,71 @@ def _maps(metric: str, selection: Selection = "none") -> tuple[RecordName, ...]:
 
 
 MEASURES = (
-    Measure("maps_mIoU_fixed", "Maps", "mIoU fixed", _maps("mIoU", "fixed")),
-    Measure("maps_mIoU_tuned", "Maps", "mIoU tuned", _maps("mIoU", "tuned")),
-    Measure("maps_mIoU_oracle", "Maps", "mIoU oracle", _maps("mIoU", "oracle")),
-    Measure("maps_soft_overlap", "Maps", "Overlap", _maps("msoft_overlap")),
-    Measure("maps_soft_precision", "Maps", "Precision", _maps("msoft_precision")),
-    Measure("maps_soft_recall", "Maps", "Recall", _maps("msoft_recall")),
-    Measure("pseudo_mask_mIoU", "Pseudo-masks", "mIoU", records.PSEUDO_MASK),
-    Measure("one_step_mIoU", "Segmentation", "one-step val", (RecordName("one_step", "val", "mIoU"),)),
-    Measure("val_mIoU", "Segmentation", "val mIoU", records.VAL),
+    Measure(
+        "maps_mIoU_fixed",
+        "Maps",
+        "mIoU fixed",
+        "localisation maps on `train`, cut at the constant that the paper gives",
+        _maps("mIoU", "fixed"),
+    ),
+    Measure(
+        "maps_mIoU_tuned",
+        "Maps",
+        "mIoU tuned",
+        "the same maps, cut where it is best for the masks of `tune`",
+        _maps("mIoU", "tuned"),
+    ),
+    Measure(
+        "maps_mIoU_oracle",
+        "Maps",
+        "mIoU oracle",
+        "the same maps, cut where it is best for `train` itself: it looks at the answer",
+        _maps("mIoU", "oracle"),
+    ),
+    Measure(
+        "maps_soft_overlap",
+        "Maps",
+        "Overlap",
+        "soft intersection over union of the maps, without a threshold",
+        _maps("msoft_overlap"),
+    ),
+    Measure(
+        "maps_soft_precision",
+        "Maps",
+        "Precision",
+        "how much of the maps is on the object",
+        _maps("msoft_precision"),
+    ),
+    Measure(
+        "maps_soft_recall",
+        "Maps",
+        "Recall",
+        "how much of the object is covered by the maps",
+        _maps("msoft_recall"),
+    ),
+    Measure(
+        "pseudo_mask_mIoU",
+        "Pseudo-masks",
+        "mIoU",
+        "masks after the refiner on `train`, at the tuned threshold where there is one",
+        records.PSEUDO_MASK,
+    ),
+    Measure(
+        "one_step_mIoU",
+        "Segmentation",
+        "one-step val",
+        "the network of a one-step method itself, on `val`",
+        (RecordName("one_step", "val", "mIoU"),),
+    ),
+    Measure(
+        "val_mIoU",
+        "Segmentation",
+        "val mIoU",
+        "the segmentation network that was trained on the pseudo-masks, on `val`",
+        records.VAL,
+    ),
 )
-PSEUDO_MASK, _, VAL = MEASURES[-3:]
-SPLITS = {PSEUDO_MASK: "train", VAL: "val"}
-FIELDS = {
-    "crf_preset": "CRF preset",
-    "multi_scale": "multi-scale",
-    "selection": "selection",
-    "tuning_masks": "number of masks used for tuning",
-}
+VAL, PSEUDO_MASK = (next(m for m in MEASURES if m.records == names) for names in records.RANKED.values())
 
 
 @dataclass(frozen=True)
@@ -76,8 +125,10 @@ class Row:
     refiner: str
     settings: str
     seeds: tuple[int, ...]
-    fields: Mapping[str, str]
-    """The conditions by the names of FIELDS, and `evaluation`: the split that the line is ranked by."""
+    conditions: Mapping[str, str]
+    """Those that have a column, by name."""
+    ranked_on: str
+    """The split that decides the rank."""
     values: Mapping[str, Summary | str]
     """By measure: mean and spread over random seeds, or what stands in their place."""
     gain: Summary | None
@@ -149,13 +200,14 @@ class Board:
 def board_of(table: Any) -> Board:
     """Return the leaderboard of a snapshot's table."""
     runs = runs_of(table)
+    conditions = column_names(name for run in runs for name in run.conditions)
     return Board(
         sweep=", ".join(sorted({run.sweep for run in runs})),
         trials=max((run.trials for run in runs), default=0),
         seeds=tuple(sorted({run.seed for run in runs if run.phase == "confirm"})),
         hardware=tuple(_known(run.hardware for run in runs)),
         code=tuple(_known(run.code for run in runs)),
-        groups=tuple(_group(scope, lines) for scope, lines in entries(runs).items()),
+        groups=tuple(_group(scope, lines, conditions) for scope, lines in entries(runs).items()),
     )
 
 
@@ -169,13 +221,15 @@ def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
     return found
 
 
-def _group(scope: Scope, lines: list[Entry]) -> Group:
+def _group(scope: Scope, lines: list[Entry], conditions: Sequence[str]) -> Group:
     confirmed = [run for line in lines for run in line.confirm]
     present = [m for m in MEASURES if any(m.of(run) is not None or m.uncounted(run) for run in confirmed)]
     measure = measures(confirmed)[scope]
     bars = _bars_of_group(scope, lines)
     defaults = {(line.method, line.refiner): line for line in lines if line.settings in ("default", BOTH)}
-    rows = [_row(line, defaults.get((line.method, line.refiner)), present, measure, bars) for line in lines]
+    rows = [
+        _row(line, defaults.get((line.method, line.refiner)), present, measure, conditions, bars) for line in lines
+    ]
     return Group(*scope, measure, _ranked(rows, measure))
 
 
@@ -189,17 +243,24 @@ def _bars_of_group(scope: Scope, lines: list[Entry]) -> list[str]:
     return bars
 
 
-def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Measure, bars: list[str]) -> Row:
+def _row(
+    line: Entry,
+    default: Entry | None,
+    present: list[Measure],
+    measure: Measure,
+    conditions: Sequence[str],
+    bars: list[str],
+) -> Row:
     status = _status(line.confirm)
     values = {m.name: _value(line, m, status) if m in present else NOTHING for m in MEASURES}
-    fields = {name: _known(getattr(run, name) for run in _finished(line)) for name in FIELDS}
+    told = {name: _known(run.conditions.get(name) for run in _finished(line)) for name in conditions}
     gain_on, gain = _gain(line, default)
-    ranked_by = values[measure.name]
+    ranked_by, split = values[measure.name], measure.records[0].split
     if status == "complete" and not isinstance(ranked_by, Summary):
-        what = f"{SPLITS[measure]} mIoU of its {'network' if measure is VAL else 'pseudo-masks'}"
+        what = f"{split} mIoU of its {'network' if measure is VAL else 'pseudo-masks'}"
         why = {
             NOTHING: f"no {what}",
-            UNCOUNTED: f"no {what}: every pixel of the true masks of {SPLITS[measure]} is 255, so none is counted",
+            UNCOUNTED: f"no {what}: every pixel of the true masks of {split} is 255, so none is counted",
         }
         bars = [*bars, why.get(ranked_by, f"{what} {ranked_by}")]
     return Row(
@@ -207,8 +268,8 @@ def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Me
         refiner=line.refiner,
         settings=line.settings,
         seeds=tuple(sorted({run.seed for run in line.confirm})),
-        fields={name: ", ".join(texts) or NOTHING for name, texts in fields.items()}
-        | {"evaluation": SPLITS[measure] if isinstance(ranked_by, Summary) else NOTHING},
+        conditions={name: ", ".join(texts) or NOTHING for name, texts in told.items()},
+        ranked_on=split if isinstance(ranked_by, Summary) else NOTHING,
         values=values,
         gain=gain,
         gain_on=gain_on,
@@ -216,7 +277,7 @@ def _row(line: Entry, default: Entry | None, present: list[Measure], measure: Me
         trials=spent(line.search),
         classes=_classes(line.confirm, measure) if status == "complete" else {},
         status=status,
-        bars=(*_unfinished(line.confirm), *_bars(line, fields), *bars),
+        bars=(*_unfinished(line.confirm), *_bars(line, told), *bars),
         notes=tuple(_notes(line)),
     )
 
@@ -269,7 +330,7 @@ def _unfinished(confirm: Sequence[Run]) -> list[str]:
     ]
 
 
-def _bars(line: Entry, fields: Mapping[str, Sequence[str]]) -> list[str]:
+def _bars(line: Entry, conditions: Mapping[str, Sequence[str]]) -> list[str]:
     bars = []
     seeds = [run.seed for run in line.confirm]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
@@ -278,10 +339,10 @@ def _bars(line: Entry, fields: Mapping[str, Sequence[str]]) -> list[str]:
     if len(set(seeds)) < SEEDS_NEEDED:
         bars.append(f"{_count(len(set(seeds)), 'seed')}, and {SEEDS_NEEDED} are needed")
     if any(run.status == "complete" for run in line.confirm):
-        bars += [f"its {FIELDS[name]} was not recorded" for name, texts in fields.items() if not texts]
+        bars += [f"its {shown(name).words} was not recorded" for name in RANK_NEEDS if not conditions[name]]
     bars += [
-        f"its seeds differ in {FIELDS[name]}: {', '.join(texts)}"
-        for name, texts in fields.items()
+        f"its seeds differ in {shown(name).words}: {', '.join(texts)}"
+        for name, texts in conditions.items()
         if len(texts) > 1
     ]
     if line.settings == "best" and not spent(line.search):

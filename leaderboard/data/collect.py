@@ -17,6 +17,7 @@ from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import sqlite_file, without_folders
 from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
+from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.expected import Plan
 from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of
 
@@ -169,10 +170,10 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
     """
     key = tags.get("seedbed.key", "")
     try:
-        seed, masks = int(tags["seed"]), tags.get("tuning_masks", "")
+        seed = int(tags["seed"])
+        int(tags.get("tuning_masks") or 0)
         stages: dict[str, Any] = json.loads(tags.get("stages") or "{}")
         costs = {f"{STAGE}{stage}": float(seconds) for stage, seconds in stages.items()}
-        tuning_masks = int(masks) if masks else None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"trial {key!r} of sweep {plan.name!r} has tags that cannot be read: {error!r}") from None
 
@@ -185,16 +186,9 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
         method=tag("method"),
         refiner=tag("refiner"),
         dataset=tag("dataset"),
-        supervision=tag("supervision"),
-        backbone=tag("backbone"),
-        initialisation=tag("initialisation"),
-        segmentation_backbone=tag("segmentation_backbone"),
-        segmentation_initialisation=tag("segmentation_initialisation"),
-        crf_preset=tag("crf_preset"),
-        multi_scale=tag("multi_scale"),
-        segmentation=tag("segmentation"),
-        selection=tag("selection"),
-        tuning_masks=tuning_masks,
+        conditions={
+            name: tag(name) for name in (*CONDITIONS, *plan.conditions) if name in CONDITIONS or tag(name)
+        },
         phase=tag("phase"),
         settings=tag("settings"),
         number=tag("number"),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.trials.conditions import conditions_in
+from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.snapshot import Run
 
 VERSION = 1
@@ -22,6 +24,11 @@ class Plan:
     seeds: tuple[int, ...]
     cells: tuple[Mapping[str, Any], ...]
     """Method, refiner, data set and conditions, as columns of the snapshot."""
+
+    @property
+    def conditions(self) -> list[str]:
+        """The names of the conditions that the sweep recorded."""
+        return [*dict.fromkeys(name for cell in self.cells for name in conditions_in(cell))]
 
     @classmethod
     def parse(cls, plan: Mapping[str, Any]) -> Plan:
@@ -54,8 +61,9 @@ class Plan:
 
     def _missing(self, cell: Mapping[str, Any], settings: str, seed: int) -> Run:
         def text(name: str) -> str:
-            return str(cell.get(name) or "")
+            return "" if cell.get(name) is None else str(cell[name])
 
+        conditions = {name: text(name) for name in (*CONDITIONS, *conditions_in(cell))}
         names = ("method", "refiner", "dataset", "supervision", "backbone", "initialisation")
         return Run(
             sweep=self.name,
@@ -63,16 +71,7 @@ class Plan:
             method=text("method"),
             refiner=text("refiner"),
             dataset=text("dataset"),
-            supervision=text("supervision"),
-            backbone=text("backbone"),
-            initialisation=text("initialisation"),
-            segmentation_backbone=text("segmentation_backbone"),
-            segmentation_initialisation=text("segmentation_initialisation"),
-            crf_preset=text("crf_preset"),
-            multi_scale=text("multi_scale"),
-            segmentation=text("segmentation"),
-            selection="",
-            tuning_masks=cell.get("tuning_masks"),
+            conditions=conditions | {"selection": ""},
             phase="confirm",
             settings=settings,
             number="",

@@ -1,16 +1,18 @@
 """The snapshot: everything that the tables are made from, in one file, `results.parquet`.
 
-One row a run and metric; a run without metrics has one row whose metric is null. The schema's metadata holds the
+One row per run and metric; a run without metrics has one row whose metric is null. The schema's metadata holds the
 version under `seedbed.results`. The columns:
 
 | column | what it holds |
 |---|---|
 | sweep, key | the sweep, and the key that is the run's own within it |
-| method, refiner, dataset, supervision, backbone, initialisation, segmentation | what was run |
+| method, refiner, dataset | what was run |
+| supervision, backbone, initialisation, segmentation | under which conditions; empty or null: not recorded |
 | segmentation_backbone, segmentation_initialisation | of the segmentation network; empty: the method's |
 | crf_preset, multi_scale | settings of the dense CRF, scales of inference |
 | selection | how the threshold of the training masks was chosen |
-| tuning_masks | how many masks a choice of threshold or settings could see; null if that was not recorded |
+| tuning_masks | how many masks a choice of threshold or settings could see |
+| any other column of text | a condition that a setting is reported as (benchmark/trials/conditions.py) |
 | phase | `search`, or `confirm`: the trials that are reported |
 | settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
 | parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
@@ -29,7 +31,7 @@ The rows are in a fixed order, without run ids and times of day: the same result
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -39,16 +41,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seedbed.benchmark.errors import DataError
+from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE
 
 VERSION = b"3"
 STAGE = "stage/"
 _WHOLE = ("tuning_masks", "seed", "trials")
+"""The columns of whole numbers."""
 _SINCE = {
     b"1": ("segmentation_backbone", "segmentation_initialisation", "parameters", "space", "command"),
     b"2": ("parameters", "space", "command"),
     VERSION: (),
 }
-"""The columns, all of text, that came after a version."""
+"""The columns, all of text, that came after each version."""
 
 
 class Scope(NamedTuple):
@@ -71,16 +75,8 @@ class Run:
     method: str
     refiner: str
     dataset: str
-    supervision: str
-    backbone: str
-    initialisation: str
-    segmentation_backbone: str = ""
-    segmentation_initialisation: str = ""
-    crf_preset: str
-    multi_scale: str
-    segmentation: str
-    selection: str
-    tuning_masks: int | None
+    conditions: Mapping[str, str]
+    """By name, those of CONDITIONS and others; "" if one was not recorded."""
     phase: str
     settings: str
     number: str
@@ -102,13 +98,10 @@ class Run:
     @property
     def scope(self) -> Scope:
         """What the run may be compared within."""
-        return Scope(
-            self.dataset,
-            self.supervision,
-            self.backbone,
-            self.initialisation,
-            self.segmentation_backbone or self.backbone,
-            self.segmentation_initialisation or self.initialisation,
+        scope = Scope(self.dataset, *(self.conditions[name] for name in SCOPE))
+        return scope._replace(
+            segmentation_backbone=scope.segmentation_backbone or scope.backbone,
+            segmentation_initialisation=scope.segmentation_initialisation or scope.initialisation,
         )
 
     @property
@@ -126,15 +119,16 @@ class Run:
         }
 
 
-COLUMNS = tuple(field.name for field in fields(Run) if field.name != "metrics")
-SCHEMA = pa.schema(
-    [
-        *((name, pa.int64() if name in _WHOLE else pa.string()) for name in COLUMNS),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-    ],
-    metadata={"seedbed.results": VERSION},
-)
+_FIELDS = tuple(field.name for field in fields(Run) if field.name not in ("conditions", "metrics"))
+
+
+def schema_of(others: Iterable[str] = ()) -> pa.Schema:
+    """Return the schema of a snapshot whose runs have `others` as conditions besides those that all have."""
+    # The conditions come after method, refiner and data set.
+    place = [field.name for field in fields(Run)].index("conditions")
+    names = (*_FIELDS[:place], *CONDITIONS, *sorted(others), *_FIELDS[place:])
+    columns = [(name, pa.int64() if name in _WHOLE else pa.string()) for name in names]
+    return pa.schema([*columns, ("metric", pa.string()), ("value", pa.float64())], {"seedbed.results": VERSION})
 
 
 def _order(run: Run) -> tuple[object, ...]:
@@ -153,12 +147,18 @@ def table_of(runs: Iterable[Run]) -> pa.Table:
         metrics += [name for name, _ in named] or [None]
         values += [value if value is not None and math.isfinite(value) else None for _, value in named] or [None]
         counts.append(max(1, len(named)))
-    columns = {
-        name: pa.array([getattr(run, name) for run in ordered], SCHEMA.field(name).type) for name in COLUMNS
-    }
+    schema = schema_of({name for run in ordered for name in run.conditions} - {*CONDITIONS})
+    columns = {name: pa.array(_column(ordered, name), schema.field(name).type) for name in schema.names[:-2]}
     repeated = pa.table(columns).take(pa.array(np.repeat(np.arange(len(ordered)), counts)))
     tail = [pa.array(metrics, pa.string()), pa.array(values, pa.float64())]
-    return pa.Table.from_arrays([*(column.combine_chunks() for column in repeated.columns), *tail], schema=SCHEMA)
+    return pa.Table.from_arrays([*(column.combine_chunks() for column in repeated.columns), *tail], schema=schema)
+
+
+def _column(runs: Sequence[Run], name: str) -> list[object]:
+    if name in _FIELDS:
+        return [getattr(run, name) for run in runs]
+    texts = [run.conditions.get(name, "") for run in runs]
+    return [int(text) if text else None for text in texts] if name in _WHOLE else list(texts)
 
 
 def runs_of(table: pa.Table) -> list[Run]:
@@ -171,11 +171,16 @@ def runs_of(table: pa.Table) -> list[Run]:
     metrics = table["metric"].combine_chunks().dictionary_encode()
     names, codes = metrics.dictionary.to_pylist(), metrics.indices.to_pylist()
     values = table["value"].to_pylist()
-    heads = table.select(list(COLUMNS)).take(pa.array(starts)).to_pylist()
+    heads = table.select(table.column_names[:-2]).take(pa.array(starts)).to_pylist()
     runs = []
     for head, start, end in zip(heads, starts.tolist(), ends, strict=True):
         measured = zip(codes[start:end], values[start:end], strict=True)
-        runs.append(Run(**head, metrics={names[code]: value for code, value in measured if code is not None}))
+        found = {name: head.pop(name) for name in [*head] if name not in _FIELDS}
+        conditions = {name: "" if value is None else str(value) for name, value in found.items()}
+        # One that only other runs have is no condition of this one.
+        conditions = {name: text for name, text in conditions.items() if text or name in CONDITIONS}
+        own = {names[code]: value for code, value in measured if code is not None}
+        runs.append(Run(**head, conditions=conditions, metrics=own))
     return runs
 
 
@@ -200,8 +205,9 @@ def read_snapshot(path: Path) -> pa.Table:
         raise DataError(f"{path}: a snapshot of version {version!r}, this Seedbed reads {VERSION!r}")
     for name in set(_SINCE[version]) - set(table.column_names):
         table = table.append_column(name, pa.repeat("", table.num_rows))
-    if set(table.column_names) == set(SCHEMA.names):
-        table = table.select(SCHEMA.names).replace_schema_metadata(SCHEMA.metadata)
-    if not table.schema.equals(SCHEMA):
+    schema = schema_of({*table.column_names} - {*schema_of().names})
+    if {*table.column_names} == {*schema.names}:
+        table = table.select(schema.names).replace_schema_metadata(schema.metadata)
+    if not table.schema.equals(schema):
         raise DataError(f"{path}: a snapshot with other columns than version {version.decode()} has")
     return table

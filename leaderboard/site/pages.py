@@ -20,10 +20,11 @@ from seedbed.leaderboard.site.gallery import DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, repeats
 from seedbed.leaderboard.tables.claims import claims_counted, claims_table
 from seedbed.leaderboard.tables.columns import (
-    COLUMNS,
     classes_counted,
+    columns_of,
     group_title,
     initialisation,
+    legend,
     ranked_by,
     remarks,
     sections,
@@ -130,8 +131,9 @@ def _environment() -> Environment:
     environment.filters |= {"code": _code, "number": number, "printed": printed, "signed": _signed, "svg": Markup}
     environment.globals |= {
         "places": places,
-        "columns": COLUMNS,
-        "sections": list(sections()),
+        "columns_of": columns_of,
+        "legend": legend,
+        "sections": sections,
         "group_title": group_title,
         "initialisation": initialisation,
         "segmentation": segmentation,

@@ -15,7 +15,6 @@ from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.snapshot import Run, Scope
 from seedbed.leaderboard.figures.figure import scope_of
 from seedbed.leaderboard.tables.columns import (
-    COLUMNS,
     GAIN,
     MEASURED,
     METHOD,
@@ -24,6 +23,7 @@ from seedbed.leaderboard.tables.columns import (
     SETTINGS,
     TIME,
     Column,
+    all_columns,
     cells,
     ranked_by,
     time,
@@ -171,8 +171,9 @@ def _heading(column: Column, group: Group) -> Heading:
 def all_cells(row: Row) -> list[Cell]:
     """Return the cells of a row in all columns; neighbours that say what is missing are one wide cell."""
     found, position = [], 0
-    for cell in cells(row):
-        column = COLUMNS[position]
+    columns = all_columns(tuple(row.conditions))
+    for cell in cells(row, columns):
+        column = columns[position]
         position += cell.width
         if cell.missing:
             found.append(Cell(cell.text, missing=True, width=cell.width))

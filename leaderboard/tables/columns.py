@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from seedbed.leaderboard.analysis.ranking import MEASURES, NOTHING, Group, Row
+from seedbed.leaderboard.analysis.ranking import MEASURES, NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.summary import Summary
+from seedbed.leaderboard.data.conditions import column_names, shown
 
 if TYPE_CHECKING:
     from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
@@ -89,21 +91,11 @@ def _measure(name: str) -> Callable[[Row], str]:
     return text
 
 
-def _field(name: str) -> Callable[[Row], str]:
-    return lambda row: row.fields[name]
+def _condition(name: str) -> Column:
+    what = shown(name)
+    return Column("Conditions", what.title, what.meaning, lambda row: row.conditions[name], what.number)
 
 
-_MEANINGS = {
-    "maps_mIoU_fixed": "localisation maps on `train`, cut at the constant that the paper gives",
-    "maps_mIoU_tuned": "the same maps, cut where it is best for the masks of `tune`",
-    "maps_mIoU_oracle": "the same maps, cut where it is best for `train` itself: it looks at the answer",
-    "maps_soft_overlap": "soft intersection over union of the maps, without a threshold",
-    "maps_soft_precision": "how much of the maps is on the object",
-    "maps_soft_recall": "how much of the object is covered by the maps",
-    "pseudo_mask_mIoU": "masks after the refiner on `train`, at the tuned threshold where there is one",
-    "one_step_mIoU": "the network of a one-step method itself, on `val`",
-    "val_mIoU": "the segmentation network that was trained on the pseudo-masks, on `val`",
-}
 RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank is None else str(row.rank), True)
 METHOD = Column("", "Method", "what makes the localisation maps", lambda row: row.method)
 REFINER = Column("", "Refiner", "what makes pseudo-masks of them", lambda row: row.refiner)
@@ -115,7 +107,7 @@ SETTINGS = Column(
 )
 MEASURED = {
     measure.name: Column(
-        measure.section, measure.title, _MEANINGS[measure.name], _measure(measure.name), True, measure.name
+        measure.section, measure.title, measure.meaning, _measure(measure.name), True, measure.name
     )
     for measure in MEASURES
 }
@@ -134,39 +126,32 @@ TIME = Column(
     True,
 )
 TRIALS = Column("Tuning and cost", "Trials", "search trials that ran", trials, True)
-COLUMNS = (
-    RANK,
-    METHOD,
-    REFINER,
-    SETTINGS,
-    *MEASURED.values(),
-    GAIN,
-    TIME,
-    TRIALS,
-    Column(
-        "Conditions",
-        "Random seeds",
-        "the random seeds that the numbers are over",
-        lambda row: ", ".join(map(str, row.seeds)),
-    ),
-    Column("Conditions", "CRF", "settings of the dense CRF", _field("crf_preset")),
-    Column("Conditions", "Scales", "scales of inference that are averaged", _field("multi_scale")),
-    Column("Conditions", "Selection", "how the threshold of the training masks was chosen", _field("selection")),
-    Column(
-        "Conditions",
-        "Tuning masks",
-        "how many true masks a choice of threshold or settings could see",
-        _field("tuning_masks"),
-        True,
-    ),
-    Column("Conditions", "Ranked on", "the split that decides the rank", _field("evaluation")),
+SEEDS = Column(
+    "Conditions",
+    "Random seeds",
+    "the random seeds that the numbers are over",
+    lambda row: ", ".join(map(str, row.seeds)),
 )
+RANKED_ON = Column("Conditions", "Ranked on", "the split that decides the rank", lambda row: row.ranked_on)
 
 
-def columns_of(group: Group, analysis: GroupAnalysis | None) -> tuple[Column, ...]:
-    """Return the columns of a group's table; with an analysis intervals stand beside rank and number."""
+@functools.cache
+def all_columns(conditions: tuple[str, ...]) -> tuple[Column, ...]:
+    """Return the columns of rows with these conditions (leaderboard/data/conditions.py: columns)."""
+    first = (RANK, METHOD, REFINER, SETTINGS, *MEASURED.values(), GAIN, TIME, TRIALS, SEEDS)
+    return (*first, *map(_condition, conditions), RANKED_ON)
+
+
+def legend(board: Board) -> tuple[Column, ...]:
+    """Return the columns of a board's tables, without intervals."""
+    return columns_of(board.groups[0]) if board.groups else all_columns(tuple(column_names(())))
+
+
+def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[Column, ...]:
+    """Return the columns of a group's table; with an analysis, intervals stand beside rank and number."""
+    columns = all_columns(tuple(group.rows[0].conditions))
     if analysis is None:
-        return COLUMNS
+        return columns
     ranks = {group.rows[index].name: limits for index, limits in analysis.rank_intervals.items()}
     numbers = {group.rows[index].name: limits for index, limits in analysis.intervals.items()}
     ranked = MEASURED[group.measure.name]
@@ -185,7 +170,7 @@ def columns_of(group: Group, analysis: GroupAnalysis | None) -> tuple[Column, ..
         True,
     )
     beside = {RANK: (RANK, rank_interval), ranked: (ranked, interval)}
-    return tuple(shown for column in COLUMNS for shown in beside.get(column, (column,)))
+    return tuple(each for column in columns for each in beside.get(column, (column,)))
 
 
 def rank_limits(limits: tuple[int, int] | None) -> str:
@@ -206,7 +191,7 @@ def points(fraction: float) -> str:
     return f"{round(100 * fraction, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def cells(row: Row, columns: tuple[Column, ...] = COLUMNS) -> Iterator[Cell]:
+def cells(row: Row, columns: tuple[Column, ...]) -> Iterator[Cell]:
     """Yield the cells of a row; neighbours that say what is missing are one wide cell."""
 
     def missing(column: Column) -> str:
@@ -222,7 +207,7 @@ def cells(row: Row, columns: tuple[Column, ...] = COLUMNS) -> Iterator[Cell]:
                 yield Cell(column.text(row), column.number, column.measure in row.marked, missing=False, width=1)
 
 
-def sections(columns: tuple[Column, ...] = COLUMNS) -> Iterator[tuple[str, int]]:
+def sections(columns: tuple[Column, ...]) -> Iterator[tuple[str, int]]:
     """Yield the title of each section of columns, and how many columns it spans."""
     for section, same in groupby(columns, lambda column: column.section):
         yield section, len(list(same))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from seedbed.leaderboard.analysis.ranking import Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.tables.columns import (
-    COLUMNS,
     Column,
     cells,
     columns_of,
@@ -76,7 +75,7 @@ def latex(board: Board, analysis: Analysis | None = None) -> str:
     facts = " · ".join(f"{name}: {text}" for name, text in summary(board))
     parts = [f"{escape(facts)}\n\n{escape(NUMBERS)} {escape(MARKS)}\n"]
     if analysis is None:
-        parts += [_table(group, COLUMNS) for group in board.groups]
+        parts += [_table(group, columns_of(group)) for group in board.groups]
     else:
         groups = zip(board.groups, analysis.groups, strict=True)
         parts += [*(_table(group, columns_of(group, own)) for group, own in groups), *_said(board, analysis)]

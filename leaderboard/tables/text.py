@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
-from seedbed.leaderboard.analysis.ranking import FIELDS, MEASURES, Board, Group, Row
+from seedbed.leaderboard.analysis.ranking import MEASURES, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.analysis.summary import Summary
+from seedbed.leaderboard.data.conditions import SCOPE, column_names
 from seedbed.leaderboard.tables.columns import (
-    COLUMNS,
     GAIN,
     MEASURED,
     METHOD,
@@ -69,7 +69,7 @@ def markdown(board: Board, analysis: Analysis | None = None) -> str:
         return f"# Leaderboard\n\n{EMPTY}\n"
     facts = " · ".join(f"{name}: {escape(text)}" for name, text in summary(board))
     lines = ["# Leaderboard", "", facts, "", f"{NUMBERS} {MARKS}", ""]
-    meanings = {_heading(column): column.meaning for column in COLUMNS}
+    meanings = {_heading(column): column.meaning for column in columns_of(board.groups[0])}
     for group, own in zip(board.groups, _analyses(board, analysis), strict=True):
         columns = columns_of(group, own)
         meanings |= {_heading(column): column.meaning for column in columns}
@@ -174,20 +174,24 @@ def comma_separated(board: Board, analysis: Analysis | None = None) -> str:
         for index, row in enumerate(group.rows)
     ]
     out = io.StringIO()
-    writer = csv.DictWriter(out, _FLAT + (_LIMITS if analysis is not None else []), lineterminator="\n")
+    names = _names(board) + (_LIMITS if analysis is not None else [])
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
 
 
-_FLAT = [
-    *("sweep", "dataset", "supervision", "backbone", "initialisation"),
-    *("segmentation_backbone", "segmentation_initialisation", "rank", "method", "refiner", "settings"),
-    *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
-    *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
-    *("trials_complete", "trials_pruned", "trials_failed", "random_seeds", *FIELDS, "evaluation", "status"),
-    *("not_ranked_because", "marked", "notes"),
-]
+def _names(board: Board) -> list[str]:
+    conditions = board.groups[0].rows[0].conditions if board.groups else column_names(())
+    return [
+        *("sweep", "dataset", *SCOPE, "rank", "method", "refiner", "settings"),
+        *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
+        *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
+        *("trials_complete", "trials_pruned", "trials_failed", "random_seeds", *conditions, "evaluation"),
+        *("status", "not_ranked_because", "marked", "notes"),
+    ]
+
+
 _LIMITS = ["rank_low", "rank_high", "interval_of", "interval_low", "interval_high"]
 
 
@@ -202,11 +206,7 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
     flat: dict[str, object] = {
         "sweep": board.sweep,
         "dataset": group.dataset,
-        "supervision": group.supervision,
-        "backbone": group.backbone,
-        "initialisation": group.initialisation,
-        "segmentation_backbone": group.segmentation_backbone,
-        "segmentation_initialisation": group.segmentation_initialisation,
+        **{name: getattr(group, name) for name in SCOPE},
         "rank": row.rank,
         "method": row.method,
         "refiner": row.refiner,
@@ -226,7 +226,7 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
     for name, value in numbers.items():
         flat |= {f"{name}_mean": value.mean, f"{name}_std": value.std}
     flat |= {f"trials_{status}": row.trials.get(status, 0) for status in ("complete", "pruned", "failed")}
-    return flat | dict(row.fields)
+    return flat | dict(row.conditions) | {"evaluation": row.ranked_on}
 
 
 def _hours(row: Row, *, gpu: bool) -> float | None:

@@ -213,7 +213,9 @@ class TrainIcd(TrainingStage):
     backbone: str = hp("vgg16", source="--backbone")
     weights: str = hp("imagenet", source="--weights")
     stride: int = hp(8, low=8, high=16, source="ICD, section 5.2")
-    scales: tuple[float, ...] = hp((0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="ICD code")
+    scales: tuple[float, ...] = hp(
+        (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="ICD code", report_as="multi_scale"
+    )
     long_side: int = hp(0, low=0, high=4096, source="--size: longer side in pixels at scale 1; 0 is the image's")
     crop: int = hp(321, low=8, high=4096, source="ICD, section 5.2, in pixels of a 500-pixel image")
 

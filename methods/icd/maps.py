@@ -109,7 +109,7 @@ class IcdInference(Stage):
     seeded = False
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
-    scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="ICD code: one scale")
+    scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="ICD code: one scale", report_as="multi_scale")
     flip: bool = hp(False, source="ICD code: no flip")
 
     def maps(self, network: Any, view: SplitView, cell: int, ctx: Context) -> Iterator[tuple[str, list[Tensor]]]:

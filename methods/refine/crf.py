@@ -120,7 +120,7 @@ class CrfMasks(Stage):
     produces = Kind.MASKS
     seeded = False
 
-    preset: Literal["irn", "psa", "icd"] = hp("irn", source="docs/methods.md, Dense CRF")
+    preset: Literal["irn", "psa", "icd"] = hp("irn", source="docs/methods.md, Dense CRF", report_as="crf_preset")
     background_exponent: float = hp(
         16.0,
         FloatDistribution(1.0, 32.0, log=True),

@@ -230,7 +230,7 @@ class PredictRrm(PredictMasks):
 
     version = 2
 
-    scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="RRM code")
+    scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="RRM code", report_as="multi_scale")
     flip: bool = hp(False, source="RRM code")
     crf: Literal["none", "deeplab", "rrm_test"] = hp("rrm_test", source="RRM code")
     suppress_absent: bool = hp(

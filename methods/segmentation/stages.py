@@ -103,8 +103,8 @@ class TrainSegmentation(TrainingStage):
     lr: float = hp(2.5e-4, FloatDistribution(1e-5, 1e-2, log=True), low=0, high=100, source="deeplab-pytorch")
     momentum: float = hp(0.9, low=0, high=0.9999, source="deeplab-pytorch")
     biases: Literal["as_weights", "psa"] = hp("psa", source="deeplab-pytorch: the head's bias at 20 ×, no decay")
-    backbone: str = hp("resnet101", source="--segmentation-backbone")
-    weights: str = hp("imagenet", source="--segmentation-weights")
+    backbone: str = hp("resnet101", source="--segmentation-backbone", report_as="segmentation_backbone")
+    weights: str = hp("imagenet", source="--segmentation-weights", report_as="segmentation_initialisation")
     stride: int = hp(8, low=8, high=16, source="deeplab-pytorch")
     head: Literal["aspp", "large_fov"] = hp("aspp", source="DeepLab-v2; large_fov: ICLR 2015, on VGG-16")
     rates: tuple[int, ...] = hp(
@@ -216,7 +216,7 @@ class PredictMasks(Stage):
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
     scales: tuple[float, ...] = hp(
-        (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="DeepLab-v2 multi-scale test"
+        (0.5, 0.75, 1.0, 1.25, 1.5), low=0.1, high=4, source="DeepLab-v2 multi-scale test", report_as="multi_scale"
     )
     flip: bool = hp(True, source="DeepLab-v2")
     pyramid: tuple[float, ...] = hp(

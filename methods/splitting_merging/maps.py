@@ -78,7 +78,9 @@ class StreamInference(Stage):
     seeded = False
 
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels at scale 1; 0 is the image's own")
-    scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="not in the paper; PSA: 1, 0.5, 1.5, 2")
+    scales: tuple[float, ...] = hp(
+        (1.0,), low=0.1, high=4, source="not in the paper; PSA: 1, 0.5, 1.5, 2", report_as="multi_scale"
+    )
     flip: bool = hp(False, source="not in the paper; PSA: true")
 
     def normalised(self, checkpoint: Path, view: SplitView, ctx: Context) -> Iterator[tuple[str, Tensor]]:

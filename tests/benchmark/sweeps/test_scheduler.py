@@ -316,7 +316,7 @@ def test_masks_that_the_segmentation_network_has_seen_are_a_supervision_of_their
     chimera_root, tmp_path, changes, expected
 ):
     spec = scheduler_of(small(chimera_root, **changes), tmp_path).next_trial()
-    assert tuple(spec.facts[name] for name in NETWORK) == expected
+    assert tuple(spec.conditions[name] for name in NETWORK) == expected
 
 
 def test_coco_is_refused_for_the_method_of_a_sweep_too(chimera_root, tmp_path):

@@ -105,7 +105,7 @@ def test_paths_of_the_user_are_not_in_the_command(chimera_root, tmp_path):
     spec = scheduler.next_trial()
     weights = replace(
         spec,
-        facts={**spec.facts, "initialisation": "sha256:" + "ab" * 32},
+        conditions={**spec.conditions, "initialisation": "sha256:" + "ab" * 32},
         trial=replace(spec.trial, weights="/home/a user/w.pth", segmentation_weights="/home/a user/w.pth"),
         dataset_spec=replace(spec.dataset_spec, options={"saliency": "/home/a user/maps"}),
         phase="confirm",

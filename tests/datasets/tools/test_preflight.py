@@ -213,12 +213,12 @@ def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
     content = {"name": "s", "datasets": [f"voc2012={overlapping}"], "methods": ["cam"], "refiners": ["none"]}
     settings = settings_of({**content, "allow_val_in_training": True})
     (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
-    assert cell.facts()["supervision"] == "I+val images"
+    assert cell.conditions["supervision"] == "I+val images"
     assert cell.default.trial.allow_val_in_training
     assert settings.differences(settings_of(content)) == ["allow_val_in_training"]
     write_list(overlapping, "train_aug", [*TRAIN, *EXTRA])
     (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
-    assert cell.facts()["supervision"] == "I"
+    assert cell.conditions["supervision"] == "I"
 
 
 def test_a_run_looks_before_it_trains(voc: Path, tmp_path: Path):

@@ -137,14 +137,12 @@ def test_trials_that_have_no_ranked_number_need_no_file():
 def cell(method: str) -> dict:
     """Return a cell of a plan with the conditions that `make` gives a run."""
     run = make(method=method)
-    names = ("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset")
-    rest = {"multi_scale": "1.0", "segmentation": "deeplab", "tuning_masks": 40, "data_digest": "d1"}
-    return {name: getattr(run, name) for name in names} | rest
+    own = {name: getattr(run, name) for name in ("method", "refiner", "dataset", "data_digest")}
+    return {**own, **run.conditions, "tuning_masks": 40}
 
 
 TAGS = (
-    *("method", "refiner", "dataset", "supervision", "backbone", "initialisation", "crf_preset", "multi_scale"),
-    *("segmentation", "selection", "tuning_masks", "phase", "settings", "seed", "status", "device", "hardware"),
+    *("method", "refiner", "dataset", "phase", "settings", "seed", "status", "device", "hardware"),
     *("code", "dirty", "data_digest"),
 )
 
@@ -156,7 +154,7 @@ def record(tracker: Tracker, folder: Path, sweep: str, rows: dict, seeds=(0, 1, 
     plan = {"version": 1, "name": sweep, "trials": 0, "seeds": list(seeds), "cells": [cell(m) for m in methods]}
     parent = tracker.sweep(plan)
     for place, (skill, run) in enumerate(members):
-        tags = {name: str(getattr(run, name)) for name in TAGS}
+        tags = {name: str(getattr(run, name)) for name in TAGS} | run.conditions
         tags |= {"seedbed.kind": "trial", "seedbed.sweep": sweep, "seedbed.key": f"{sweep}{place:03d}"}
         metrics = {name: value for name, value in run.metrics.items() if not name.startswith("stage/")}
         tracked = tracker.trial(parent, tags, metrics)

@@ -23,7 +23,7 @@ from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
 from seedbed.leaderboard.build import FORMATS, write_leaderboard
 from seedbed.leaderboard.data.expected import Plan
-from seedbed.leaderboard.data.snapshot import SCHEMA, Run, read_snapshot, runs_of, table_of, write_snapshot
+from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, schema_of, table_of, write_snapshot
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.tables import columns, latex
@@ -35,14 +35,18 @@ DEFAULT = Run(
     method="cam",
     refiner="none",
     dataset="chimera",
-    supervision="I",
-    backbone="tiny",
-    initialisation="none",
-    crf_preset="none",
-    multi_scale="1.0",
-    segmentation="deeplab",
-    selection="tuned",
-    tuning_masks=40,
+    conditions={
+        "supervision": "I",
+        "backbone": "tiny",
+        "initialisation": "none",
+        "segmentation_backbone": "",
+        "segmentation_initialisation": "",
+        "crf_preset": "none",
+        "multi_scale": "1.0",
+        "segmentation": "deeplab",
+        "selection": "tuned",
+        "tuning_masks": "40",
+    },
     phase="confirm",
     settings="default",
     number="",
@@ -61,10 +65,15 @@ NAMES = ("method", "refiner", "dataset", "supervision", "backbone", "phase", "se
 
 
 def make(val: float | None = None, **changes) -> Run:
-    """Return a confirm run with this mIoU on val, its key made of its fields."""
+    """Return a confirm run with this mIoU on val, its key made of its fields.
+
+    What is no field of a run is one of its conditions.
+    """
     changes.setdefault("metrics", {} if val is None else {"val/mIoU": val})
-    run = replace(DEFAULT, **changes)
-    return replace(run, key=run.key or "/".join(str(getattr(run, name)) for name in NAMES))
+    own = {name: value for name, value in changes.items() if hasattr(DEFAULT, name)}
+    conditions = {**DEFAULT.conditions} | {name: value for name, value in changes.items() if name not in own}
+    run = replace(DEFAULT, conditions=conditions, **own)
+    return replace(run, key=run.key or "/".join(str(vars(run).get(n, conditions.get(n))) for n in NAMES))
 
 
 def line(*values: float, **changes) -> list[Run]:
@@ -148,13 +157,13 @@ def test_a_snapshot_holds_runs_with_and_without_metrics(tmp_path):
     runs = [
         make(seed=0, metrics={"val/mIoU": 0.5, "val/IoU_cat": None, "stage/0123456789ab": 2.5}),
         make(seed=1, status="failed", reason="broke"),
-        make(seed=2, tuning_masks=None, metrics={"val/mIoU": math.nan}),
+        make(seed=2, tuning_masks="", metrics={"val/mIoU": math.nan}),
     ]
     write_snapshot(tmp_path / "results.parquet", table_of(runs))
     table = read_snapshot(tmp_path / "results.parquet")
     assert runs_of(table) == [*runs[:2], replace(runs[2], metrics={"val/mIoU": None})]
     assert table.num_rows == 5
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(schema_of())
 
 
 def test_the_order_of_runs_does_not_matter(tmp_path):
@@ -187,7 +196,7 @@ def test_a_snapshot_of_version_1_is_read(tmp_path):
     old = table_of(runs).drop_columns(["segmentation_backbone", "segmentation_initialisation"])
     pq.write_table(old.replace_schema_metadata({"seedbed.results": "1"}), tmp_path / "old.parquet")
     table = read_snapshot(tmp_path / "old.parquet")
-    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert table.schema.equals(schema_of(), check_metadata=True)
     assert runs_of(table) == runs
     write_leaderboard(tmp_path / "old.parquet", tmp_path / "out")
     assert runs_of(read_snapshot(tmp_path / "out" / "results.parquet")) == runs
@@ -199,7 +208,7 @@ def test_a_snapshot_of_version_2_is_read(tmp_path):
     old = table_of(runs).drop_columns(["parameters", "space", "command"])
     pq.write_table(old.replace_schema_metadata({"seedbed.results": "2"}), tmp_path / "old.parquet")
     table = read_snapshot(tmp_path / "old.parquet")
-    assert table.schema.equals(SCHEMA, check_metadata=True)
+    assert table.schema.equals(schema_of(), check_metadata=True)
     assert runs_of(table) == runs
     pq.write_table(old.replace_schema_metadata({"seedbed.results": "3"}), tmp_path / "new.parquet")
     with pytest.raises(DataError, match="other columns than version 3"):
@@ -207,7 +216,8 @@ def test_a_snapshot_of_version_2_is_read(tmp_path):
 
 
 def test_missing_trials_are_those_of_the_plan_without_a_run():
-    cell = {name: getattr(DEFAULT, name) for name in ("method", "refiner", "dataset", "supervision", "backbone")}
+    cell = {"method": DEFAULT.method, "refiner": DEFAULT.refiner, "dataset": DEFAULT.dataset}
+    cell |= {name: DEFAULT.conditions[name] for name in ("supervision", "backbone")}
     cell |= {"initialisation": "none", "crf_preset": "irn", "tuning_masks": 40}
     entries = {"version": 1, "name": "s", "seeds": [0, 1], "cells": [cell]}
     missing = Plan.parse(entries | {"trials": 2}).missing([make(0.5, seed=1)])
@@ -216,7 +226,7 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
         ("best", 0, "missing"),
         ("best", 1, "missing"),
     ]
-    assert {run.crf_preset for run in missing} == {"irn"}
+    assert {run.conditions["crf_preset"] for run in missing} == {"irn"}
     assert {run.cell for run in missing} == {make().cell}
     own = {"segmentation_backbone": "resnet101", "segmentation_initialisation": "coco"}
     missing = Plan.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
@@ -303,7 +313,7 @@ def test_pseudo_masks_rank_where_no_row_has_a_network():
     group = only_group(*runs)
     assert group.measure.name == "pseudo_mask_mIoU"
     assert [row.method for row in group.rows] == ["b", "cam"]
-    assert {row.fields["evaluation"] for row in group.rows} == {"train"}
+    assert {row.ranked_on for row in group.rows} == {"train"}
     assert columns.MEASURED["val_mIoU"].text(group.rows[0]) == "–"
 
     mixed = only_group(*runs, *line(0.1, 0.1, 0.1, method="c"))
@@ -372,7 +382,7 @@ def test_fewer_than_three_seeds_are_not_ranked():
         ({"crf_preset": ""}, "its CRF preset was not recorded"),
         ({"multi_scale": ""}, "its multi-scale was not recorded"),
         ({"selection": ""}, "its selection was not recorded"),
-        ({"tuning_masks": None}, "its number of masks used for tuning was not recorded"),
+        ({"tuning_masks": ""}, "its number of masks used for tuning was not recorded"),
     ],
 )
 def test_a_field_of_the_protocol_that_is_missing_bars_from_a_rank(changes, words):
@@ -381,8 +391,7 @@ def test_a_field_of_the_protocol_that_is_missing_bars_from_a_rank(changes, words
 
 
 def test_seeds_with_other_conditions_are_not_one_number():
-    runs = line(0.5, 0.5, 0.5)
-    runs[0] = replace(runs[0], crf_preset="irn")
+    runs = [make(0.5, crf_preset="irn"), *line(0.5, 0.5, 0.5)[1:]]
     assert only_row(*runs).bars == ("its seeds differ in CRF preset: irn, none",)
 
 

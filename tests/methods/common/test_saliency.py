@@ -212,10 +212,10 @@ def test_a_sweep_marks_the_rows_of_the_variants_and_keeps_them_in_a_group_of_the
     sweep = small(chimera_root, methods=["cam", *VARIANTS], settings=settings)
     scheduler = scheduler_of(sweep, tmp_path)
     wanted = {"cam": "I", **dict.fromkeys(VARIANTS, "I+S")}
-    assert {cell.cell.method: cell.facts()["supervision"] for cell in scheduler.plan.cells} == wanted
+    assert {cell.cell.method: cell.conditions["supervision"] for cell in scheduler.plan.cells} == wanted
     first = scheduler.next_trial()
     assert first is not None
-    assert first.facts["supervision"] == wanted[first.cell.method]
+    assert first.conditions["supervision"] == wanted[first.cell.method]
     table = table_of(list(SweepDescription.parse(scheduler.plan.description()).expected()))
     groups = {group.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
     assert groups == {"I": {"cam"}, "I+S": set(VARIANTS)}

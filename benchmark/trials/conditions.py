@@ -1,0 +1,73 @@
+"""The conditions of a trial: what its numbers depend on besides method, refiner, data set and seed.
+
+A setting of a stage, or an option of a trial, is a condition if its declaration says `report_as="NAME"`. Every
+condition goes by its name to `job.json` and `sweep.json`, to a tag of the run in MLflow, and to a column of the
+leaderboard (leaderboard/data/conditions.py has the titles).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from seedbed.benchmark.pipeline.hparams import declared
+from seedbed.datasets.base import Split
+
+if TYPE_CHECKING:
+    from seedbed.benchmark.trials.plan import Plan
+
+NONE = "none"
+NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest"})
+"""What else `sweep.json` says of a cell."""
+
+
+def conditions_of(plan: Plan) -> dict[str, str | int]:
+    """Return the conditions of a trial by name, as they are recorded."""
+    from seedbed.datasets.tools.check import val_in_training
+
+    trial, chain, data = plan.trial, plan.chain, plan.data
+    reported = {
+        option.metadata["report_as"]: _text(getattr(trial, option.name))
+        for option in dataclasses.fields(trial)
+        if "report_as" in option.metadata
+    }
+    method = [] if chain.method is None else [chain.method]
+    # Of several stages with the same condition, the first counts.
+    for stage in reversed([*method, *chain.stages]):
+        for name, setting in declared(type(stage)).items():
+            if setting.report_as:
+                reported[setting.report_as] = _text(getattr(stage, name))
+    supervision: str = "" if chain.method is None else chain.method.supervision
+    if supervision and reported.get("segmentation_initialisation", trial.weights) == "coco":
+        supervision += "+COCO masks"
+    if supervision and trial.allow_val_in_training and val_in_training(data):
+        supervision += "+val images"
+    every_row_has: dict[str, str | int] = {
+        "supervision": supervision,
+        "backbone": str(trial.backbone),
+        "initialisation": str(trial.weights),
+        # Without a segmentation network: those of the method.
+        "segmentation_backbone": str(trial.backbone),
+        "segmentation_initialisation": str(trial.weights),
+        "crf_preset": NONE,
+        "multi_scale": NONE,
+        "segmentation": "deeplab" if chain.segment else NONE,
+        "selection": NONE,
+        "tuning_masks": len(data.ids(Split.TUNE)),
+    }
+    return every_row_has | reported
+
+
+def conditions_in(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the conditions of a cell of `sweep.json`, also of one that an earlier version wrote."""
+    return {name: value for name, value in cell.items() if name not in NO_CONDITIONS}
+
+
+def _text(value: Any) -> str:
+    """Return a setting as it is shown: `0.5,1,1.5`, `true`, `none`."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,58 @@
+"""How the conditions of a row are called on the leaderboard (benchmark/trials/conditions.py: what they are).
+
+A condition that is not listed here is shown all the same, in a column with its own name as the title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+SCOPE = (
+    "supervision",
+    "backbone",
+    "initialisation",
+    "segmentation_backbone",
+    "segmentation_initialisation",
+)
+"""Rows are compared only if these are the same: they head a group, and are no columns."""
+CONDITIONS = (*SCOPE, "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
+"""The conditions that every run has, in the order of the snapshot's columns; "" if one was not recorded."""
+RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")
+"""A row has no rank if one of these was not recorded."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a reader sees of a condition."""
+
+    title: str
+    """Of its column."""
+    meaning: str
+    words: str
+    """Its name in a sentence."""
+    number: bool = False
+
+
+SHOWN: Mapping[str, Shown] = {
+    "crf_preset": Shown("CRF", "settings of the dense CRF", "CRF preset"),
+    "multi_scale": Shown("Scales", "scales of inference that are averaged", "multi-scale"),
+    "selection": Shown("Selection", "how the threshold of the training masks was chosen", "selection"),
+    "tuning_masks": Shown(
+        "Tuning masks",
+        "how many true masks a choice of threshold or settings could see",
+        "number of masks used for tuning",
+        number=True,
+    ),
+}
+
+
+def shown(name: str) -> Shown:
+    """Return what a reader sees of a condition."""
+    words = name.replace("_", " ")
+    return SHOWN.get(name) or Shown(words[:1].upper() + words[1:], f"the setting `{name}`", words)
+
+
+def column_names(names: Iterable[str]) -> list[str]:
+    """Return which of some conditions have a column: those that always have one, then others by name."""
+    return [*RANK_NEEDS, *sorted({*names} - {*CONDITIONS})]

@@ -8,7 +8,7 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 
-.PHONY: test demo lint lock format
+.PHONY: test demo docs lint lock format
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
@@ -21,6 +21,11 @@ demo: $(READY)
 	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/site
 	@echo "MLflow: $(BIN)/seedbed ui"
 	@echo "The leaderboard, to open in a browser: $(CURDIR)/seedbed-work/demo/site/index.html"
+
+# The documentation site, in site/.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "The documentation, to open in a browser: $(CURDIR)/site/index.html"
 
 lint: $(READY)
 	$(BIN)/ruff check .

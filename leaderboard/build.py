@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.studies.reported import papers
+from seedbed.benchmark.studies.result import read_studies
 from seedbed.leaderboard.analysis.marks import mark
 from seedbed.leaderboard.analysis.ranking import Board, board_of
 from seedbed.leaderboard.analysis.result import analyse
 from seedbed.leaderboard.data.collect import collect
 from seedbed.leaderboard.data.per_image import ImageStatistics, collect_images, read_images, write_images
-from seedbed.leaderboard.data.reported import papers
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write_snapshot
-from seedbed.leaderboard.data.study_results import read_studies
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery, Predict, draw_gallery
 from seedbed.leaderboard.site.write import write_site

@@ -15,6 +15,7 @@ from seedbed.datasets.base import Dataset
 if TYPE_CHECKING:
     from torch import Tensor
 
+CHECKOUT = Path(__file__).resolve().parent.parent
 REAL = {
     "VOC": "the root of VOC images with masks, in VOC's layout",
     "TAGS": "a CSV file with the tags of these images",

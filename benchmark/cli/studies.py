@@ -92,10 +92,10 @@ def study(
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the study was refused or stopped.
     """
     from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder
-    from seedbed.benchmark.studies.run import StudyRequest, result_of, run_study, sweep_of, write_result
+    from seedbed.benchmark.studies.result import study_of, write_result
+    from seedbed.benchmark.studies.run import StudyRequest, result_of, run_study, sweep_of
     from seedbed.benchmark.studies.study import read_study
-    from seedbed.leaderboard.data.study_results import study_of
-    from seedbed.leaderboard.tables.study import terminal
+    from seedbed.leaderboard.tables.study import terminal, write_tables
 
     reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
     machines = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
@@ -125,6 +125,7 @@ def study(
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
     write_result(out, result)
+    write_tables(out, study_of(result))
     print(terminal(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
     if ran is not None and not ran.whole:

@@ -6,7 +6,6 @@ and seeds where the trials keep per-image statistics, else Student's t over seed
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from seedbed.benchmark.studies.intervals import (
 )
 from seedbed.benchmark.studies.study import Spot, Study, measure_of
 from seedbed.benchmark.sweeps.settings import NAME, SweepSettings, settings_of
-from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_outcome, read_spec, write_text
+from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_outcome, read_spec
 from seedbed.benchmark.trials.trial import SMALL_IMAGES
 from seedbed.datasets.tools.check import preflight
 
@@ -180,17 +179,6 @@ def result_of(
 
 def _usual_name(study: Study, dataset: str) -> str:
     return f"{study.name}-{dataset if NAME.fullmatch(dataset) else slug(dataset)}"
-
-
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write `table.json`, and the same table as Markdown, LaTeX and CSV beside it."""
-    from seedbed.leaderboard.data.study_results import study_of
-    from seedbed.leaderboard.tables.study import FORMATS
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.json", json.dumps(result, indent=1, ensure_ascii=False))
-    for suffix, text_of in FORMATS.items():
-        write_text(folder / f"table.{suffix}", text_of(study_of(result)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A study: one table of a paper, declared in `benchmark/studies/NAME.yaml` as a grid of settings and a measure.
+"""A study: one table of a paper, declared in `tables/NAME.yaml` as a grid of settings and a measure.
 
     title       what the table is about               backbone               the paper's; others by --backbone
-    table       its id in leaderboard/data/reported.yaml   segmentation_backbone  the same of the second network
+    table       its id in reported.yaml               segmentation_backbone  the same of the second network
     maps_on     splits on which maps are measured     notes                  what a reader should know
     base        options of all cells                  claims                 the paper's: one cell above another
     rows        by the paper's labels, options of a row
@@ -18,18 +18,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.hparams import conform
+from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable, table
 from seedbed.benchmark.sweeps.settings import Variant, check_table
 
-if TYPE_CHECKING:
-    from seedbed.leaderboard.data.reported import ReportedPaper, ReportedTable
-
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "tables"
 CLASSES = "classes"
 KEYS = (
     "title",
@@ -130,8 +128,6 @@ def read_study(name: str) -> Study:
 
 
 def _study(name: str, content: Any) -> Study:
-    from seedbed.leaderboard.data.reported import table
-
     content = _table(content, "study", KEYS)
     for key in ("title", "table", "base", "rows", "columns"):
         if key not in content:

@@ -9,9 +9,9 @@ from seedbed.benchmark.paths import slug
 from seedbed.leaderboard.analysis.grouping import Entry, entries
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.data.reported import ReportedPaper, ReportedTable
+from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable
 from seedbed.leaderboard.data.snapshot import Run, Scope
-from seedbed.leaderboard.data.study_results import Study
+from seedbed.benchmark.studies.result import StudyResult
 from seedbed.leaderboard.figures.figure import Figure
 from seedbed.leaderboard.site.gallery import FOLDER, DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, group_views
@@ -25,7 +25,7 @@ class Content:
     runs: tuple[Run, ...]
     """Those that the board was made from."""
     analysis: Analysis
-    studies: tuple[Study, ...] = ()
+    studies: tuple[StudyResult, ...] = ()
     papers: tuple[ReportedPaper, ...] = ()
     galleries: tuple[DatasetGallery, ...] = ()
     no_gallery: str = ""
@@ -63,12 +63,12 @@ def dataset_page(dataset: str) -> str:
     return f"datasets/{slug(dataset)}.html"
 
 
-def study_name(study: Study) -> str:
+def study_name(study: StudyResult) -> str:
     """Return the name of a study's files."""
     return f"{slug(study.study)}-{slug(study.sweep or study.dataset)}"
 
 
-def study_page(study: Study) -> str:
+def study_page(study: StudyResult) -> str:
     """Return the path of a study's page."""
     return f"studies/{study_name(study)}.html"
 

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from seedbed.benchmark.pipeline.registry import METHODS
 from seedbed.leaderboard.analysis.ranking import NOTHING
-from seedbed.leaderboard.data.study_results import Study, signed
+from seedbed.benchmark.studies.result import StudyResult, signed
 from seedbed.leaderboard.site import content as places
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery
@@ -105,7 +105,7 @@ def _studies(content: Content) -> str:
     )
 
 
-def _study(content: Content, study: Study) -> str:
+def _study(content: Content, study: StudyResult) -> str:
     return _render("study.html", content, root="../", study=study)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from seedbed.benchmark.studies.result import ClaimResult, StudyResult, signed
 from seedbed.leaderboard.analysis.ranking import NOTHING
-from seedbed.leaderboard.data.study_results import Claim, Study, signed
 from seedbed.leaderboard.tables.plain import Table
 
 COLUMNS = (
@@ -15,18 +15,18 @@ COLUMNS = (
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
-def claims_table(studies: Iterable[Study]) -> Table:
+def claims_table(studies: Iterable[StudyResult]) -> Table:
     """Return a row a claim: the difference that the paper prints and ours, with its interval of 95 %."""
     return Table(COLUMNS, tuple(_row(study, claim) for study in studies for claim in study.claims))
 
 
-def claims_counted(studies: Iterable[Study]) -> str:
+def claims_counted(studies: Iterable[StudyResult]) -> str:
     """Return "holds 3, does not hold 1, undecided 2" of all claims."""
     verdicts = [claim.verdict for study in studies for claim in study.claims]
     return ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in VERDICTS)
 
 
-def _row(study: Study, claim: Claim) -> tuple[str, ...]:
+def _row(study: StudyResult, claim: ClaimResult) -> tuple[str, ...]:
     def told(value: float | None) -> str:
         return NOTHING if value is None else signed(value, study.digits)
 

@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
+from seedbed.benchmark.studies.result import ClaimResult, StudyCell, StudyResult, signed
+from seedbed.benchmark.sweeps.trial_files import write_text
 from seedbed.leaderboard.analysis.ranking import NOTHING
-from seedbed.leaderboard.data.study_results import Claim, Study, StudyCell, signed
 from seedbed.leaderboard.tables.latex import escape as latex_escape
 from seedbed.leaderboard.tables.text import escape as markdown_escape
 
@@ -32,7 +34,7 @@ def cell_text(cell: StudyCell, digits: int) -> str:
     return f"{text} ({paper}, {signed(cell.difference, digits)})"
 
 
-def claim_text(claim: Claim, digits: int) -> str:
+def claim_text(claim: ClaimResult, digits: int) -> str:
     """Return a claim with what was found of it."""
     paper = "" if claim.paper is None else f"; the paper has {signed(claim.paper, digits)}"
     if claim.difference is None:
@@ -44,7 +46,7 @@ def claim_text(claim: Claim, digits: int) -> str:
     return f"{claim.verdict}: {claim.text} ({found}{paper})"
 
 
-def remarks(study: Study) -> list[str]:
+def remarks(study: StudyResult) -> list[str]:
     """Return why cells have no number, each reason once with its places, and the study's notes."""
     places: dict[str, list[str]] = {}
     for row in study.rows:
@@ -58,13 +60,13 @@ def remarks(study: Study) -> list[str]:
     return [*listed, *study.notes]
 
 
-def facts(study: Study) -> list[str]:
+def facts(study: StudyResult) -> list[str]:
     """Return the conditions of ours and of the paper's numbers, a line each."""
     named = (("ours", study.protocol["ours"]), ("the paper", study.protocol["paper"]))
     return [f"{who}: " + ", ".join(f"{name} {text}" for name, text in told.items()) for who, told in named]
 
 
-def markdown(study: Study) -> str:
+def markdown(study: StudyResult) -> str:
     """Return the table as GitHub's Markdown."""
 
     def line(texts: list[str]) -> str:
@@ -88,7 +90,7 @@ def markdown(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(study: Study) -> str:
+def latex(study: StudyResult) -> str:
     """Return the table as LaTeX with booktabs, to be put into a paper."""
     lines = [
         f"% {study.label}, made by: {study.command}".replace("\n", " "),
@@ -103,7 +105,7 @@ def latex(study: Study) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"% {EXPLAINED}"]) + "\n"
 
 
-def comma_separated(study: Study) -> str:
+def comma_separated(study: StudyResult) -> str:
     """Return one line a cell, unrounded."""
     out = io.StringIO()
     names = ["study", "dataset", "unit", "row", "column"]
@@ -121,7 +123,13 @@ FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
 """By the suffix of their files."""
 
 
-def terminal(study: Study) -> str:
+def write_tables(folder: Path, study: StudyResult) -> None:
+    """Write `table.md`, `table.tex` and `table.csv`."""
+    for suffix, text_of in FORMATS.items():
+        write_text(folder / f"table.{suffix}", text_of(study))
+
+
+def terminal(study: StudyResult) -> str:
     """Return the table for a terminal. Many columns stand one below the other."""
     title = f"{study.label}: {study.title} ({study.paper}; {study.dataset}, in {study.unit})"
     rows = [[row.label, *(cell_text(cell, study.digits) for cell in row.cells)] for row in study.rows]

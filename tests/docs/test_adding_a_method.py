@@ -32,8 +32,11 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "seedbed.py"):
         shutil.copy(CHECKOUT / name, folder)
     for name in set(METHODS.names()) - {"cam"}:
-        package = folder / "methods" / name
-        shutil.rmtree(package) if package.is_dir() else package.with_suffix(".py").unlink()
+        plugin = folder / "methods" / str(name)
+        if plugin.is_dir():
+            shutil.rmtree(plugin)
+        else:
+            plugin.with_suffix(".py").unlink()
     found = re.search(r"Save this as `(.+?)`:\n\n```python\n(.*?)```", PAGE, re.S)
     assert found, "the page shows no file"
     path, content = found.groups()

@@ -12,12 +12,12 @@ import numpy as np
 
 from seedbed.benchmark.evaluation.maps import MapWriter, ScoreMaps
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.studies.reported import ReportedPaper, ReportedRow, ReportedTable
+from seedbed.benchmark.studies.result import StudyResult, read_studies
 from seedbed.datasets.io.images import write_mask
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import Analysis, AverageRank, Comparison, GroupAnalysis
-from seedbed.leaderboard.data.reported import ReportedPaper, ReportedRow, ReportedTable
 from seedbed.leaderboard.data.snapshot import Run, table_of
-from seedbed.leaderboard.data.study_results import Study, read_studies
 from seedbed.leaderboard.figures.figure import Figure
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import draw_gallery
@@ -141,7 +141,7 @@ def paper() -> ReportedPaper:
     return ReportedPaper("sc_cam", "Sub-category Exploration", "Chang et al.", "sc_cam", (table,))
 
 
-def studies(folder: Path) -> tuple[Study, ...]:
+def studies(folder: Path) -> tuple[StudyResult, ...]:
     """Return the study of `write_study`, read from a folder."""
     write_study(folder)
     return read_studies(folder / "studies")

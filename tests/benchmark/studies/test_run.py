@@ -17,6 +17,7 @@ from seedbed.benchmark.cli.studies import command_of
 from seedbed.benchmark.evaluation.per_image import ratios_of
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.studies.result import study_of
 from seedbed.benchmark.studies.run import StudyRequest, measured, result_of, sweep_of
 from seedbed.benchmark.studies.study import Study, measure_of, read_study, study_names
 from seedbed.benchmark.sweeps.plan import plan_sweep
@@ -24,7 +25,6 @@ from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.sweeps.trial_files import SPEC, write_text
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
-from seedbed.leaderboard.data.study_results import study_of
 from seedbed.leaderboard.tables.study import FORMATS, terminal
 from tests.conftest import CHECKOUT
 

@@ -25,10 +25,10 @@ from seedbed.benchmark.studies.intervals import (
     over_images,
     over_seeds,
 )
+from seedbed.benchmark.studies.reported import papers, table
+from seedbed.benchmark.studies.result import StudyCell, study_of
 from seedbed.benchmark.studies.run import StudyRequest, sweep_of, verdict
 from seedbed.benchmark.studies.study import FOLDER, measure_of, read_study, study_names
-from seedbed.leaderboard.data.reported import papers, table
-from seedbed.leaderboard.data.study_results import StudyCell, study_of
 from seedbed.leaderboard.tables.study import cell_text, claim_text, comma_separated, latex, markdown, terminal
 from tests.conftest import CHECKOUT
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.sweeps.trial_files import write_text
 
 FILE = "table.json"
 
@@ -38,7 +39,7 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimResult:
     """What a paper says of its table, and whether our numbers bear it out."""
 
     text: str
@@ -53,7 +54,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResult:
     """One study on one data set."""
 
     study: str
@@ -66,7 +67,7 @@ class Study:
     rows: tuple[StudyRow, ...]
     protocol: Mapping[str, Mapping[str, str]]
     """The conditions by name, `ours` and the `paper`'s."""
-    claims: tuple[Claim, ...]
+    claims: tuple[ClaimResult, ...]
     notes: tuple[str, ...]
     command: str
     code: str
@@ -97,7 +98,7 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
-def read_studies(folder: Path) -> tuple[Study, ...]:
+def read_studies(folder: Path) -> tuple[StudyResult, ...]:
     """Return the studies in a folder, in the order of their names; none where it does not exist.
 
     Raises DataError for a file that cannot be read, naming it.
@@ -105,7 +106,13 @@ def read_studies(folder: Path) -> tuple[Study, ...]:
     return tuple(_read(path) for path in sorted(folder.glob(f"*/*/{FILE}")))
 
 
-def _read(path: Path) -> Study:
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the plain values of a result to `table.json`, by one rename."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False))
+
+
+def _read(path: Path) -> StudyResult:
     try:
         # Python's JSON may hold NaN and Infinity, which are no numbers of a table.
         return study_of(json.loads(path.read_text("utf-8"), parse_constant=lambda _: None))
@@ -113,7 +120,7 @@ def _read(path: Path) -> Study:
         raise DataError(f"{path}: not the table of a study ({error!r}); run the study again") from None
 
 
-def study_of(content: Mapping[str, Any]) -> Study:
+def study_of(content: Mapping[str, Any]) -> StudyResult:
     """Return a study from its plain values, as `table.json` has them (docs/studies.md).
 
     Raises KeyError, TypeError or ValueError for what is not such a table.
@@ -124,6 +131,6 @@ def study_of(content: Mapping[str, Any]) -> Study:
     if any(len(row.cells) != len(content["columns"]) for row in rows):
         raise ValueError("a row has more or fewer cells than there are columns")
     protocol = {side: dict(content["protocol"][side]) for side in ("ours", "paper")}
-    claims = tuple(Claim(**claim) for claim in content["claims"])
+    claims = tuple(ClaimResult(**claim) for claim in content["claims"])
     lists = {name: tuple(content[name]) for name in ("columns", "notes", "seeds")}
-    return Study(**{**content, **lists, "rows": rows, "protocol": protocol, "claims": claims})
+    return StudyResult(**{**content, **lists, "rows": rows, "protocol": protocol, "claims": claims})

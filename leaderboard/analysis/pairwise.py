@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -25,7 +25,7 @@ from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import Run
 
 TOLERANCE = 1e-9
-"""By so much the mIoU of the images may differ from the recorded one: they are the same sums."""
+"""Allowed difference between the recorded number and the one recomputed from its images: the sums are the same."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class GroupAnalysis:
     comparisons: tuple[Comparison, ...]
     """Every pair of rows with numbers, statistics of images, and a seed in common."""
     rank_intervals: Mapping[int, tuple[int, int]]
-    """95 % interval of each ranked row's rank; empty where one of the ranked rows lacks statistics."""
+    """95 % interval of each ranked row's rank; empty if one of the ranked rows lacks statistics."""
+    beside: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
+    """Intervals of other measures that follow from the same statistics, by the measure's name."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def resample(
     numbered = {
         i: runs[i] for i, row in enumerate(group.rows) if isinstance(row.values[group.measure.name], Summary)
     }
+    metric = group.measure.metric
     counted = Counter(images.runs[run.key].ids for of in numbered.values() for run in of if run.key in images.runs)
     ids = counted.most_common(1)[0][0] if counted else ()
     points: dict[int, dict[int, float]] = {}
@@ -103,7 +106,7 @@ def resample(
             without[index] = "; ".join(dict.fromkeys(reasons))
             continue
         counts = {run.seed: images.runs[run.key].counts for run in members}
-        parts = {seed: ratios("IoU", ids, count) for seed, count in sorted(counts.items())}
+        parts = {seed: ratios(metric, ids, count) for seed, count in sorted(counts.items())}
         points[index] = {seed: own.value() for seed, own in parts.items()}
         values[index] = {seed: resampled(own, drawn) for seed, own in parts.items()}
     return Resampled(points, values, without, seed)
@@ -116,22 +119,34 @@ def _lacks(run: Run, group: Group, images: ImageStatistics, ids: tuple[str, ...]
     own, recorded = images.runs[run.key], group.measure.of(run)
     if own.ids != ids:
         return "its images are not those of the other rows"
-    counted = ratios("IoU", ids, own.counts).value()
+    counted = ratios(group.measure.metric, ids, own.counts).value()
     if recorded is None or not abs(counted - recorded) <= TOLERANCE:
         return f"its images give {group.measure.title} {counted:.6f}, and {recorded} was recorded"
     return ""
 
 
-def compare(group: Group, resampled: Resampled) -> GroupAnalysis:
-    """Return intervals, comparisons and intervals of ranks of a group's rows."""
+def intervals_of(resampled: Resampled) -> dict[int, tuple[float, float]]:
+    """Return the 95 % interval of each row's number, by its place."""
+    return {index: _within(interval_of(resampled.row(index)), 0.0) for index in resampled.points}
+
+
+def compare(group: Group, resampled: Resampled, beside: Mapping[str, Resampled]) -> GroupAnalysis:
+    """Return intervals, comparisons and intervals of ranks of a group's rows.
+
+    `beside` are its rows resampled by other measures, by the measure's name.
+    """
     rows = {index: resampled.row(index) for index in resampled.points}
     ranked = [index for index, row in enumerate(group.rows) if row.rank is not None]
-    intervals = {index: _within(interval_of(row), 0.0) for index, row in rows.items()}
     pairs = (_compared(first, second, resampled) for first, second in combinations(rows, 2))
     ranks: Mapping[int, tuple[int, int]] = {}
     if ranked and rows.keys() >= set(ranked):
         ranks = dict(zip(ranked, rank_intervals(np.stack([rows[i] for i in ranked], axis=1)), strict=True))
-    return GroupAnalysis(intervals, tuple(pair for pair in pairs if pair is not None), ranks)
+    return GroupAnalysis(
+        intervals_of(resampled),
+        tuple(pair for pair in pairs if pair is not None),
+        ranks,
+        {name: intervals_of(other) for name, other in beside.items()},
+    )
 
 
 def _compared(first: int, second: int, resampled: Resampled) -> Comparison | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from seedbed.benchmark.evaluation import records
+from seedbed.benchmark.evaluation.metrics import COUNTED
 from seedbed.benchmark.evaluation.records import RecordName, Selection, first_value
 from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
@@ -34,6 +35,16 @@ class Measure:
     meaning: str
     records: tuple[RecordName, ...]
     """The first that a run has counts: masks that need no threshold have no selection."""
+
+    @property
+    def metric(self) -> str:
+        """The metric that the number is a mean of over labels: `IoU`."""
+        return self.records[0].metric.removeprefix("m")
+
+    def beside(self) -> list[Measure]:
+        """Return the other measures that follow from the same counted pixels of each image."""
+        same = {m: tuple(record.of(m.records[0].metric) for record in self.records) for m in MEASURES}
+        return [m for m, records in same.items() if m != self and m.metric in COUNTED and m.records == records]
 
     def of(self, run: Run) -> float | None:
         """Return the run's number, a fraction; None if it has none."""

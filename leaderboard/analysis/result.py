@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from seedbed.leaderboard.analysis.average_rank import AverageRank, average_ranks
 from seedbed.leaderboard.analysis.grouping import entries, searches
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis, Resampled, compare, resample
-from seedbed.leaderboard.analysis.ranking import Board, Group
+from seedbed.leaderboard.analysis.ranking import Board, Group, Measure
 from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 from seedbed.leaderboard.figures import pareto as cost
@@ -47,11 +47,18 @@ def analyse(
     runs = runs_of(snapshot)
     confirmed = _confirmed(board, runs)
     by_cell = searches(runs)
-    resampled = [
-        Resampled({}, {}, {}, seed) if images is None else resample(group, members, images, resamples, seed)
-        for group, members in zip(board.groups, confirmed, strict=True)
-    ]
-    groups = tuple(compare(group, drawn) for group, drawn in zip(board.groups, resampled, strict=True))
+
+    def resampled_by(group: Group, members: Sequence[tuple[Run, ...]], measure: Measure) -> Resampled:
+        if images is None:
+            return Resampled({}, {}, {}, seed)
+        return resample(replace(group, measure=measure), members, images, resamples, seed)
+
+    members = list(zip(board.groups, confirmed, strict=True))
+    resampled = [resampled_by(group, runs_of_rows, group.measure) for group, runs_of_rows in members]
+    groups = tuple(
+        compare(group, drawn, {m.name: resampled_by(group, runs_of_rows, m) for m in group.measure.beside()})
+        for (group, runs_of_rows), drawn in zip(members, resampled, strict=True)
+    )
     averages, over = average_ranks(board.groups, resampled) if images is not None else ([], "")
     figures: list[Figure | None] = []
     for group, analysis, stem in zip(board.groups, groups, stems(board.groups), strict=True):

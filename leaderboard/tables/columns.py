@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -153,8 +153,6 @@ def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[Col
     if analysis is None:
         return columns
     ranks = {group.rows[index].name: limits for index, limits in analysis.rank_intervals.items()}
-    numbers = {group.rows[index].name: limits for index, limits in analysis.intervals.items()}
-    ranked = MEASURED[group.measure.name]
     rank_interval = Column(
         "",
         f"{RANK.title} 95 %",
@@ -162,15 +160,22 @@ def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[Col
         lambda row: rank_limits(ranks.get(row.name)),
         True,
     )
-    interval = Column(
-        ranked.section,
-        f"{ranked.title} 95 %",
+    beside = {RANK: (RANK, rank_interval)}
+    for name, intervals in {group.measure.name: analysis.intervals, **analysis.beside}.items():
+        beside[MEASURED[name]] = (MEASURED[name], _interval(MEASURED[name], group, intervals))
+    return tuple(each for column in columns for each in beside.get(column, (column,)))
+
+
+def _interval(column: Column, group: Group, intervals: Mapping[int, tuple[float, float]]) -> Column:
+    """Return the column of the intervals of a measure's numbers, by the places of the rows."""
+    numbers = {group.rows[index].name: limits for index, limits in intervals.items()}
+    return Column(
+        column.section,
+        f"{column.title} 95 %",
         "95 % interval of the number before it, over images and random seeds",
         lambda row: percent_limits(numbers.get(row.name)),
         True,
     )
-    beside = {RANK: (RANK, rank_interval), ranked: (ranked, interval)}
-    return tuple(each for column in columns for each in beside.get(column, (column,)))
 
 
 def rank_limits(limits: tuple[int, int] | None) -> str:

@@ -166,16 +166,19 @@ def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
 def comma_separated(board: Board, analysis: Analysis | None = None) -> str:
     """Return one row a line with unrounded fractions, mean and standard deviation apart.
 
-    With an analysis the 95 % intervals of the rank and of the number that decides it (`interval_of`) stand behind.
+    With an analysis, the last columns are the 95 % intervals of the rank, of the number that decides it
+    (`interval_of`), and of the measures that follow from the same statistics of images.
     """
+    analyses = _analyses(board, analysis)
     rows = [
-        _flat(board, group, row) | (_limits(group, own, index) if own is not None else {})
-        for group, own in zip(board.groups, _analyses(board, analysis), strict=True)
+        _flat(board, group, row) | ({} if own is None else _limits(group, own, index))
+        for group, own in zip(board.groups, analyses, strict=True)
         for index, row in enumerate(group.rows)
     ]
+    beside = dict.fromkeys(name for own in analyses if own is not None for name in own.beside)
+    limits = [*_LIMITS, *(f"{name}_{side}" for name in beside for side in ("low", "high"))]
     out = io.StringIO()
-    names = _names(board) + (_LIMITS if analysis is not None else [])
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, _names(board) + (limits if analysis is not None else []), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
@@ -199,7 +202,10 @@ def _limits(group: Group, analysis: GroupAnalysis, index: int) -> dict[str, obje
     ranks = analysis.rank_intervals.get(index, (None, None))
     number = analysis.intervals.get(index, (None, None))
     measure = group.measure.name if index in analysis.intervals else None
-    return dict(zip(_LIMITS, (*ranks, measure, *number), strict=True))
+    flat: dict[str, object] = dict(zip(_LIMITS, (*ranks, measure, *number), strict=True))
+    for name, intervals in analysis.beside.items():
+        flat[f"{name}_low"], flat[f"{name}_high"] = intervals.get(index, (None, None))
+    return flat
 
 
 def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:

@@ -53,6 +53,20 @@ def test_every_path_that_code_and_pages_name_exists():
     assert not lost, "\n".join(sorted(lost))
 
 
+def test_the_architecture_page_lists_every_folder_of_the_packages():
+    page = (CHECKOUT / "docs/architecture.md").read_text("utf-8")
+    tree = page.partition("## Folders")[2].split("```")[1]
+    listed: set[Path] = set()
+    above: list[str] = []
+    for indent, name in re.findall(r"^( *)(\w+)/ ", tree, re.M):
+        above = [*above[: len(indent) // 2], name]
+        listed.add(Path(*above))
+    folders = {CHECKOUT / name for name in PACKAGES}
+    for package in PACKAGES[:-1]:
+        folders |= {file.parent for pattern in ("*.py", "*.yaml") for file in (CHECKOUT / package).rglob(pattern)}
+    assert listed - {Path("docs")} == {folder.relative_to(CHECKOUT) for folder in folders}
+
+
 def test_the_site_builds_without_warnings(tmp_path):
     command = [
         sys.executable,

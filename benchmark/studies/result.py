@@ -103,7 +103,7 @@ def read_studies(folder: Path) -> tuple[StudyResult, ...]:
 
     Raises DataError for a file that cannot be read, naming it.
     """
-    return tuple(_read(path) for path in sorted(folder.glob(f"*/*/{FILE}")))
+    return tuple(read_study_result(path) for path in sorted(folder.glob(f"*/*/{FILE}")))
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
@@ -112,7 +112,8 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     write_text(folder / FILE, json.dumps(result, indent=1, ensure_ascii=False))
 
 
-def _read(path: Path) -> StudyResult:
+def read_study_result(path: Path) -> StudyResult:
+    """Return the study in a file `table.json`. Raises DataError if it cannot be read."""
     try:
         # Python's JSON may hold NaN and Infinity, which are no numbers of a table.
         return study_of(json.loads(path.read_text("utf-8"), parse_constant=lambda _: None))

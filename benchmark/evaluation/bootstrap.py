@@ -1,8 +1,8 @@
-"""The paired bootstrap: how far a number, a difference or a rank could have come out elsewhere.
+"""The paired bootstrap: how much a number, a difference or a rank varies with images and seeds.
 
 Images are resampled with replacement, the same ones for all numbers (Efron and Tibshirani 1993, An Introduction to
 the Bootstrap, chapter 13), and the mIoU of a resample is that of its summed confusions, not a mean over images.
-The chance of seeds is Student's t: two or three values are too few to be resampled (docs/protocol.md, Statistics).
+Variation over seeds is Student's t: two or three values are too few to resample (docs/protocol.md, Statistics).
 Nothing here knows of runs or tables.
 """
 
@@ -32,9 +32,9 @@ class Interval(NamedTuple):
 
 
 def draw_images(images: int, resamples: int, seed: int, name: str = "") -> NDArray[np.uint16]:
-    """Return (resamples, images): how often each image is in each resample of as many images as there are.
+    """Return (resamples, images): how often each image is in each resample of `images` images.
 
-    `name` is the data set's: others have other draws.
+    `name` is that of the data set: each has its own draws.
     """
     generator = np.random.default_rng([seed, images, *name.encode()])
     drawn = np.empty((resamples, images), np.uint16)
@@ -55,13 +55,13 @@ def over_seeds(by_seed: Values, points: Sequence[float], row: int, seed: int) ->
     """Return resampled means (resamples,) that vary with images and with seeds.
 
     `by_seed` (resamples, seeds) are the resampled numbers, or differences, of each seed, and `points` (seeds,)
-    those of all images. To the mean over seeds comes s/√n · T: s is the standard deviation (n−1) of `points`, and
-    T is Student's t with n−1 degrees of freedom, in an order that is drawn for each `row`. At least two seeds.
+    those of all images. s/√n · T is added to the mean over seeds: s is the standard deviation (n−1) of `points`,
+    and T is Student's t with n−1 degrees of freedom, in a random order for each `row`. Needs at least two seeds.
     """
     from scipy.special import stdtrit
 
     resamples, seeds = by_seed.shape
-    # Evenly spread quantiles in a random order: drawn freely, the wide tails would move the limits about.
+    # Evenly spread quantiles in a random order: free draws from the wide tails would move the limits.
     quantiles = stdtrit(seeds - 1, (np.arange(resamples) + 0.5) / resamples)
     order = np.random.default_rng([seed, resamples, seeds, row]).permutation(resamples)
     return by_seed.mean(axis=1) + np.std(points, ddof=1) / np.sqrt(seeds) * quantiles[order]

@@ -1,6 +1,6 @@
 """Other people's results: IRN's and PSA's `.npy` dictionaries, and folders of PNG masks.
 
-Their `.npy` files are pickles. They are read by an unpickler that admits numpy arrays and plain values only
+Their `.npy` files are pickles. They are read by an unpickler that accepts only numpy arrays and plain values
 (datasets/io/npy.py).
 """
 
@@ -25,7 +25,7 @@ class MapSource(Protocol):
     """Localisation maps by image id. Must be picklable."""
 
     def read(self, image_id: str) -> ScoreMaps:
-        """Return the maps of one image. Raises DataError where they are missing or broken."""
+        """Return the maps of one image. Raises DataError if they are missing or broken."""
         ...
 
 
@@ -33,7 +33,7 @@ class MaskSource(Protocol):
     """Masks by image id. Must be picklable."""
 
     def read(self, image_id: str) -> NDArray[np.uint8]:
-        """Return labels uint8 (H, W). Raises DataError where the mask is missing or broken."""
+        """Return labels uint8 (H, W). Raises DataError if the mask is missing or broken."""
         ...
 
 
@@ -86,7 +86,7 @@ class PngMasks:
 
 
 def open_masks(folder: Path) -> PngMasks:
-    """Return the masks in a folder. Raises DataError for a folder without PNGs, or with two of one name."""
+    """Return the masks in a folder. Raises DataError if it has no PNGs, or two of the same name."""
     _files(folder, ".png", "PNG masks ID.png")
     return PngMasks(folder)
 
@@ -94,7 +94,7 @@ def open_masks(folder: Path) -> PngMasks:
 def open_maps(folder: Path) -> MapSource:
     """Return the maps in a folder, whatever their format.
 
-    Raises DataError for a folder without maps, with two files of one name, or without a file that can be read.
+    Raises DataError if it has no maps, two files of the same name, or no file that can be read.
     """
     if (folder / FILE).is_file():
         return opened(folder)
@@ -109,10 +109,10 @@ def open_maps(folder: Path) -> MapSource:
 
 
 def _files(folder: Path, suffix: str, what: str) -> list[Path]:
-    """Return the files of a suffix, sorted. Raises DataError if there are none, or two of one name."""
+    """Return the files with a suffix, sorted. Raises DataError if there are none, or two of the same name."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    # A Mac writes a file ._NAME beside NAME.
+    # macOS writes a file ._NAME next to NAME.
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith("."))
     if not found:
         inside = sorted({p.parent.name for p in folder.glob(f"*/*{suffix}")})
@@ -157,7 +157,7 @@ def _names(content: dict[Any, Any]) -> str:
 
 
 def _maps(path: Path, keys: NDArray[np.int64], values: Any) -> ScoreMaps:
-    """Return maps (K, H, W) of classes counted from 0; without a class there may be no map and no size."""
+    """Return maps (K, H, W) of classes counted from 0; if there are none, map and size may be missing."""
     if not len(keys) and np.ndim(values) != 3:
         return ScoreMaps(np.zeros(0, np.int16), np.zeros((0, 0, 0), np.float32), (0, 0))
     raw = np.asarray(values)

@@ -1,6 +1,6 @@
-"""Localisation maps on disk: one Arrow IPC file a folder, memory-mapped.
+"""Localisation maps on disk: one Arrow IPC file per folder, memory-mapped.
 
-`maps.arrow` has one row an image:
+`maps.arrow` has one row per image:
 
     id          string          image id
     height      int32           image height in pixels
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class ScoreMaps:
-    """The localisation maps of one image. Raises ValueError where the fields do not fit each other."""
+    """The localisation maps of one image. Raises ValueError if the fields do not fit each other."""
 
     labels: NDArray[np.int16]
     """(K,) labels in ascending order, 0 for an explicit background channel; may be empty."""
@@ -71,7 +71,7 @@ def resize_bilinear(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray
 
     Corners are not aligned: the cell centre of output y is at (y + ½)·h/H − ½ of the input, clamped to the
     outermost centres. Every output is computed elementwise from four inputs, so the result does not depend on
-    threads or blocking. A map that has the size already is returned as it is.
+    threads or blocking. Maps that already have this size are returned unchanged.
     """
     if maps.shape[1:] == size:
         return maps
@@ -104,7 +104,7 @@ def _mix(
 
 
 class MapWriter:
-    """Writes `maps.arrow` into a folder; a context manager. The file is complete when the context is left."""
+    """Writes `maps.arrow` into a folder; a context manager. The file is complete on exit."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
@@ -159,10 +159,10 @@ class MapWriter:
 
 
 class MapReader:
-    """Reads the maps of a folder that MapWriter wrote. Cheap to make, and to send to another process."""
+    """Reads the maps of a folder that MapWriter wrote. Cheap to create and to send to another process."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where `maps.arrow` is missing or no such file."""
+        """Raises DataError if `maps.arrow` is missing or broken."""
         self.path = Path(folder) / FILE
         self._file()
 
@@ -177,14 +177,14 @@ class MapReader:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of all images, in the order in which they were written."""
+        """The ids of all images, in the order of writing."""
         return tuple(self._file().rows)
 
     def __contains__(self, image_id: object) -> bool:
         return image_id in self._file().rows
 
     def read(self, image_id: str) -> ScoreMaps:
-        """Return the maps of one image, float16 and read-only. Raises DataError for an id that is not there."""
+        """Return the maps of one image, float16 and read-only. Raises DataError for an unknown id."""
         file = self._file()
         try:
             batch, index = file.rows[image_id]
@@ -206,12 +206,12 @@ class MapReader:
 class _MapsFile:
     batches: list[Any]
     rows: Mapping[str, tuple[int, int]]
-    """Of each id its batch and its row there."""
+    """Batch, and row within the batch, by image id."""
 
 
 @lru_cache(maxsize=4)
 def _open_maps(path: Path, inode: int, modified: int, size: int) -> _MapsFile:
-    """Map the file into memory; its identity is part of the cache's key, so a new file is read anew."""
+    """Map the file into memory; the file's identity is part of the cache key, so a changed file is read again."""
     try:
         with pa.memory_map(str(path)) as source:
             reader = pa.ipc.open_file(source)

@@ -1,8 +1,8 @@
-"""Every metric, as a state that is updated image by image, takes constant memory, and can be merged.
+"""Every metric as a state that is updated image by image, takes constant memory, and can be merged.
 
-Truth and predictions are labels uint8 (H, W): 0 background, 1..C classes, 255 not counted. Values are fractions
-in [0, 1], never percent. No state depends on the order of images or on how they were shared over processes,
-but for the last bits of the sums in `SoftScores`.
+Truth and predictions are labels uint8 (H, W): 0 background, 1..C classes, 255 ignored. Values are fractions
+in [0, 1], never percent. No state depends on the order of the images or on how processes share them,
+except for the last bits of the sums in `SoftScores`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RANKS = 65_536
 THRESHOLDS: NDArray[np.float32] = (np.arange(100) / 100).astype(np.float32)
 """0.00, 0.01 … 0.99."""
 ORACLE_LIMIT = 0.59
-"""The best threshold is looked for in 0.00 … 0.59 (docs/methods.md, Data)."""
+"""The best threshold is searched in 0.00 … 0.59 (docs/methods.md, Data)."""
 Labels = NDArray[np.uint8]
 Values = NDArray[np.float64]
 Counts = NDArray[np.integer]
@@ -39,12 +39,12 @@ must be linear in the counts, so that the parts of a split are the sums of those
 
 
 def thresholds_with(*more: float) -> NDArray[np.float32]:
-    """Return the usual thresholds and `more`, float32, ascending, without repetition."""
+    """Return the usual thresholds and `more`, float32, ascending, without duplicates."""
     return np.unique(np.append(THRESHOLDS, np.array(more, np.float32)))
 
 
 def threshold_index(thresholds: NDArray[np.float32], threshold: float) -> int:
-    """Return the place of `threshold` among `thresholds`. Raises ConfigError where it is none of them."""
+    """Return the index of `threshold` in `thresholds`. Raises ConfigError if it is not among them."""
     places = np.flatnonzero(np.abs(thresholds - np.float32(threshold)) <= 1e-6)
     if len(places) == 0:
         raise ConfigError(
@@ -89,8 +89,8 @@ class Confusion:
     def update(self, truth: Labels, prediction: Labels, ignore_predicted: bool = False) -> NDArray[np.int64]:
         """Count one image and return its own matrix.
 
-        A predicted 255 counts as background (IRN code); with `ignore_predicted` it is left out, as ICD's
-        script does (docs/methods.md, Metrics).
+        A predicted 255 counts as background (IRN code). With `ignore_predicted` it is left out, as in ICD's
+        script (docs/methods.md, Metrics).
         """
         size = len(self.matrix)
         counted = truth != IGNORE
@@ -122,11 +122,11 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ImageCurve:
-    """What one image adds to a ThresholdCurve: the cells of its histogram that are not zero."""
+    """What one image adds to a ThresholdCurve: the nonzero cells of its histogram."""
 
     truth: NDArray[np.uint8]
     label: NDArray[np.uint8]
-    """The best foreground class; 0 where the image has no maps."""
+    """The best foreground class; 0 if the image has no maps."""
     passed: NDArray[np.uint8]
     """The number of thresholds that the score exceeds."""
     pixels: NDArray[np.int64]
@@ -134,11 +134,11 @@ class ImageCurve:
 
 @dataclass
 class ThresholdCurve:
-    """The confusion matrices of all thresholds at once, exactly, from one pass over the pixels.
+    """The exact confusion matrices of all thresholds, from one pass over the pixels.
 
     A prediction at threshold t is the argmax over the constant t for background and the class maps, so a pixel
-    is its best class where that score exceeds t. Of a pixel only truth, best class and the number of
-    thresholds that its score exceeds matter.
+    gets its best class if that score exceeds t. Only its truth, its best class, and the number of thresholds that
+    its score exceeds matter.
     """
 
     thresholds: NDArray[np.float32]
@@ -179,7 +179,7 @@ class ThresholdCurve:
         return Confusion(matrix)
 
     def at(self, threshold: float) -> Confusion:
-        """Return the confusion matrix at a threshold of the curve. Raises ConfigError for another one."""
+        """Return the confusion matrix at a threshold of the curve. Raises ConfigError for any other."""
         return self.confusion(threshold_index(self.thresholds, threshold))
 
     def miou(self) -> Values:
@@ -187,7 +187,7 @@ class ThresholdCurve:
         return np.array([self.confusion(i).miou() for i in range(len(self.thresholds))])
 
     def best(self) -> tuple[float, float]:
-        """Return (threshold, mIoU) of the highest mIoU in 0.00, 0.01 … 0.59; of equal ones the lowest."""
+        """Return (threshold, mIoU) of the highest mIoU in 0.00, 0.01 … 0.59; the lowest of equal ones."""
         allowed = np.isin(self.thresholds, THRESHOLDS) & (self.thresholds <= np.float32(ORACLE_LIMIT))
         values = np.where(allowed, np.nan_to_num(self.miou(), nan=-1.0), -2.0)
         index = int(values.argmax())
@@ -205,9 +205,9 @@ class ImageSoft:
 
 
 def soft_overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> Values:
-    """Return Σmin/Σmax over pixels of maps (K, …) against maps (K, …), (K,); 0 where both are all zero.
+    """Return Σmin/Σmax over pixels of maps (K, …) against maps (K, …), (K,); 0 if both are all zero.
 
-    Splitting vs. Merging, Eq. 4; between two maps of one class it is the similarity of its Table 1.
+    Splitting vs. Merging, Eq. 4; between two maps of the same class it is the similarity of its Table 1.
     """
     axes = tuple(range(1, first.ndim))
     smaller = np.minimum(first, second).sum(axes, dtype=np.float64)
@@ -219,7 +219,7 @@ def soft_overlap(first: NDArray[np.floating], second: NDArray[np.floating]) -> V
 class SoftScores:
     """Soft overlap, precision and recall (Splitting vs. Merging, Eq. 4–6), mean over a class's images.
 
-    For each image and each class c in its true mask, with M its map (0 where the class has none) and G its
+    For each image and each class c in its true mask, with M its map (0 if the class has none) and G its
     mask, over the pixels that are not 255: Σmin(M,G)/Σmax(M,G), Σmin(M,G)/ΣM, Σmin(M,G)/ΣG. An all-zero map has
     precision 0.
     """
@@ -259,7 +259,7 @@ class SoftScores:
         self.images += other.images
 
     def by_class(self) -> Values:
-        """Return overlap, precision and recall by label (3, C + 1); NaN where a class has no image."""
+        """Return overlap, precision and recall by label (3, C + 1); NaN if a class has no image."""
         return ratio(self.sums, np.broadcast_to(self.images, self.sums.shape))
 
 
@@ -267,13 +267,13 @@ class SoftScores:
 class PixelAp:
     """Average precision over pixels (ICD, Table 1): all pixels of a class's images, ranked by score.
 
-    Scores are ranked as float16, in 65,536 bins, so memory does not grow; equal scores are one step, as in
+    Scores are ranked as float16, in 65,536 bins, so memory is constant; equal scores are one step, as in
     scikit-learn's `average_precision_score`.
     """
 
     classes: int
     counts: dict[int, NDArray[np.int64]]
-    """(2, 65536) by label, for the labels met: other and true pixels by rank of the score."""
+    """(2, 65536) by label, for the labels that occur: pixels of others and of this label, by score rank."""
 
     @classmethod
     def empty(cls, classes: int) -> PixelAp:
@@ -304,7 +304,7 @@ class PixelAp:
             self.counts[label] = counts.copy()
 
     def by_class(self) -> Values:
-        """Return average precision by label (C + 1,); NaN for background and where a class has no pixel."""
+        """Return average precision by label (C + 1,); NaN for background and for a class without pixels."""
         values = np.full(self.classes + 1, np.nan)
         for label, counts in self.counts.items():
             others, positives = counts[:, ::-1]
@@ -315,7 +315,7 @@ class PixelAp:
 
 
 def _rank(scores: NDArray[np.float16]) -> NDArray[np.int64]:
-    """Return the place of each float16 among all 65,536 in ascending order; −0 and +0 are one place."""
+    """Return the rank of each float16 among all 65,536 in ascending order; −0 and +0 are equal."""
     bits = (scores + np.float16(0)).view(np.uint16).astype(np.int64)
     return np.where(bits >= 0x8000, 0xFFFF - bits, bits + 0x8000)
 
@@ -324,8 +324,8 @@ def _rank(scores: NDArray[np.float16]) -> NDArray[np.int64]:
 class SignedSeeds:
     """Seeds of signed maps at thresholds T (ICD, Table 2), on the pixels that they label.
 
-    A pixel is its best class where that score exceeds T, background where all classes are below −T, else
-    empty. Scores are scaled per image and class by their maximum and |minimum| first.
+    A pixel gets its best class if that score exceeds T, background if all classes are below −T, and no label
+    otherwise. Scores are scaled per image and class by their maximum and |minimum| first.
     """
 
     thresholds: tuple[float, ...]
@@ -364,10 +364,10 @@ class SignedSeeds:
         self.truths += other.truths
 
     def results(self) -> list[dict[str, float]]:
-        """Return threshold, mIoU of labelled pixels, recall and coverage, one dictionary a threshold.
+        """Return threshold, mIoU of labelled pixels, recall and coverage, one dictionary per threshold.
 
-        Recall is the mean over labels of rightly labelled pixels by true pixels; coverage is the share of
-        labelled pixels.
+        Recall is the mean over labels of correctly labelled pixels divided by true pixels; coverage is the share
+        of labelled pixels.
         """
         return [
             {

@@ -95,11 +95,11 @@ def ratios(metric: str, ids: tuple[str, ...], counts: Counts) -> Ratios:
     return Ratios(ids, top, bottom)
 
 
-def ratios_of(folder: Path, record: str, classes: Sequence[str], thresholds: Mapping[str, float]) -> Ratios | None:
+def ratios_of(folder: Path, record: str, classes: Sequence[str], values: Mapping[str, float]) -> Ratios | None:
     """Return the parts of a record of a trial; None if the trial keeps none for it.
 
     `folder` is the trial's `per_image/`, `record` a name such as `seed.train/mIoU_tuned`, `classes` are the
-    foreground classes, `thresholds` the trial's records of thresholds, `seed.train/threshold_tuned`.
+    foreground classes, `values` the trial's records by name: among them, the thresholds at which maps are cut.
     """
     name = RecordName.parse(record)
     if name is None:
@@ -110,7 +110,7 @@ def ratios_of(folder: Path, record: str, classes: Sequence[str], thresholds: Map
         metric, path = "IoU", curve
     if metric in SOFT:
         return _soft(folder, name, SOFT[metric], len(classes))
-    threshold = thresholds.get(str(name.of("threshold")))
+    threshold = values.get(str(name.of("threshold")))
     labels = ("background", *classes)
     if metric not in COUNTED or name.label not in (None, *labels):
         return None

@@ -1,7 +1,7 @@
-"""Signs that results or true masks are numbered or scaled otherwise than the data set is.
+"""Signs that results or true masks number their classes, or scale their scores, differently from the data set.
 
 A class in a result counts if it covers at least a hundredth of the image. It fits if the true mask of the image
-shows it; likewise a class in a true mask fits if the image is tagged with it.
+shows it. A class in a true mask fits if the image is tagged with it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from seedbed.datasets.base import IGNORE_INDEX, TAGS_FROM_MASKS, SplitView
 
 LEAST_SHARE = 0.01
 MARGIN = 0.25
-"""Another numbering is named if it fits this share of the classes more."""
+"""Another numbering is suggested if it fits this share of the classes more."""
 LEAST_PEAK = 0.25
-"""Maps in the range 0..1 whose highest score is below this are hardly normalised."""
+"""Maps in the range 0..1 whose highest score is below this are probably not normalised."""
 TOLERANCE = 1.01
-"""Enlarged maps may exceed 1 a little."""
+"""Enlarged maps may exceed 1 slightly."""
 FROM_ZERO = "counted from 0 without background"
 SHIFTED = "shifted by one (with background in front, or .npy keys that are counted from 1)"
 CATEGORY_IDS = "the JSON's category ids"
@@ -39,7 +39,7 @@ class Plausibility:
     """Classes in the true masks."""
     truths: int = 0
     tagged: int = 0
-    """Of the classes in the true masks, if there are tags to compare with."""
+    """Classes in the true masks that are tags of their images, if the data set has tags of its own."""
     highest: float = -math.inf
     """The highest score of all maps."""
 
@@ -70,7 +70,7 @@ class Plausibility:
         self.highest = max(self.highest, other.highest)
 
     def warnings(self) -> Iterator[str]:
-        """Yield a sentence for each thing that is hardly meant so."""
+        """Yield a sentence for each thing that is probably a mistake."""
         own = self.fits.get("", 0)
         best = max(self.fits, key=lambda name: self.fits[name], default="")
         text = (

@@ -1,4 +1,4 @@
-"""Scores saved maps or masks of a split, anybody's, in one pass over the pixels.
+"""Scores saved maps or masks of a split, from any source, in one pass over the pixels.
 
 Images are taken in chunks of 32 and the chunks' states are merged in order, so the number of processes never
 changes a bit of the result.
@@ -35,13 +35,13 @@ from seedbed.datasets.base import IGNORE_INDEX, SplitView
 
 CHUNK = 32
 NAMED = 20
-"""At most so many bad files are named in one error; all are counted."""
+"""Maximum number of bad files named in one error; all are counted."""
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class MapScores:
-    """What the maps of a split are worth."""
+    """The scores of the maps of a split."""
 
     curve: ThresholdCurve
     soft: SoftScores
@@ -68,7 +68,7 @@ class MapScores:
 
 @dataclass
 class MaskScores:
-    """What the masks of a split are worth."""
+    """The scores of the masks of a split."""
 
     confusion: Confusion
     images: int
@@ -95,10 +95,10 @@ def score_maps(
 
     `thresholds` are those of the curve (`metrics.thresholds_with` adds others to the usual ones).
     `signed` also measures ICD's Table 2 (`SignedSeeds`), for maps that score background below 0.
-    `per_image` is a Parquet file to write, one row a cell of each image's ImageCurve (id, truth, label, passed,
+    `per_image` is a Parquet file to write, one row per cell of each image's ImageCurve (id, truth, label, passed,
     pixels), from which the confusion of any image at any threshold follows exactly (per_image.py); the soft
-    scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called now
-    and then. Raises DataError naming every file that is missing, broken, of another size than its image, or
+    scores of each image go to a file beside it, `…_soft.parquet`. `progress(done, images)` is called
+    regularly. Raises DataError naming every file that is missing, broken, of another size than its image, or
     has classes that the data set does not know; MaskForbiddenError for a split without masks.
     """
     total = MapScores.empty(len(view.classes), thresholds)
@@ -124,7 +124,7 @@ def score_masks(
 ) -> MaskScores:
     """Score masks against the true masks of a split.
 
-    `per_image` is a Parquet file to write, one row a cell of each image's confusion matrix that is not zero
+    `per_image` is a Parquet file to write, one row per nonzero cell of each image's confusion matrix
     (id, truth, predicted, pixels). `ignore_predicted` leaves pixels out that are predicted 255 (docs/methods.md).
     Raises as `score_maps`.
     """
@@ -148,8 +148,8 @@ def score_masks(
 def predict(maps: ScoreMaps) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
     """Return the best foreground class, its score, both (H, W), and the foreground maps at full size (K, H, W).
 
-    With a background channel a pixel's score is 2 where the best class wins over background and −1 where it
-    does not: such maps need no threshold, so they are the same at every one.
+    With a background channel a pixel's score is 2 if the best class wins over background and −1 if it does
+    not: such maps need no threshold and are the same at each.
     """
     full = maps.at_full_size()
     foreground = maps.labels != 0
@@ -280,9 +280,9 @@ def _beside(path: Path | None, suffix: str) -> Path | None:
 
 
 class _Rows:
-    """Writes rows of per-image statistics as they come; writes nothing where `path` is None.
+    """Writes rows of per-image statistics as they come; writes nothing if `path` is None.
 
-    The file appears when it is complete, and not at all after an error.
+    The file appears once it is complete, and never after an error.
     """
 
     def __init__(self, path: Path | None, schema: pa.Schema) -> None:

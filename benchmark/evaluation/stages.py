@@ -1,4 +1,4 @@
-"""The measuring stages: what they read is on disk, what they write are Records. None changes a mask.
+"""The measuring stages: they read results from disk and write Records. None changes a mask.
 
 Levels: `classification` (tags by the classifier), `seed` (maps by threshold), `pseudo_mask` (after the
 refiner), `one_step` (the predictions of a one-step method's own network) and `segmentation` (the predictions of
@@ -94,7 +94,7 @@ class MeasureMasks(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureClassifier(Stage):
-    """How well the network of a CHECKPOINT tells an image's tags: average precision over images."""
+    """How well the network of a CHECKPOINT predicts an image's tags: average precision over images."""
 
     version = 2
     consumes = (Kind.CHECKPOINT,)
@@ -104,9 +104,9 @@ class MeasureClassifier(Stage):
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels; 0 is the image's own")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write `mAP` (mean over classes that occur), `AP` of each class, and `exact`.
+        """Write `mAP` (mean over the classes that occur), `AP` of each class, and `exact`.
 
-        `exact` is the share of images all of whose tags are told right by logit > 0.
+        `exact` is the share of images whose tags are all predicted correctly by logit > 0.
         """
         from seedbed.benchmark.training.checkpoint import load_network
         from seedbed.benchmark.training.inference import multi_scale

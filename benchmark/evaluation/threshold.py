@@ -2,7 +2,7 @@
 
 Prediction at threshold t: argmax over the constant t for background and the class maps (PSA t = 0.2, IRN and
 SC-CAM t = 0.15). The threshold is `fixed` (the paper's constant), `tuned` (best mIoU on the masks of `tune`)
-or `oracle` (best on `train` itself; for reports only, marked as such).
+or `oracle` (best on `train` itself, for reports only and marked as such).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from seedbed.benchmark.pipeline.store import reading
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split
 
 UNSURE = 1e-5
-"""Signed scores and products that differ by no more are equal (ICD code)."""
+"""Signed scores and products that differ by at most this are equal (ICD code)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class SelectThreshold(Stage):
 
     @property
     def on(self) -> Split:
-        """The only masks that a choice may see are those of `tune`; the oracle looks at `train`."""
+        """A choice may see only the masks of `tune`; the oracle looks at `train`."""
         return Split.TRAIN if self.selection == "oracle" else Split.TUNE
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
@@ -74,7 +74,7 @@ def read_threshold(folder: Path) -> float:
 
 
 def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
-    """Return labels uint8 (H, W): the best class where its score exceeds `threshold`, else background.
+    """Return labels uint8 (H, W): the best class if its score exceeds `threshold`, else background.
 
     Maps with a background channel (label 0) need no threshold: the best channel wins.
     """
@@ -89,10 +89,10 @@ def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
 
 
 def seed_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:
-    """Return `threshold_mask`, but 255 where signed maps (ICD) are undefined: neither a class nor background.
+    """Return `threshold_mask`, with 255 for pixels of signed maps (ICD) that are neither a class nor background.
 
     Those are the pixels of a stored cell whose best score is 0 (methods/icd/maps.py). Maps without negative scores
-    or with a background channel are not signed: there 0 means background.
+    or with a background channel are not signed: there, 0 means background.
     """
     labels = threshold_mask(maps, threshold)
     scores = maps.scores.astype(np.float32, copy=False)

@@ -121,8 +121,7 @@ class Measured:
 
     def ratios(self, measure: str, classes: Sequence[str]) -> Ratios | None:
         """Return the parts of a record by image."""
-        thresholds = {name: value for name, value in self.values.items() if "/threshold" in name}
-        return ratios_of(self.folder / "per_image", measure, classes, thresholds)
+        return ratios_of(self.folder / "per_image", measure, classes, self.values)
 
 
 def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:

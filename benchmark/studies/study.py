@@ -99,9 +99,9 @@ class Study:
 
     @property
     def selections(self) -> tuple[str, ...]:
-        """Return how the thresholds of the pseudo-masks are chosen that the cells name."""
-        names = (spot.measure for spot in self.spots.values() if spot.measure.startswith("pseudo_mask."))
-        found = {name.rpartition("_")[2] for name in names} & {"fixed", "tuned", "oracle"}
+        """Return how the thresholds of the pseudo-masks that the cells name are chosen."""
+        names = [RecordName.parse(spot.measure) for spot in self.spots.values()]
+        found = {name.selection for name in names if name is not None and name.level == "pseudo_mask"} - {"none"}
         return tuple(sorted(found)) or ("tuned",)
 
 

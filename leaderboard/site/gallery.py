@@ -22,6 +22,7 @@ from seedbed.benchmark.errors import SeedbedError
 from seedbed.benchmark.evaluation.maps import FILE as MAPS
 from seedbed.benchmark.evaluation.maps import MapReader, ScoreMaps
 from seedbed.benchmark.paths import slug
+from seedbed.benchmark.evaluation.records import RecordName, first_value
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import IGNORE_INDEX, SplitView
@@ -234,9 +235,8 @@ def _shown(
 
 def threshold_of(run: Run) -> float:
     """Return the threshold of a run's maps: tuned, else the paper's, else 0; cut to [0, 1]."""
-    names = ("seed.train/threshold_tuned", "seed.train/threshold_fixed")
-    value = next((found for name in names if (found := run.metrics.get(name)) is not None), 0.0)
-    return min(max(value, 0.0), 1.0)
+    names = [RecordName("seed", "train", "threshold", "tuned"), RecordName("seed", "train", "threshold", "fixed")]
+    return min(max(first_value(names, run.metrics) or 0.0, 0.0), 1.0)
 
 
 def grey_map(maps: ScoreMaps, label: int) -> NDArray[np.uint8]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from seedbed.benchmark.paths import slug
+from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable
+from seedbed.benchmark.studies.result import StudyResult
 from seedbed.leaderboard.analysis.grouping import Entry, entries
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable
 from seedbed.leaderboard.data.snapshot import Run, Scope
-from seedbed.benchmark.studies.result import StudyResult
 from seedbed.leaderboard.figures.figure import Figure
 from seedbed.leaderboard.site.gallery import FOLDER, DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, group_views

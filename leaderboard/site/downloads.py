@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from seedbed.benchmark.studies.reported import ReportedTable
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.benchmark.studies.reported import ReportedTable
 from seedbed.leaderboard.site.content import Content, figure_file, reported_name, study_name
 from seedbed.leaderboard.site.rows import main_table
 from seedbed.leaderboard.tables import plain as exports

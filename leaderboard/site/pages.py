@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from seedbed.benchmark.pipeline.registry import METHODS
-from seedbed.leaderboard.analysis.ranking import NOTHING
 from seedbed.benchmark.studies.result import StudyResult, signed
+from seedbed.leaderboard.analysis.ranking import NOTHING
 from seedbed.leaderboard.site import content as places
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery

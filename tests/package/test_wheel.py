@@ -73,3 +73,54 @@ def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
     assert all("==" in line and line.endswith("\\") for line in packages)
     assert not any("http" in line.partition("==")[2] or line.startswith("--") for line in packages)
     assert len([line for line in lines if "--hash=sha256:" in line]) >= len(packages)
+
+
+THEIRS = ("benchmark", "datasets", "leaderboard", "methods", "tests")
+"""Names that other distributions have: Hugging Face's `datasets`, which MLflow imports if it is there."""
+
+
+def _install_theirs(site: Path) -> None:
+    for name in THEIRS:
+        (site / name).mkdir(parents=True, exist_ok=True)
+        (site / name / "__init__.py").write_text("WHOSE = 'theirs'\n")
+
+
+def _install_ours(site: Path, wheel: Path, *, editable: bool) -> None:
+    if editable:
+        site.mkdir(parents=True, exist_ok=True)
+        (site / "_seedbed.pth").write_text(f"{CHECKOUT}\n")
+    else:
+        zipfile.ZipFile(wheel).extractall(site)
+
+
+@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+@pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
+def test_other_distributions_may_have_packages_of_our_folders_names(
+    ours_first, editable, wheel, chimera_root, tmp_path
+):
+    site = tmp_path / "site-packages"
+    steps = [lambda: _install_ours(site, wheel, editable=editable), lambda: _install_theirs(site)]
+    for install in steps if ours_first else reversed(steps):
+        install()
+    program = (
+        "import site, sys\n"
+        f"sys.path = [path for path in sys.path if path != {str(CHECKOUT)!r}]\n"
+        f"place = len(sys.path); site.addsitedir({str(site)!r})\n"
+        "sys.path = sys.path[place:] + sys.path[:place]\n"
+        f"import {', '.join(THEIRS)}\n"
+        f"assert all(package.WHOSE == 'theirs' for package in ({', '.join(THEIRS)}))\n"
+        "from seedbed import datasets as ours\n"
+        "assert ours.__name__ == 'seedbed.datasets'\n"
+        "from seedbed.benchmark.cli.main import main\n"
+        "sys.argv = ['seedbed', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    words = ["methods"]
+    if not editable and not ours_first:
+        words = ["run", "--dataset", "chimera", "--root", str(chimera_root), "--no-segment", "--work", "work"]
+        words += ["--set", "TrainCam.epochs=1", "--device", "cpu", "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("run cam-none-" if words[0] == "run" else "splitting_merging") in done.stdout

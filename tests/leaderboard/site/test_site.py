@@ -18,12 +18,12 @@ from markupsafe import escape
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.paths import slug
+from seedbed.benchmark.studies.result import read_studies, signed
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.build import write_leaderboard
 from seedbed.leaderboard.data.snapshot import table_of
-from seedbed.benchmark.studies.result import read_studies, signed
 from seedbed.leaderboard.figures.quality import class_figure
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content

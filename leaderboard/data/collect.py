@@ -186,9 +186,7 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) ->
         method=tag("method"),
         refiner=tag("refiner"),
         dataset=tag("dataset"),
-        conditions={
-            name: tag(name) for name in (*CONDITIONS, *plan.conditions) if name in CONDITIONS or tag(name)
-        },
+        conditions={name: tag(name) for name in plan.conditions if name in CONDITIONS or tag(name)},
         phase=tag("phase"),
         settings=tag("settings"),
         number=tag("number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,10 @@ class Plan:
     cells: tuple[Mapping[str, Any], ...]
     """Method, refiner, data set and conditions, as columns of the snapshot."""
 
-    @property
+    @functools.cached_property
     def conditions(self) -> list[str]:
-        """The names of the conditions that the sweep recorded."""
-        return [*dict.fromkeys(name for cell in self.cells for name in conditions_in(cell))]
+        """The names of all conditions: those that every run has, then the others of this sweep."""
+        return [*dict.fromkeys([*CONDITIONS, *(name for cell in self.cells for name in conditions_in(cell))])]
 
     @classmethod
     def parse(cls, plan: Mapping[str, Any]) -> Plan:

@@ -1,0 +1,129 @@
+"""docs/extending.md, followed literally in copies of the packages: every change as printed."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.docs.extending import changed_copy, changes, run
+
+METRIC = """
+import json
+from pathlib import Path
+import numpy as np
+from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.evaluation.stages import MeasureMasks
+from seedbed.benchmark.pipeline.stage import Context, Kind
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.trial_files import write_text
+from seedbed.benchmark.tracking.delivery import sync
+from seedbed.benchmark.tracking.mlflow_store import default_uri
+from seedbed.datasets.base import Split
+from seedbed.datasets.chimera import DATASET, generate
+from seedbed.datasets.io.images import write_mask
+from seedbed.leaderboard.build import build
+from seedbed.leaderboard.data.collect import Store
+from tests.helpers.sweeping import end, scheduler_of, small
+
+folder = Path.cwd()
+generate(folder / "voc", layout="voc", images=24, size=48)
+data = DATASET.open(folder / "voc")
+view = data.split(Split.VAL)
+scheduler = scheduler_of(small(folder / "voc", refiners=["none"], trials=0, seeds=[0, 1, 2]), folder / "work")
+while (spec := scheduler.next_trial()) is not None:
+    generator, trial = np.random.default_rng(spec.trial.seed), scheduler.folder(spec)
+    masks = trial / "masks"
+    masks.mkdir()
+    for image_id in view.ids:
+        # A tenth of the pixels become background.
+        truth = view.mask(image_id)
+        write_mask(masks / f"{image_id}.png", np.where(generator.random(truth.shape) < 0.1, 0, truth))
+    context = Context(spec.trial.seed, Split.VAL, trial)
+    MeasureMasks(level="segmentation").run(data, {Kind.MASKS: masks}, trial, context)
+    (trial / "per_image").mkdir()
+    (trial / "per_image.parquet").rename(trial / "per_image" / "segmentation.val.parquet")
+    end(scheduler, spec)
+write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.description(), "code": "abc"}))
+work = WorkFolder(folder / "work")
+sync(work, None, Reporter())
+build(default_uri(work), "small", folder / "site")
+(run, *_) = Store(default_uri(work)).trials("small")
+print(json.dumps({name: value for name, value in run.data.metrics.items() if "F2" in name}))
+"""
+COLUMN = """
+import json
+from pathlib import Path
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.trial_files import write_text
+from seedbed.benchmark.tracking.delivery import sync
+from seedbed.benchmark.tracking.mlflow_store import default_uri
+from seedbed.datasets.chimera import generate
+from seedbed.leaderboard.build import build
+from seedbed.leaderboard.data.collect import Store
+from tests.helpers.sweeping import end, scheduler_of, small
+
+folder = Path.cwd()
+generate(folder / "voc", layout="voc", images=24, size=48)
+changes = {"refiners": ["none"], "trials": 0, "seeds": [0, 1, 2], "settings": {"TrainCam.jitter": False}}
+scheduler = scheduler_of(small(folder / "voc", **changes), folder / "work")
+while (spec := scheduler.next_trial()) is not None:
+    end(scheduler, spec)
+write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.description(), "code": "abc"}))
+work = WorkFolder(folder / "work")
+sync(work, None, Reporter())
+build(default_uri(work), "small", folder / "site")
+(run, *_) = Store(default_uri(work)).trials("small")
+print({name: text for name, text in run.data.tags.items() if name == "colour_jitter"})
+"""
+
+
+@pytest.mark.parametrize(("title", "most"), [("A metric", 3), ("A leaderboard column", 2)])
+def test_few_files_are_changed(title, most):
+    assert 0 < len({path for path, _, _ in changes(title)}) <= most
+
+
+# A metric
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory) -> tuple[Path, str]:
+    """Return the leaderboard of a sweep with the metric, and the metrics of a run in MLflow."""
+    copy = changed_copy("A metric", tmp_path_factory.mktemp("metric"))
+    return copy / "site", run(METRIC, copy)
+
+
+def test_the_metric_is_measured_and_tracked(metric):
+    _, printed = metric
+    *_, metrics = printed.splitlines()
+    assert '"val/mF2": 0.9' in metrics
+    assert '"val/F2_background": 0.9' in metrics
+
+
+def test_the_leaderboard_shows_it_with_an_interval(metric):
+    site, _ = metric
+    (row,) = csv.DictReader((site / "leaderboard.csv").open(newline=""))
+    low, mean, high = (float(row[f"val_F2_{what}"]) for what in ("low", "mean", "high"))
+    assert 0.9 < low < mean < high < 1
+    text = (site / "leaderboard.md").read_text("utf-8")
+    assert f"| {100 * mean:.2f} ± " in text
+    assert f"| {100 * low:.2f} … {100 * high:.2f} |" in text
+    assert "- **val F2 95 %**: 95 % interval of the number before it" in text
+    assert r"val F2 95 \%" in (site / "leaderboard.tex").read_text("utf-8")
+    assert "val F2" in (site / "index.html").read_text("utf-8")
+
+
+# A leaderboard column
+
+
+def test_the_condition_is_a_tag_and_a_column_with_its_title(tmp_path):
+    copy = changed_copy("A leaderboard column", tmp_path)
+    assert run(COLUMN, copy).splitlines()[-1] == "{'colour_jitter': 'false'}"
+    (row,) = csv.DictReader((copy / "site/leaderboard.csv").open(newline=""))
+    assert row["colour_jitter"] == "false"
+    text = (copy / "site/leaderboard.md").read_text("utf-8")
+    assert "| Jitter |" in text
+    assert "- **Jitter**: whether the colours of training images are jittered" in text

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from seedbed.benchmark.evaluation.metrics import mean_of_known, ratio
 from seedbed.benchmark.evaluation.per_image import Ratios
@@ -78,13 +78,11 @@ def interval_of(resampled: Values) -> Interval:
     return Interval(float(low), float(high), min(1.0, 2 * (1 + fewer) / (1 + len(resampled))))
 
 
-def ranks_of(resampled: Values) -> NDArray[np.int64]:
-    """Return the rank (resamples, rows) of each row in each resample, 1 for the highest; equal ones share it."""
-    ordered = np.sort(resampled, axis=1)
-    higher = [
-        row.size - np.searchsorted(row, own, side="right") for row, own in zip(ordered, resampled, strict=True)
-    ]
-    return 1 + np.stack(higher)
+def ranks_of(numbers: ArrayLike) -> NDArray[np.int64]:
+    """Return the rank (…, rows) of each of some numbers (…, rows), 1 for the highest; equal ones share it."""
+    from scipy.stats import rankdata
+
+    return rankdata(-np.asarray(numbers, np.float64), "min", axis=-1).astype(np.int64)
 
 
 def rank_intervals(resampled: Values) -> list[tuple[int, int]]:

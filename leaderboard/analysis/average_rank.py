@@ -11,7 +11,7 @@ from seedbed.benchmark.evaluation.bootstrap import LEVEL, ranks_of
 from seedbed.leaderboard.analysis.grouping import SETTINGS
 from seedbed.leaderboard.analysis.pairwise import Resampled
 from seedbed.leaderboard.analysis.ranking import Group, Row
-from seedbed.leaderboard.analysis.summary import Summary, ranks
+from seedbed.leaderboard.analysis.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _common(lines: Sequence[dict[tuple[str, str], int]]) -> list[tuple[str, str]
 
 
 def _points(group: Group, line: dict[tuple[str, str], int], common: Sequence[tuple[str, str]]) -> list[int]:
-    return ranks([_mean(group, group.rows[line[name]]) for name in common])
+    return ranks_of([_mean(group, group.rows[line[name]]) for name in common]).tolist()
 
 
 def _mean(group: Group, row: Row) -> float:

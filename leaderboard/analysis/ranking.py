@@ -11,121 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seedbed.benchmark.evaluation import records
-from seedbed.benchmark.evaluation.metrics import COUNTED
-from seedbed.benchmark.evaluation.records import RecordName, Selection, first_value
+from seedbed.benchmark.evaluation.bootstrap import ranks_of
+from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
-from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
+from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.data.conditions import RANK_NEEDS, column_names, shown
+from seedbed.leaderboard.data.measures import MEASURES, PSEUDO_MASK, VAL, Measure, measures
 from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
 
 SEEDS_NEEDED = 3
 NOTHING = "–"
 UNCOUNTED = "no counted pixel"
 """In place of a mIoU: every true pixel of the split is 255."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that the leaderboard reports for every line."""
-
-    name: str
-    section: str
-    title: str
-    meaning: str
-    records: tuple[RecordName, ...]
-    """The first that a run has counts: masks that need no threshold have no selection."""
-
-    @property
-    def metric(self) -> str:
-        """The metric that the number is a mean of over labels: `IoU`."""
-        return self.records[0].metric.removeprefix("m")
-
-    def beside(self) -> list[Measure]:
-        """Return the other measures that follow from the same counted pixels of each image."""
-        same = {m: tuple(record.of(m.records[0].metric) for record in self.records) for m in MEASURES}
-        return [m for m, records in same.items() if m != self and m.metric in COUNTED and m.records == records]
-
-    def of(self, run: Run) -> float | None:
-        """Return the run's number, a fraction; None if it has none."""
-        return first_value(self.records, run.metrics)
-
-    def uncounted(self, run: Run) -> bool:
-        """Return whether the run was measured on a split without a counted pixel, so that it has no number."""
-        counted = (run.metrics.get(str(record.of("classes"))) for record in self.records)
-        return self.of(run) is None and any(number == 0 for number in counted)
-
-
-def _maps(metric: str, selection: Selection = "none") -> tuple[RecordName, ...]:
-    return (RecordName("seed", "train", metric, selection),)
-
-
-MEASURES = (
-    Measure(
-        "maps_mIoU_fixed",
-        "Maps",
-        "mIoU fixed",
-        "localisation maps on `train`, cut at the constant that the paper gives",
-        _maps("mIoU", "fixed"),
-    ),
-    Measure(
-        "maps_mIoU_tuned",
-        "Maps",
-        "mIoU tuned",
-        "the same maps, cut where it is best for the masks of `tune`",
-        _maps("mIoU", "tuned"),
-    ),
-    Measure(
-        "maps_mIoU_oracle",
-        "Maps",
-        "mIoU oracle",
-        "the same maps, cut where it is best for `train` itself: it looks at the answer",
-        _maps("mIoU", "oracle"),
-    ),
-    Measure(
-        "maps_soft_overlap",
-        "Maps",
-        "Overlap",
-        "soft intersection over union of the maps, without a threshold",
-        _maps("msoft_overlap"),
-    ),
-    Measure(
-        "maps_soft_precision",
-        "Maps",
-        "Precision",
-        "how much of the maps is on the object",
-        _maps("msoft_precision"),
-    ),
-    Measure(
-        "maps_soft_recall",
-        "Maps",
-        "Recall",
-        "how much of the object is covered by the maps",
-        _maps("msoft_recall"),
-    ),
-    Measure(
-        "pseudo_mask_mIoU",
-        "Pseudo-masks",
-        "mIoU",
-        "masks after the refiner on `train`, at the tuned threshold where there is one",
-        records.PSEUDO_MASK,
-    ),
-    Measure(
-        "one_step_mIoU",
-        "Segmentation",
-        "one-step val",
-        "the network of a one-step method itself, on `val`",
-        (RecordName("one_step", "val", "mIoU"),),
-    ),
-    Measure(
-        "val_mIoU",
-        "Segmentation",
-        "val mIoU",
-        "the segmentation network that was trained on the pseudo-masks, on `val`",
-        records.VAL,
-    ),
-)
-VAL, PSEUDO_MASK = (next(m for m in MEASURES if m.records == names) for names in records.RANKED.values())
 
 
 @dataclass(frozen=True)
@@ -220,16 +117,6 @@ def board_of(table: Any) -> Board:
         code=tuple(_known(run.code for run in runs)),
         groups=tuple(_group(scope, lines, conditions) for scope, lines in entries(runs).items()),
     )
-
-
-def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
-    """Return the measure that the lines of each scope are ranked by: on `val`, where any has a network."""
-    found: dict[Scope, Measure] = {}
-    for run in runs:
-        if run.phase == "confirm":
-            on_val = VAL.of(run) is not None or found.get(run.scope) is VAL
-            found[run.scope] = VAL if on_val else PSEUDO_MASK
-    return found
 
 
 def _group(scope: Scope, lines: list[Entry], conditions: Sequence[str]) -> Group:
@@ -404,7 +291,7 @@ def _ranked(rows: list[Row], measure: Measure) -> tuple[Row, ...]:
     """Give ranks and marks to the rows that nothing bars, and put them first."""
     eligible = [row for row in rows if not row.bars]
     means = [_mean(row, measure) for row in eligible]
-    eligible = [replace(row, rank=rank) for row, rank in zip(eligible, ranks(means), strict=True)]
+    eligible = [replace(row, rank=rank) for row, rank in zip(eligible, ranks_of(means).tolist(), strict=True)]
     marks: dict[int, set[str]] = {}
     for column in MEASURES:
         known = {

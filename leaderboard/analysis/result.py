@@ -10,7 +10,8 @@ import pyarrow as pa
 from seedbed.leaderboard.analysis.average_rank import AverageRank, average_ranks
 from seedbed.leaderboard.analysis.grouping import entries, searches
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis, Resampled, compare, resample
-from seedbed.leaderboard.analysis.ranking import Board, Group, Measure
+from seedbed.leaderboard.analysis.ranking import Board, Group
+from seedbed.leaderboard.data.measures import Measure
 from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 from seedbed.leaderboard.figures import pareto as cost

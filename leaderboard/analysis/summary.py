@@ -37,8 +37,3 @@ def highest(column: Mapping[int, Summary]) -> set[int]:
         return set()
     best = max(summary.mean for summary in column.values())
     return {index for index, summary in column.items() if summary.mean == best}
-
-
-def ranks(means: Sequence[float]) -> list[int]:
-    """Return the rank of each mean, 1 for the highest; equal means share a rank."""
-    return [1 + sum(other > mean for other in means) for mean in means]

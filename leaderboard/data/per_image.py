@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.per_image import file_name, read_cells
-from seedbed.leaderboard.analysis.ranking import measures
 from seedbed.leaderboard.data.collect import Store
+from seedbed.leaderboard.data.measures import measures
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 
 VERSION = b"1"

@@ -21,8 +21,8 @@ from PIL import Image
 from seedbed.benchmark.errors import SeedbedError
 from seedbed.benchmark.evaluation.maps import FILE as MAPS
 from seedbed.benchmark.evaluation.maps import MapReader, ScoreMaps
-from seedbed.benchmark.paths import slug
 from seedbed.benchmark.evaluation.records import RecordName, first_value
+from seedbed.benchmark.paths import slug
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import IGNORE_INDEX, SplitView

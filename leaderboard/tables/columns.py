@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from seedbed.leaderboard.analysis.ranking import MEASURES, NOTHING, Board, Group, Row
+from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.conditions import column_names, shown
+from seedbed.leaderboard.data.measures import MEASURES
 
 if TYPE_CHECKING:
     from seedbed.leaderboard.analysis.pairwise import GroupAnalysis

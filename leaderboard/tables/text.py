@@ -9,10 +9,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
-from seedbed.leaderboard.analysis.ranking import MEASURES, Board, Group, Row
+from seedbed.leaderboard.analysis.ranking import Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.conditions import SCOPE, column_names
+from seedbed.leaderboard.data.measures import MEASURES
 from seedbed.leaderboard.tables.columns import (
     GAIN,
     MEASURED,

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.evaluation.bootstrap import ranks_of
 from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import Board, Group, Row, board_of
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, ranks, summarise
+from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.build import FORMATS, write_leaderboard
 from seedbed.leaderboard.data.expected import Plan
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, schema_of, table_of, write_snapshot
@@ -147,7 +148,8 @@ def test_a_column_of_one_row_marks_nothing():
 
 
 def test_equal_means_share_a_rank():
-    assert ranks([0.3, 0.5, 0.3, 0.1]) == [2, 1, 2, 4]
+    assert ranks_of([0.3, 0.5, 0.3, 0.1]).tolist() == [2, 1, 2, 4]
+    assert ranks_of([]).tolist() == []
 
 
 # Snapshot

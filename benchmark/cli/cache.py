@@ -1,4 +1,4 @@
-"""`seedbed cache`: what the artifact store holds."""
+"""`seedbed cache`: list, show and remove stored results."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from seedbed.benchmark.errors import ConfigError
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.store import Store
 
-app = typer.Typer(help="What the artifact store holds.", no_args_is_help=True)
+app = typer.Typer(help="List, show and remove stored results.", no_args_is_help=True)
 
 
 @app.command("ls")
 def list_cache(work: Work = WORK) -> None:
-    """List the finished stages: key, stage, split, seed, seconds, size, and whether code has changed since."""
+    """List finished stages: key, stage, split, seed, seconds, size, and whether their code has changed."""
     from seedbed.benchmark.pipeline.changed_code import changed_names
 
     rows, store = [], work_folder(work).store
@@ -45,8 +45,8 @@ def list_cache(work: Work = WORK) -> None:
 
 
 @app.command("show")
-def show_cache(key: Annotated[str, typer.Argument(help="The beginning of a key.")], work: Work = WORK) -> None:
-    """Print what made an entry."""
+def show_cache(key: Annotated[str, typer.Argument(help="First characters of a key.")], work: Work = WORK) -> None:
+    """Print how an entry was made."""
     from seedbed.benchmark.pipeline.store import damaged
 
     store = work_folder(work).store
@@ -58,9 +58,10 @@ def show_cache(key: Annotated[str, typer.Argument(help="The beginning of a key."
 
 @app.command("rm")
 def remove_cache(
-    keys: Annotated[list[str], typer.Argument(help="Beginnings of keys, or names of stages.")], work: Work = WORK
+    keys: Annotated[list[str], typer.Argument(help="First characters of keys, or names of stages.")],
+    work: Work = WORK,
 ) -> None:
-    """Remove entries, damaged ones too. What needs them again computes them again."""
+    """Remove entries, including damaged ones. They are computed again when needed."""
     store = work_folder(work).store
     for key in keys:
         for found in _matching(store, key):
@@ -74,9 +75,9 @@ def collect_cache(
     older_than: Annotated[float, typer.Option(min=0, help="Days since the entry was last used.")],
     work: Work = WORK,
 ) -> None:
-    """Remove entries that were not used for so many days, and left-overs of killed stages that old."""
+    """Remove entries, and leftovers of killed stages, that have not been used for some days."""
     removed, leftovers = work_folder(work).store.collect_garbage(older_than)
-    print(f"removed {removed} entries and {leftovers} left-overs")
+    print(f"removed {removed} entries and {leftovers} leftovers")
 
 
 def _matching(store: Store, key: str) -> list[str]:

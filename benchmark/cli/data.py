@@ -29,7 +29,7 @@ def generate_data(
     name: Annotated[str, typer.Argument(help="chimera")],
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
     layout: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
-    images: Annotated[int, typer.Option(min=20, help="Images of all splits together.")] = 600,
+    images: Annotated[int, typer.Option(min=20, help="Number of images, all splits together.")] = 600,
     size: Annotated[int, typer.Option(min=48, help="Image side in pixels.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     quiet: Quiet = False,
@@ -54,8 +54,8 @@ def generate_data(
 
 @app.command("prepare")
 def prepare_data(
-    name: Annotated[str, typer.Argument(help="voc: merge SBD masks; coco: rasterise the JSON's masks.")],
-    root: Annotated[Path, typer.Option(help="Where the data set lies.")],
+    name: Annotated[str, typer.Argument(help="voc: merge SBD's masks; coco: draw the masks of the JSON.")],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     sbd: Annotated[
         Path | None,
         typer.Option(
@@ -64,13 +64,15 @@ def prepare_data(
         ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="coco: where the masks go.", show_default="ROOT/SegmentationMasks")
+        Path | None, typer.Option(help="coco: folder for the masks.", show_default="ROOT/SegmentationMasks")
     ] = None,
-    crowd: Annotated[str, typer.Option(help="coco: crowds become `ignore` (255) or `background`.")] = "ignore",
+    crowd: Annotated[
+        str, typer.Option(help="coco: crowd regions become `ignore` (255) or `background`.")
+    ] = "ignore",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the masks that a data set's download does not have."""
+    """Make the masks that are not in a data set's download."""
     from seedbed.datasets.coco2014.masks import MASKS, left_out, rasterise
     from seedbed.datasets.tools.sbd import merge_sbd
 
@@ -93,12 +95,15 @@ def prepare_data(
 def reduce_data(
     name: Annotated[str, typer.Argument(help="A data set in the layout of VOC.")],
     out: Annotated[Path, typer.Option(help="The folder of the copy.")],
-    size: Annotated[int, typer.Option(min=32, help="Longer image side in pixels, at most.")],
+    size: Annotated[int, typer.Option(min=32, help="Maximum length of the longer image side, pixels.")],
     root: Root = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Copy a data set with smaller images and masks, for sweeps without a GPU. Numbers of a copy are its own."""
+    """Copy a data set with smaller images and masks, for sweeps without a GPU.
+
+    Numbers of a copy cannot be compared with those of the original.
+    """
     from seedbed.datasets.tools.reduced import reduce
 
     reporter = Reporter(quiet)
@@ -116,7 +121,7 @@ def check_data(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """List every problem of a data set, each with its file. Exits with 1 where there are errors."""
+    """List every problem of a data set with its file. Exit code: 1 if there are errors."""
     from seedbed.datasets.tools.check import check
 
     reporter = Reporter(quiet)
@@ -137,7 +142,7 @@ def count_data(
     root: Root = None,
     work: Work = WORK,
 ) -> None:
-    """Print counts a split, class frequencies and image sizes."""
+    """Print counts per split, class frequencies and image sizes."""
     from seedbed.datasets.tools.stats import statistics
 
     for table in statistics(work_folder(work).open(name, root, Reporter(quiet=False))):

@@ -1,4 +1,4 @@
-"""`seedbed evaluate`: saved maps or masks, anybody's."""
+"""`seedbed evaluate`: score saved maps or masks of any code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seedbed.benchmark.progress import Reporter
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="The data set that the results are about.")],
+    dataset: Annotated[str, typer.Option(help="The data set of the results.")],
     run: Annotated[
         str | None,
         typer.Argument(
@@ -24,24 +24,26 @@ def evaluate(
     root: Root = None,
     maps: Annotated[
         Path | None,
-        typer.Option(help="Localisation maps: ours, or IRN's or PSA's .npy dictionaries.", show_default="none"),
+        typer.Option(
+            help="Folder of localisation maps: Seedbed's, or .npy dictionaries of IRN or PSA.", show_default="none"
+        ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="A folder of PNG masks, palette or grey.", show_default="none")
+        Path | None, typer.Option(help="Folder of PNG masks, palette or grey.", show_default="none")
     ] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
     signed: Annotated[
-        bool, typer.Option("--signed", help="Also ICD's Table 2, for maps with negative scores.")
+        bool, typer.Option("--signed", help="Report ICD's Table 2 too, for maps with negative scores.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the records and per-image statistics here.", show_default="they are not written"),
+        typer.Option(help="Write the records and per-image statistics here.", show_default="not written"),
     ] = None,
     workers: Workers = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Score saved maps or masks, ours or somebody else's, against the true masks."""
+    """Score saved maps or masks of any code against the true masks."""
     from seedbed.benchmark.evaluation.formats import open_maps, open_masks
     from seedbed.benchmark.evaluation.metrics import thresholds_with
     from seedbed.benchmark.evaluation.records import records_of_map_scores, records_of_mask_scores, write_records

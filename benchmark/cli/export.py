@@ -1,4 +1,4 @@
-"""`seedbed export`: predictions in the form that an evaluation server takes."""
+"""`seedbed export`: predictions in the format of an evaluation server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from seedbed.benchmark.cli.options import WORK, Quiet, Root, Work, Workers, chosen_device, processes, work_folder
 from seedbed.benchmark.progress import Reporter
 
-app = typer.Typer(help="Predictions in the form that an evaluation server takes.", no_args_is_help=True)
+app = typer.Typer(help="Write predictions in the format of an evaluation server.", no_args_is_help=True)
 
 
 @app.command("voc-test")
@@ -26,7 +26,7 @@ def export_voc_test(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Predict VOC's test images with a run's network, check the masks, and write the tar for the server."""
+    """Predict VOC's test images with a run's network, check the masks, and write the archive for the server."""
     from seedbed.benchmark.pipeline.pipeline import Machine
     from seedbed.benchmark.trials.run import read_run
     from seedbed.benchmark.trials.voc_server import MASKS, export_test_masks

@@ -1,4 +1,4 @@
-"""The `seedbed` command, put together from benchmark/commands/. `--help` imports nothing heavy."""
+"""The `seedbed` command. `--help` imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seedbed(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Seedbed: one protocol for weakly-supervised semantic segmentation."""
+    """Compare methods of weakly-supervised semantic segmentation under one protocol."""
 
 
 app.command()(run)
@@ -72,7 +72,7 @@ app.add_typer(cache.app, name="cache")
 
 
 def _expand_paths(commands: typer.Typer) -> None:
-    """Expand `~` and environment variables in all paths, also in `--root=~/data`, where most shells do not."""
+    """Expand `~` and environment variables in all paths, also in `--root=~/data`, as most shells do not."""
     for command in commands.registered_commands:
         assert command.callback is not None
         command.callback = _expanding(command.callback)
@@ -98,8 +98,8 @@ def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
             places = (options.get(name) for name in ("out", "masks", "work"))
             place = getattr(error, "filename", None) or next(filter(None, places), Path.cwd())
             raise StoreError(
-                f"{place}: cannot write ({reason}); free space there, or choose another folder, and give the same "
-                "command again. What was finished is kept."
+                f"{place}: cannot write ({reason}); free space there, or choose another folder, and repeat the "
+                "command. Finished stages are kept."
             ) from error
 
     return call
@@ -109,7 +109,7 @@ _expand_paths(app)
 
 
 def _print_own_warnings_as_notes() -> None:
-    """Print Seedbed's warnings as one line, without the place in the source."""
+    """Print Seedbed's warnings on one line, without the source location."""
     as_usual = warnings.formatwarning
 
     def formatted(
@@ -123,8 +123,8 @@ def _print_own_warnings_as_notes() -> None:
 
 
 def main() -> None:
-    """Run the command; errors that a user can mend are printed without a traceback, exit code 1."""
-    # Threads that wait by spinning take the cores from whoever else works on the machine.
+    """Run the command. Errors that a user can fix are printed without a traceback; exit code 1."""
+    # Spinning threads would take cores from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _print_own_warnings_as_notes()
     with safe_output():
@@ -141,7 +141,7 @@ def main() -> None:
             print(f"error: {out_of_memory(error) or surroundings(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; the same command continues from here", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
             if (reason := out_of_memory(error)) is None:

@@ -1,4 +1,4 @@
-"""`seedbed methods`: what there is, and its settings."""
+"""`seedbed methods`: list methods, refiners and backbones, and show their settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from seedbed.benchmark.cli.options import known_method, print_table
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.stage import Method, Stage
 
-app = typer.Typer(help="The methods, and their hyper-parameters.", invoke_without_command=True)
+app = typer.Typer(help="List methods, refiners and backbones; show hyper-parameters.", invoke_without_command=True)
 
 
 @app.callback()
 def list_methods(context: typer.Context) -> None:
-    """List the methods with their first line of description."""
+    """List methods, refiners and backbones, each with a one-line description."""
     from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS, REFINERS
 
     if context.invoked_subcommand is None:
@@ -31,7 +31,7 @@ def show_method(
     name: Annotated[str, typer.Argument(help="A method.")],
     refiner: Annotated[str, typer.Option(help="A refiner.")] = "none",
     backbone: Annotated[str, typer.Option(help="A backbone.")] = "resnet50",
-    long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
+    long_side: Annotated[int, typer.Option(help="Longer image side of the data set in pixels.")] = 500,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
     from seedbed.benchmark.pipeline.hparams import declared, describe, hints, values

@@ -1,4 +1,4 @@
-"""What the commands share: options, the reading of their values, and tables."""
+"""Options that commands share, the parsing of their values, and tables."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ if TYPE_CHECKING:
 Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed writes.", envvar="SEEDBED_WORK")]
 Root = Annotated[
     Path | None,
-    typer.Option(help="Where the data set lies.", show_default="from seedbed.toml; chimera is generated"),
+    typer.Option(help="Folder of the data set.", show_default="from seedbed.toml; chimera is generated"),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Processes for loading, CRF and evaluation. Never changes a result.",
+        help="Number of processes for loading, CRF and evaluation; does not change results.",
         show_default="one per core, at most 8",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, no progress.")]
 AllowVal = Annotated[
-    bool, typer.Option("--allow-val-in-training", help="Run even if training images are in val; marks the result.")
+    bool,
+    typer.Option(
+        "--allow-val-in-training", help="Run even if val contains training images; the result is marked."
+    ),
 ]
 AcceptChangedCode = Annotated[
     bool,
     typer.Option(
-        "--accept-changed-code", help="Use stored results that earlier code made, and record that they are valid."
+        "--accept-changed-code", help="Use results of earlier code, and record that they are still valid."
     ),
 ]
 WORK = Path("seedbed-work")
 
 
 def work_folder(root: Path) -> WorkFolder:
-    """Return the work folder at `root`. Raises ConfigError if that is a file, or cannot be looked into."""
+    """Return the work folder at `root`. Raises ConfigError if it is a file or cannot be read."""
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
 
     try:
         if root.exists() and not root.is_dir():
-            raise ConfigError(f"--work {root}: is a file; the work folder is a folder")
+            raise ConfigError(f"--work {root}: is a file, not a folder")
     except OSError as error:
         raise ConfigError(f"--work {root}: {error.strerror}") from None
     return WorkFolder(root)
@@ -98,7 +101,7 @@ def split_words(text: str) -> list[str]:
 
 
 def chosen_device(name: str) -> str:
-    """Return `cpu` or `cuda` for a name that may be `auto`. Raises ConfigError for a device that is not there."""
+    """Return `cpu` or `cuda` for a name that may be `auto`. Raises ConfigError if there is no such device."""
     if name == "cpu":
         return name
     import torch

@@ -1,4 +1,4 @@
-"""`seedbed weights`: pretrained weights of other frameworks."""
+"""`seedbed weights`: convert pretrained weights of other frameworks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import typer
 
 from seedbed.benchmark.errors import ConfigError
 
-app = typer.Typer(help="Pretrained weights of other frameworks.", no_args_is_help=True)
+app = typer.Typer(help="Convert pretrained weights of other frameworks.", no_args_is_help=True)
 
 
 @app.command("convert")
 def convert_weights(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="ResNet-38's published `.params`.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="The published `.params` file of ResNet-38.")],
     out: Annotated[Path, typer.Option(dir_okay=False, help="The state-dict file to write.")],
 ) -> None:
     """Convert the published weights of ResNet-38 for `--backbone resnet38 --weights OUT`."""

@@ -59,7 +59,7 @@ def test_paths_on_the_command_line_are_expanded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     result = CliRunner().invoke(app, ["cache", "ls", "--work=~/file"])
-    assert str(result.exception) == f"--work {tmp_path}/file: is a file; the work folder is a folder"
+    assert str(result.exception) == f"--work {tmp_path}/file: is a file, not a folder"
     result = CliRunner().invoke(app, ["data", "stats", "voc2012", "--root=${HOME}/gone"])
     assert str(result.exception).startswith(f"{tmp_path}/gone: no such folder (the root of voc2012); say where")
 

@@ -48,7 +48,7 @@ def difference_over_seeds(first: Sequence[float], second: Sequence[float]) -> In
 
 
 def _interval(first: Sequence[Ratios], second: Sequence[Ratios] | None) -> Interval:
-    """Return the interval of the mean over seeds of `first`, less `second` where it is given."""
+    """Return the interval of the mean over seeds of `first`, minus `second` if given."""
     drawn = draw_images(len(first[0].ids), RESAMPLES, 0)
     by_seed = np.stack([resampled(ratios, drawn) for ratios in first], axis=1)
     points = [ratios.value() for ratios in first]

@@ -23,7 +23,7 @@ class Entry:
     refiner: str
     settings: str
     confirm: tuple[Run, ...]
-    """One run a seed: what the line reports. Missing runs are among them."""
+    """One run per seed: what the row reports, missing runs included."""
     search: tuple[Run, ...]
     """The trials by which `best` was found; none for `default`."""
 

@@ -1,4 +1,4 @@
-"""The rows of a group against each other, in the same resamples of its images."""
+"""Compares the rows of a group in the same resamples of its images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class GroupAnalysis:
-    """What can be said of the numbers of a group."""
+    """Intervals and comparisons of the numbers of a group."""
 
     intervals: Mapping[int, tuple[float, float]]
     """95 % interval of each row's number over images and seeds (images alone for one seed), by its place."""
@@ -72,7 +72,7 @@ class Resampled:
     values: Mapping[int, Mapping[int, Values]]
     """(resamples,) each."""
     without: Mapping[int, str]
-    """Why a row that has a number is not among them."""
+    """Why a row with a number is not among them."""
     seed: int
 
     def row(self, row: int) -> Values:
@@ -81,7 +81,7 @@ class Resampled:
         by_seed = np.stack([self.values[row][seed] for seed in points], axis=1)
         if len(points) < 2:
             return by_seed[:, 0]
-        # Rows with the same numbers, for example where a search found nothing better, have the same interval.
+        # Rows with the same numbers (a search that found nothing better) have the same interval.
         twin = next(other for other, found in self.points.items() if found == points)
         return over_seeds(by_seed, list(points.values()), twin, self.seed)
 
@@ -113,7 +113,7 @@ def resample(
 
 
 def _lacks(run: Run, group: Group, images: ImageStatistics, ids: tuple[str, ...]) -> str:
-    """Return why the images of a run cannot be used, empty where they can."""
+    """Return why the images of a run cannot be used; empty if they can."""
     if run.key not in images.runs:
         return images.without.get(run.key, "no statistics of its images were collected")
     own, recorded = images.runs[run.key], group.measure.of(run)

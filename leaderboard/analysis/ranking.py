@@ -1,7 +1,7 @@
 """The leaderboard as data: groups of lines with their numbers, ranks and marks, and why a line has no rank.
 
-A line is ranked only where nothing is missing that its number depends on: all expected seeds, at least three of
-them, every field of the protocol, and one digest of the data in the whole group.
+A line is ranked only if nothing that its number depends on is missing: all expected seeds, at least three of them,
+the conditions of the protocol, and one digest of the data in the whole group.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Row:
     ranked_on: str
     """The split that decides the rank."""
     values: Mapping[str, Summary | str]
-    """By measure: mean and spread over random seeds, or what stands in their place."""
+    """By measure: mean and spread over random seeds, or the reason why there are none."""
     gain: Summary | None
     """What tuning gained: best − default, paired by seed."""
     gain_on: str
@@ -48,7 +48,7 @@ class Row:
     trials: Mapping[str, int]
     """Search trials by status."""
     classes: Mapping[str, float | None]
-    """IoU of each class by the group's measure, mean over random seeds; None where a seed has none."""
+    """IoU of each class by the group's measure, mean over random seeds; None if a seed has none."""
     status: str
     """`complete`, or what the seeds lack: `failed (1 of 3)`."""
     bars: tuple[str, ...]
@@ -199,7 +199,7 @@ def _value(line: Entry, measure: Measure, status: str) -> Summary | str:
 
 
 def _finished(line: Entry) -> list[Run]:
-    """Return the runs that tell the line's conditions: complete ones, where there are any."""
+    """Return the runs that show the line's conditions: the complete ones, if there are any."""
     return [run for run in line.confirm if run.status == "complete"] or list(line.confirm)
 
 

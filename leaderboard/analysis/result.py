@@ -26,7 +26,7 @@ __all__ = ["Analysis", "AverageRank", "Comparison", "Figure", "GroupAnalysis", "
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a reader should know of a board's numbers."""
+    """Analysis of a board's numbers."""
 
     groups: tuple[GroupAnalysis, ...]
     """In the order of the board's groups."""

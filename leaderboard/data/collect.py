@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as TrackedRun
 
 PAGE = 2000
-"""Runs a request. Larger pages are little faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
+"""Runs per request. Larger pages are hardly faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
 
 
 def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
@@ -53,7 +53,7 @@ def _runs_of_sweep(store: Store, sweep: str) -> list[Run]:
 
 
 def _refuse_doubles(runs: Iterable[Run]) -> None:
-    """Raise DataError where two sweeps searched or confirmed the same: a row's numbers are of one sweep."""
+    """Raise DataError if two sweeps ran the same trials: the numbers of a row must be of one sweep."""
     owners: dict[tuple[object, ...], Run] = {}
     for run in runs:
         place = (*run.cell, run.phase) + ((run.settings, run.seed) if run.phase == "confirm" else ())
@@ -121,7 +121,7 @@ class Store:
         return Plan.parse(content)
 
     def download(self, run: str, artifact: str, folder: Path) -> Path | None:
-        """Return a run's artifact as a file, in `folder` or where it lies; None where there is none."""
+        """Return a run's artifact as a file, in its place or downloaded to `folder`; None if there is none."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -150,9 +150,9 @@ def _trials_of(sweep: str) -> str:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Pause the collector of cycles: it would go again and again over the hundred objects a run that MLflow makes.
+    """Pause Python's garbage collector: MLflow creates a hundred objects per run, which it would scan repeatedly.
 
-    This halves the time that a sweep of 10,000 runs takes, and needs no more memory.
+    This halves the time for a sweep of 10,000 runs, and needs no more memory.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -164,7 +164,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) -> Run:
-    """Make a run of what the tracker holds of a trial. Raises DataError for tags that cannot be read.
+    """Make a run from the tags and metrics of a trial. Raises DataError for tags that cannot be read.
 
     Loss curves, costs and system metrics are left out. A trial without a status has not finished.
     """

@@ -1,6 +1,6 @@
-"""How the conditions of a row are called on the leaderboard (benchmark/trials/conditions.py: what they are).
+"""How the leaderboard shows the conditions of a row (benchmark/trials/conditions.py defines them).
 
-A condition that is not listed here is shown all the same, in a column with its own name as the title.
+A condition that is not listed here has a column, too, titled with its name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SCOPE = (
     "segmentation_backbone",
     "segmentation_initialisation",
 )
-"""Rows are compared only if these are the same: they head a group, and are no columns."""
+"""Rows are compared only if these are the same. They are in the heading of a group, not in columns."""
 CONDITIONS = (*SCOPE, "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
 """The conditions that every run has, in the order of the snapshot's columns; "" if one was not recorded."""
 RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")

@@ -17,11 +17,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep set out to run."""
+    """What a sweep was to run."""
 
     name: str
     trials: int
-    """Search trials of each cell; 0: default settings alone are run."""
+    """Search trials per cell; 0: only default settings are run."""
     seeds: tuple[int, ...]
     cells: tuple[Mapping[str, Any], ...]
     """Method, refiner, data set and conditions, as columns of the snapshot."""
@@ -36,7 +36,7 @@ class Plan:
         """Read the content of `sweep.json`.
 
         Raises DataError for another version or a missing entry, ConfigError for a sweep of variants: its cells
-        differ in more than a line of the leaderboard tells.
+        differ in more than the leaderboard shows.
         """
         if plan.get("version") != VERSION:
             raise DataError(f"sweep.json of version {plan.get('version')!r}, this Seedbed reads {VERSION}")

@@ -1,4 +1,4 @@
-"""The numbers that the leaderboard reports of every row, and which of them ranks the rows of a group."""
+"""The numbers that the leaderboard shows for every row, and the one that ranks the rows of a group."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from seedbed.leaderboard.data.snapshot import Run, Scope
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that the leaderboard reports for every line."""
+    """A number that the leaderboard shows for every row."""
 
     name: str
     section: str
     title: str
     meaning: str
     records: tuple[RecordName, ...]
-    """The first that a run has counts: masks that need no threshold have no selection."""
+    """Of several, the first that a run has: masks that need no threshold have no selection."""
 
     @property
     def metric(self) -> str:
@@ -28,7 +28,7 @@ class Measure:
         return self.records[0].metric.removeprefix("m")
 
     def beside(self) -> list[Measure]:
-        """Return the other measures that follow from the same counted pixels of each image."""
+        """Return the other measures that follow from the same counted pixels per image."""
         same = {m: tuple(record.of(m.records[0].metric) for record in self.records) for m in MEASURES}
         return [m for m, records in same.items() if m != self and m.metric in COUNTED and m.records == records]
 
@@ -115,7 +115,7 @@ VAL, PSEUDO_MASK = (next(m for m in MEASURES if m.records == names) for names in
 
 
 def measures(runs: Iterable[Run]) -> dict[Scope, Measure]:
-    """Return the measure that the lines of each scope are ranked by: on `val`, where any has a network."""
+    """Return the measure that ranks the rows of each scope: on `val` if any of them has a network."""
     found: dict[Scope, Measure] = {}
     for run in runs:
         if run.phase == "confirm":

@@ -1,6 +1,6 @@
-"""The statistics of each image, from which the mIoU of any choice of images follows exactly: `per_image.parquet`.
+"""The statistics per image, from which the mIoU of any choice of images follows exactly: `per_image.parquet`.
 
-One row a run, image and label with pixels in the truth or in the prediction:
+One row per run, image and label that has pixels in the truth or in the prediction:
 
 | column | what it holds |
 |---|---|
@@ -48,7 +48,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class RunImages:
-    """The statistics of one run, without those that are 0: most images have few of the labels."""
+    """The statistics of one run, without zeros: most images have few of the labels."""
 
     ids: tuple[str, ...]
     """The images, sorted."""

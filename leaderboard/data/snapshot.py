@@ -16,8 +16,8 @@ version under `seedbed.results`. The columns:
 | phase | `search`, or `confirm`: the trials that are reported |
 | settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
 | parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
-| space | of a search trial: the distributions of its parameters, as JSON of Optuna's; empty where not recorded |
-| command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty where not recorded |
+| space | of a search trial: the distributions of its parameters, as Optuna's JSON; empty if not recorded |
+| command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty if not recorded |
 | seed | the trial's seed |
 | status, reason | `complete`, `pruned`, `failed`, `unfinished` or `missing`, and why |
 | device, hardware | `cpu` or `cuda`, and the name of the processor |
@@ -56,7 +56,7 @@ _SINCE = {
 
 
 class Scope(NamedTuple):
-    """What runs must have in common to be compared."""
+    """What runs must share to be compared."""
 
     dataset: str
     supervision: str
@@ -93,11 +93,11 @@ class Run:
     data_digest: str
     trials: int
     metrics: Mapping[str, float | None]
-    """Records by name, and seconds by `stage/KEY`; None where a number does not exist."""
+    """Records by name, and seconds by `stage/KEY`; None if a number does not exist."""
 
     @property
     def scope(self) -> Scope:
-        """What the run may be compared within."""
+        """The scope within which the run can be compared."""
         scope = Scope(self.dataset, *(self.conditions[name] for name in SCOPE))
         return scope._replace(
             segmentation_backbone=scope.segmentation_backbone or scope.backbone,
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What a search belongs to: everything that decides the trial but settings, phase and seed."""
+        """What a search belongs to: everything that identifies a trial except settings, phase and seed."""
         return *self.scope, self.method, self.refiner
 
     @property

@@ -1,4 +1,4 @@
-"""What every data set offers: five splits of images and tags, and masks where the protocol shows them.
+"""What every data set offers: five splits of images and tags, with masks if the protocol allows them.
 
 Labels are 0 for background, 1..C for the foreground classes in the order of `Dataset.classes`, and 255
 (`IGNORE_INDEX`) for pixels that no metric and no loss counts.
@@ -35,20 +35,20 @@ class Split(StrEnum):
     """The five splits of the protocol (docs/protocol.md)."""
 
     WEAK = "weak"
-    """Training images and their tags; asking for a mask raises."""
+    """Training images and their tags; asking for a mask raises an error."""
     TUNE = "tune"
-    """The fifth of `train` whose ids hash lowest: the only masks that a choice may see."""
+    """The fifth of `train` whose ids hash lowest: the only masks that may guide a choice."""
     TRAIN = "train"
-    """Where the quality of seeds and pseudo-masks is reported."""
+    """The split on which the quality of seeds and pseudo-masks is reported."""
     VAL = "val"
-    """Where the segmentation network is reported, once a published row."""
+    """The split on which the segmentation network is reported, once per published row."""
     TEST = "test"
     """Images without masks; predictions are exported for a server."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a data set. Only problems of severity `error` make a check fail."""
+    """One problem of a data set. A check fails only for severity `error`."""
 
     severity: Literal["error", "warning"]
     file: Path
@@ -59,24 +59,24 @@ class Dataset(ABC):
     """A data set on disk. Opening one reads lists and tags, never pixels."""
 
     name: str
-    """The loader's name for it, which is part of the digest."""
+    """The loader's name, part of the digest."""
     own_name: str | None = None
-    """The name that the user gave it in `seedbed.toml`."""
+    """The user's name for it in `seedbed.toml`."""
     root: Path
     classes: tuple[str, ...]
     """Foreground class names; the label of `classes[i]` is i + 1."""
     category_ids: tuple[int, ...] = ()
-    """The numbers of the classes in the annotations, if they have some that are not the labels."""
+    """The class numbers in the annotations, if they differ from the labels."""
     tag_source: str
-    """Where the tags come from, in words for the log (`Annotations/*.xml`, a file name, `masks`)."""
+    """The source of the tags, for the log (`Annotations/*.xml`, a file name, `masks`)."""
     mask_source: str
-    """Which masks are used, in words for the log."""
+    """The source of the masks, for the log."""
     notices: tuple[str, ...] = ()
-    """What a user should know of this copy of the data set, for example that it is a subset."""
+    """Notes for the user about this copy of the data set, for example that it is a subset."""
 
     @abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
-        """Return the ids of a split in a fixed order; empty where the data set does not have the split."""
+        """Return the ids of a split in a fixed order; empty if the data set does not have the split."""
 
     @abstractmethod
     def image_path(self, image_id: str) -> Path:
@@ -92,7 +92,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def saliency_path(self, image_id: str) -> Path | None:
-        """Return the path of the image's saliency map, None where the data set has no such folder."""
+        """Return the path of the image's saliency map; None if the data set has no saliency maps."""
 
     @abstractmethod
     def label_files(self) -> tuple[Path, ...]:
@@ -100,7 +100,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def layout_problems(self) -> Iterator[Problem]:
-        """Yield what is wrong with the lists and tag files of this layout (see `seedbed.datasets.tools.check`)."""
+        """Yield the problems of the lists and tag files of this layout (see `seedbed.datasets.tools.check`)."""
 
     @property
     def display_name(self) -> str:
@@ -112,12 +112,12 @@ class Dataset(ABC):
         return self.root
 
     def digest(self, cache: Path | None = None, progress: Progress | None = None) -> str:
-        """Return the sha256 (hex) of everything that defines the data set, wherever it lies on disk.
+        """Return the sha256 (hex) of everything that defines the data set, wherever it is on disk.
 
         That is: name, classes, the ids of each split, tags, and the content of all image, mask, saliency and
-        label files; a file that is absent counts as absent. Where the tags come from the masks, the masks'
-        content stands for them. `cache` is a JSON file that keeps the digests of the files by size and time of
-        change, so that a second call reads no file again.
+        label files; a missing file counts as missing. If the tags come from the masks, the masks' content
+        represents them. `cache` is a JSON file that keeps the digests of files by size and modification time, so
+        that a second call reads no file again.
         """
         ids = {str(split): self.ids(split) for split in Split}
         labelled = list(dict.fromkeys((*ids["weak"], *ids["train"], *ids["val"])))
@@ -137,7 +137,7 @@ class Dataset(ABC):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split(self, split: Split | str, supervision: Literal["weak", "full"] = "weak") -> SplitView:
-        """Return one split. `supervision="full"` shows the masks of `weak` (the fully supervised bound).
+        """Return one split. `supervision="full"` allows the masks of `weak` (the fully supervised bound).
 
         Raises ConfigError for an unknown split, DataError for an empty one.
         """
@@ -161,7 +161,7 @@ class Dataset(ABC):
     def long_side(self) -> int:
         """Median of the longer image side in pixels, over up to 64 images spread over `weak`.
 
-        Images that cannot be read are left out: whoever needs them says so. Raises DataError if none can be read.
+        Unreadable images are skipped; they raise an error when used. Raises DataError if none can be read.
         """
         ids = self.split(Split.WEAK).ids
         step = max(1, len(ids) // 64)
@@ -186,16 +186,16 @@ class DatasetPlugin(Protocol):
 
     @property
     def official_counts(self) -> Mapping[Split, int] | None:
-        """Images of the official splits; None where there is no official release."""
+        """Number of images of the official splits; None if there is no official release."""
         ...
 
     def open(self, root: Path, **options: Any) -> Dataset:
-        """Open the data set at `root`. Raises ConfigError for unknown options, DataError without a data set."""
+        """Open the data set at `root`. Raises ConfigError for unknown options, DataError if there is none."""
         ...
 
 
 def refuse_options(unknown: Mapping[str, object], dataset: str, opener: Callable[..., Dataset]) -> None:
-    """Raise ConfigError for the first of the `unknown` options, naming those that `opener` takes."""
+    """Raise ConfigError for the first of the `unknown` options, and name the valid ones of `opener`."""
     kinds = inspect.signature(opener).parameters.values()
     valid = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
     for option in unknown:
@@ -203,7 +203,7 @@ def refuse_options(unknown: Mapping[str, object], dataset: str, opener: Callable
 
 
 def existing_folder(folder: Path | str | None, what: str) -> Path | None:
-    """Return the folder as a Path, or None. Raises DataError where it does not exist."""
+    """Return the folder as a Path, or None. Raises DataError if it does not exist."""
     if folder is None:
         return None
     if not Path(folder).is_dir():
@@ -213,7 +213,7 @@ def existing_folder(folder: Path | str | None, what: str) -> Path | None:
 
 @dataclass(frozen=True)
 class SplitView:
-    """The images of one split, and no more than the protocol shows of them."""
+    """The images of one split, with only what the protocol allows."""
 
     dataset: Dataset
     split: Split
@@ -238,7 +238,7 @@ class SplitView:
         return image_size(self.dataset.image_path(image_id))
 
     def image(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the image, uint8 (H, W, 3) RGB. Raises DataError where it is missing or broken."""
+        """Return the image, uint8 (H, W, 3) RGB. Raises DataError if it is missing or broken."""
         return decode_image(self.dataset.image_path(image_id))
 
     def tags(self, image_id: str) -> tuple[int, ...]:
@@ -248,8 +248,8 @@ class SplitView:
     def mask(self, image_id: str) -> NDArray[np.uint8]:
         """Return the true mask, uint8 (H, W) of labels and 255.
 
-        Raises MaskForbiddenError on `weak` and `test`; DataError where the file is missing or broken, of
-        another size than the image, or has a label that the data set does not know.
+        Raises MaskForbiddenError on `weak` and `test`; DataError if the file is missing or broken, has another
+        size than the image, or has an unknown label.
         """
         if not self.has_masks:
             raise MaskForbiddenError(f"the split {self.split.value!r} shows no masks (asked for {image_id!r})")
@@ -264,8 +264,8 @@ class SplitView:
     def saliency(self, image_id: str) -> NDArray[np.float32]:
         """Return the saliency map, float32 (H, W) in [0, 1].
 
-        Raises DataError where the data set was opened without them, and where the file is missing or broken, no
-        grey picture, or of another size than the image.
+        Raises DataError if the data set was opened without saliency maps, or if the file is missing or broken, not
+        grey, or of another size than the image.
         """
         path = self.dataset.saliency_path(image_id)
         if path is None:

@@ -27,16 +27,16 @@ Configured = TypeVar("Configured")
 
 @dataclass(frozen=True)
 class HyperParameter:
-    """What a field's declaration says besides its name, type and default."""
+    """The declaration of a field, besides its name, type and default."""
 
     space: BaseDistribution | None
-    """The Optuna distribution that a search draws from; None where the field is not searched."""
+    """The Optuna distribution that a search draws from; None if the field is not searched."""
     low: float | None
     high: float | None
     on_request: bool
-    """True where a search over everything leaves the field alone: it is drawn only where it is asked for."""
+    """True if the field is searched only on request, not by `--tune all`."""
     when: tuple[str, Any] | None
-    """(field, value): the parameter has an effect only where that other field has that value."""
+    """(field, value): the parameter has an effect only if that other field has that value."""
     source: str
     """Where the default comes from: paper, equation, table, or `code` of the authors."""
     report_as: str
@@ -56,9 +56,15 @@ def hp(
 ) -> Any:
     """Declare a hyper-parameter of a stage.
 
-    Values outside [`low`, `high`] are refused. Bounds that are not given are those of `space`. The choices of
-    a `Literal` type are its bounds. `report_as` makes the setting a condition of that name, which MLflow and the
-    leaderboard show.
+    Args:
+        default: The default value.
+        space: The Optuna distribution that a search draws from. None: not searched.
+        low: Lowest valid value; by default that of `space`. A `Literal` type needs no bounds.
+        high: Highest valid value; by default that of `space`.
+        on_request: Search the field only on request, not by `--tune all`.
+        when: (field, value): the parameter has an effect only if that other field has that value.
+        source: Where the default comes from: paper, equation, table, or the authors' code.
+        report_as: Name of the condition that MLflow and the leaderboard show for this setting.
     """
     low = getattr(space, "low", None) if low is None else low
     high = getattr(space, "high", None) if high is None else high
@@ -119,9 +125,9 @@ def checked(stage: type[object], name: str, value: Any) -> Any:
 
 
 def parse(stage: type[object], name: str, text: str) -> Any:
-    """Return the value that `text` (from a command line) means for a field. Bounds are checked by `validate`.
+    """Return the value of a field from its text on the command line. `validate` checks bounds.
 
-    Tuples are written with commas (`0.5,1.0,1.5`), None as `none`. Raises ConfigError.
+    Tuples are written with commas (`0.5,1.0,1.5`), None as `none`. Raises ConfigError if the text is invalid.
     """
     return _parse(f"{stage.__name__}.{name}", text.strip(), hints(stage)[name])
 
@@ -129,8 +135,8 @@ def parse(stage: type[object], name: str, text: str) -> Any:
 def override(stages: Sequence[Configured], settings: Mapping[str, Any]) -> list[Configured]:
     """Return the stages (or methods) with `{"Stage.field": value}` applied to every one of that class.
 
-    Values that are strings are parsed; bounds are checked. Raises ConfigError for an unknown stage or field,
-    with the valid ones.
+    Strings are parsed; bounds are checked. Raises ConfigError for an unknown stage or field and names the
+    valid ones.
     """
     known = {type(stage).__name__: type(stage) for stage in stages}
     changes: dict[str, dict[str, Any]] = {}

@@ -1,9 +1,9 @@
-"""What a stage is: one arrow of the data flow, whose fields are its hyper-parameters.
+"""Stages, methods and refiners. A stage is one step of the data flow; its fields are its hyper-parameters.
 
     images + tags → localise → SCORES → refine → MASKS → segment → CHECKPOINT → predict → MASKS → RECORDS
 
-Every stage writes one directory in the store (benchmark/pipeline/store.py) and is never run twice with the same
-inputs. A method and a refiner are plain lists of stages (benchmark/pipeline/pipeline.py runs them).
+Every stage writes one folder in the store (benchmark/pipeline/store.py) and never runs twice with the same
+inputs. A method and a refiner are plain lists of stages; benchmark/pipeline/pipeline.py runs them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from seedbed.datasets.base import Dataset, Split
 
 
 class Kind(Enum):
-    """What a stage's directory holds. The value is the word that users see."""
+    """The kind of a stage's result. The value is the word that users see."""
 
     CHECKPOINT = "checkpoint"
     """A trained network (benchmark/training/checkpoint.py)."""
     TAGS = "tags"
     """Image-level labels of `weak` that replace the data set's own (for example sub-categories)."""
     SUPERPIXELS = "superpixels"
-    """A folder of palette PNGs of `weak`: the superpixel of every pixel, 0..254 (methods/icd/superpixels.py)."""
+    """Palette PNGs of `weak`: the superpixel number of every pixel, 0..254 (methods/icd/superpixels.py)."""
     CONFIDENT_LABELS = "confident labels"
-    """What a refiner learns from: the pixels of `weak` whose label is sure (methods/refine/psa/, irn.py)."""
+    """The pixels of `weak` with a confident label, which a refiner learns from (methods/refine/psa/, irn/)."""
     SCORES = "scores"
     """Localisation maps of one split (benchmark/evaluation/maps.py)."""
     THRESHOLD = "threshold"
@@ -44,12 +44,12 @@ class Kind(Enum):
 
 
 ALWAYS_ON_WEAK = (Kind.CHECKPOINT, Kind.TAGS, Kind.SUPERPIXELS, Kind.CONFIDENT_LABELS)
-"""What a training needs or makes: of `weak`, whatever the split that is asked for."""
+"""Kinds that are always made from `weak`, whatever the requested split."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What a method may know of the data set and of the run when it lists its stages."""
+    """Data set and run properties that a method can use to build its stages."""
 
     classes: int
     """Number of foreground classes."""
@@ -59,12 +59,12 @@ class Meta:
     weights: str = "none"
     """Initialisation: `none`, `imagenet`, or `sha256:…` of a state-dict file."""
     size: int = 0
-    """The user's `--size`: images are shown to networks with this longer side; 0 is each image's own size."""
+    """The user's `--size`: the longer side, in pixels, at which networks see images; 0: each image's own size."""
 
     def scaled(self, pixels: int, multiple: int = 8) -> int:
-        """Return a size given for VOC's 500-pixel images, scaled down to this data set's image size.
+        """Return a size for VOC's 500-pixel images, scaled down to this data set's image size.
 
-        Sizes are never scaled up; those that are scaled are rounded to a multiple of `multiple` pixels.
+        Sizes are never scaled up. Scaled sizes are rounded to a multiple of `multiple` pixels.
         """
         factor = self.long_side / 500
         if factor >= 1:
@@ -73,60 +73,67 @@ class Meta:
 
 
 OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
-"""Told a training stage's name and the mean losses of its epochs so far; raises to stop the training."""
+"""Called with a training stage's name and the mean losses of its epochs; it can raise to stop the training."""
 
 
 def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
-    """Let every training go on."""
+    """Let every training continue."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """How a stage runs. Nothing here but `seed` and `split` may change its result."""
+    """How a stage runs. Only `seed` and `split` may change its result."""
 
     seed: int
     split: Split
-    """The split whose images SCORES, MASKS and RECORDS are made of; training stages get `weak`."""
+    """The split that SCORES, MASKS and RECORDS are made for; training stages get `weak`."""
     scratch: Path
-    """A directory that survives a kill of this stage and is removed when the stage is done."""
+    """A folder that survives a kill of this stage and is removed when the stage is done."""
     device: str = "cpu"
     workers: int = 0
-    """Processes for loading, CRF and evaluation beside the main one."""
+    """Number of processes for loading, CRF and evaluation, besides the main one."""
     weights_files: Mapping[str, Path] | None = None
-    """Where the state-dict files of the `sha256:…` initialisations lie."""
+    """Paths of the state-dict files, by their `sha256:…` initialisation."""
     reporter: Reporter = field(default_factory=Reporter)
     on_epoch: OnEpoch = ignore_epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ABC):
-    """One cached step. Subclasses are frozen keyword-only dataclasses whose fields are declared by `hp`."""
+    """One cached step. Subclasses are frozen keyword-only dataclasses whose fields are declared with `hp`."""
 
     version: ClassVar[int]
-    """Raised by one whenever the stage's result changes for the same fields."""
+    """Increase it whenever the result changes for the same fields."""
     consumes: ClassVar[tuple[Kind, ...]] = ()
     produces: ClassVar[Kind]
     seeded: ClassVar[bool] = True
-    """False where the stage draws no random number, so that all seeds share its result."""
+    """False if the stage draws no random numbers; then all seeds share its result."""
 
     def __post_init__(self) -> None:
         validate(self)
 
     @property
     def on(self) -> Split | None:
-        """The split that the stage always works on; None where it works on the split that is asked for."""
+        """The split that the stage always works on; None if it works on the requested split."""
         return Split.WEAK if self.produces in ALWAYS_ON_WEAK else None
 
     @abstractmethod
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Compute from `inputs` (the latest artifact of each consumed kind) and leave files in `out`."""
+        """Compute the result and write it to `out`.
+
+        Args:
+            data: The data set.
+            inputs: For each consumed kind, the folder of the nearest earlier result.
+            out: An empty folder for the result.
+            ctx: How to run.
+        """
 
     def settings(self) -> dict[str, Any]:
         """Return the fields by name, as plain JSON values."""
         return values(self)
 
     def identity(self, seed: int, data_digest: str, split: Split, inputs: Mapping[Kind, str]) -> dict[str, Any]:
-        """Return all that decides the stage's result, as plain JSON values. Its sha256 is the cache key."""
+        """Return everything that decides the result, as plain JSON values. Its sha256 is the cache key."""
         return {
             "stage": type(self).__name__,
             "version": self.version,
@@ -146,20 +153,20 @@ def cache_key(identity: Mapping[str, Any]) -> str:
 class Method(ABC):
     """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`.
 
-    A method is a frozen dataclass. Those of its fields that are declared by `hp` decide which stages there are,
-    and are set as those of a stage are: `--set ScCam.rounds=2`.
+    A method is a frozen dataclass. Its fields declared with `hp` decide which stages there are; set them like
+    those of a stage: `--set ScCam.rounds=2`.
     """
 
     name: str
     paper: str
     one_step: bool
-    """True where `localise` ends in the MASKS that its own network predicts: there is no refiner."""
+    """True if `localise` ends in MASKS predicted by the method's own network; then there is no refiner."""
     fixed_threshold: float
     """The paper's constant background threshold for its maps, in [0, 1]."""
 
     @property
     def supervision(self) -> Literal["I", "I+S"]:
-        """Image tags only, or tags and saliency maps."""
+        """`I`: image-level tags. `I+S`: tags and saliency maps."""
         return "I"
 
     @abstractmethod
@@ -171,9 +178,9 @@ class Method(ABC):
         return []
 
     def measurements(self, meta: Meta) -> list[Stage]:
-        """Return stages that make RECORDS, and pictures `*.png`, of what `localise` leaves on `train`.
+        """Return stages that write RECORDS, and pictures `*.png`, about the results of `localise` on `train`.
 
-        They are for the numbers of a method's own tables; what every method is measured by is not among them.
+        They are for the method's own tables; the measurements of every method are added anyway.
         """
         return []
 

@@ -1,7 +1,6 @@
-"""Trained networks on disk: `model.pt`, a plain state dict, and `model.json`, which says how to build it.
+"""Trained networks on disk: `model.pt`, a plain state dict, and `model.json`, which describes how to build it.
 
-A network class that can be saved has an attribute `arguments`: the keyword arguments, plain JSON values, that
-build it again.
+A network that is saved needs `arguments`: the keyword arguments, plain JSON values, that build it again.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ MOVED = {
     "methods.sc_cam": "seedbed.methods.sc_cam",
     "methods.splitting_merging": "seedbed.methods.splitting_merging",
 }
-"""Where the network classes lie that checkpoints of earlier versions name."""
+"""New modules of network classes, by the module that checkpoints of earlier versions name."""
 
 
 def save_network(folder: Path, network: nn.Module) -> None:
-    """Write `network` to `folder`, its tensors moved to the CPU."""
+    """Write `network` to `folder`, with its tensors on the CPU."""
     kind = type(network)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_tensors(folder / "model.pt", state)
@@ -44,7 +43,10 @@ def save_network(folder: Path, network: nn.Module) -> None:
 
 
 def load_network(folder: Path, device: str = "cpu") -> nn.Module:
-    """Build the network that `folder` describes, in eval mode on `device`."""
+    """Build the network that `folder` describes, in eval mode on `device`.
+
+    Raises StoreError if a file is damaged or names a module outside `seedbed.methods`.
+    """
     make_deterministic()
     with reading(folder / "model.json") as path:
         description = json.loads(path.read_text("utf-8"))
@@ -60,14 +62,14 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
 
 
 def to_device(network: nn.Module, device: str) -> nn.Module:
-    """Move a network, to channels-last memory on a GPU."""
+    """Move a network to a device; on a GPU it gets channels-last memory."""
     if device == "cpu":
         return network
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a (nested) dictionary of tensors and plain values by one rename."""
+    """Write a (nested) dictionary of tensors and plain values atomically."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     temporary = path.with_name(path.name + ".tmp")

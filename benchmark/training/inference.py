@@ -14,11 +14,11 @@ from seedbed.benchmark.training.augmentation import normalise, resize_image
 from seedbed.datasets.base import SplitView
 
 PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
-"""Images of a batch hold about so many pixels at scale 1."""
+"""Approximate number of pixels of a batch at scale 1."""
 
 
 def resized(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """Return the size at which an image is worked on: its longer side `long_side` pixels, 0 for its own size."""
+    """Return (height, width) with the longer side `long_side` pixels; the size itself if `long_side` is 0."""
     if long_side == 0:
         return height, width
     factor = long_side / max(height, width)
@@ -39,13 +39,21 @@ def multi_scale(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (id, mean of the network's maps over scales and flips) for every image of the split.
 
-    `forward` maps normalised images (B, 3, h, w) to maps (B, C, h', w'). Each image is resized to `long_side`,
-    then by each scale (`resize_image`), normalised and flipped. Each map is resized (bilinear,
-    align_corners=False) to the size that `grid(id, h, w)` gives for the image at scale 1, passed through
-    `activation` as (1, C, grid h, grid w), un-flipped, and averaged. Maps are float32 (C, grid h, grid w) on
-    `ctx.device`. Images come grouped by size, in a fixed order.
+    Each image is resized to `long_side`, then by each scale (`resize_image`), normalised and flipped. Each map is
+    resized (bilinear, align_corners=False) to `grid`, passed through `activation`, un-flipped, and averaged. Maps
+    are float32 (C, grid height, grid width) on `ctx.device`. Images come grouped by size, in a fixed order.
+    Networks run in float32 on every device, as the authors' do.
 
-    The networks run in float32 on every device, as the authors' do.
+    Args:
+        forward: Maps normalised images (B, 3, h, w) to maps (B, C, h', w').
+        view: The split.
+        scales: Factors of the image size.
+        flip: Whether to add each scale's mirror image.
+        long_side: Longer image side in pixels at scale 1; 0: the image's own size.
+        grid: Maps (id, height, width) of an image at scale 1 to the size of its map.
+        ctx: How to run.
+        label: Title of the progress bar.
+        activation: Applied to each resized map (1, C, grid height, grid width).
     """
     groups: dict[tuple[int, int], list[str]] = defaultdict(list)
     for image_id in view.ids:
@@ -73,8 +81,8 @@ def padded_images(
 ) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
     """Yield (id, image, (h, w)) for every image of the split: normalised float32 (1, 3, H', W') on `ctx.device`.
 
-    The image is resized to `long_side` (0: its own size), which makes it h × w, and padded at the bottom and right
-    with 0, the mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
+    The image is resized to h × w by `long_side` (0: its own size), then padded at the bottom and right with 0, the
+    mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
     """
     loader = torch.utils.data.DataLoader(
         _Images(view, long_side, (1.0,)),

@@ -1,4 +1,4 @@
-"""The one training loop of all methods: schedule, mixed precision, checkpoints, resume, progress."""
+"""The training loop of all methods: schedule, mixed precision, checkpoints, resume, progress."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ REPORT_FILE = "training.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStage(Stage):
-    """The hyper-parameters that every training stage has. Subclasses give their own defaults."""
+    """The hyper-parameters of every training stage. Subclasses set their own defaults."""
 
     epochs: int = hp(15, low=1, high=10_000, source="PSA code")
     batch: int = hp(16, low=1, high=4096, source="PSA code")
     measured: ClassVar[tuple[str, ...]] = ()
-    """Names among the losses that are recorded beside them and not minimised."""
+    """Names of losses that are recorded but not minimised."""
 
     optimiser: Literal["sgd", "adam", "adamw"] = hp("sgd", source="PSA code")
     lr: float = hp(0.1, FloatDistribution(1e-5, 1.0, log=True), low=0, high=100, source="PSA code")
@@ -54,11 +54,11 @@ class TrainingStage(Stage):
 
     @property
     def stop_after(self) -> int:
-        """The number of epochs that are run; the learning rate falls as if there were `epochs`."""
+        """Number of epochs to run; the learning rate falls as if there were `epochs`."""
         return self.epochs
 
     def totals(self, history: Sequence[Mapping[str, float]]) -> list[float]:
-        """Return what was minimised, by epoch, of the means of losses by epoch."""
+        """Return the minimised sum of each epoch, from the mean losses by epoch."""
         return [sum(v for name, v in epoch.items() if name not in self.measured) for epoch in history]
 
 
@@ -72,9 +72,10 @@ class Group:
 
 
 def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage) -> list[Group]:
-    """Return the groups of pretrained layers and of new ones, which may be part of them. Frozen ones are left out.
+    """Return the groups of pretrained and of new layers, without frozen parameters.
 
-    `biases="no_decay"` gives biases no weight decay, `"psa"` also twice the learning rate of their layer.
+    `new` layers may be part of `pretrained`. With `biases="no_decay"` biases have no weight decay; with `"psa"`
+    they also have twice the learning rate of their layer.
     """
     groups = []
     added = [p for m in new for p in m.named_parameters()]
@@ -101,16 +102,23 @@ def fit(
     out: Path,
     ctx: Context,
 ) -> None:
-    """Train `network` in place; it ends in eval mode on `ctx.device`.
+    """Train `network` in place; afterwards it is in eval mode on `ctx.device`.
 
-    `examples` is indexed by (epoch, index) and has a length (augmentation.py: Examples). The last batch of
-    an epoch is dropped where it is not full. After each epoch the state of network, optimiser and
-    random number generators is saved to `ctx.scratch`, and a call that finds such a state goes on from it to
-    the same weights, bit for bit. Writes `training.json` to `out`: the optimiser's groups and, for each epoch,
-    the mean of each loss and of each of `settings.measured`. `ctx.on_epoch` is told the losses of all epochs so
-    far after each one, and may raise.
+    After each epoch the state of network, optimiser and random number generators is saved to `ctx.scratch`. A call
+    that finds such a state continues from it to the same weights, bit for bit. The last batch of an epoch is
+    dropped if it is not full.
 
-    Raises NonFiniteLossError, naming epoch, step and loss, where a loss is NaN or infinite.
+    Args:
+        network: The network.
+        losses: Maps a batch and the time in epochs to named scalar losses, whose sum is minimised.
+        examples: The training examples, indexed by (epoch, index) (augmentation.py: Examples).
+        groups: The parameters to train, with their learning rates (`parameter_groups`).
+        settings: The stage.
+        out: Gets `training.json`: the optimiser's groups and, per epoch, the mean of each loss and measured value.
+        ctx: How to run. `ctx.on_epoch` is called after each epoch and can raise.
+
+    Raises:
+        NonFiniteLossError: A loss is NaN or infinite; epoch, step and loss are named.
     """
     make_deterministic()
     torch.manual_seed(derive_seed(ctx.seed, type(settings).__name__, "training"))
@@ -162,12 +170,12 @@ def fit(
 
 
 def mixed_precision(device: str, precision: Literal["bfloat16", "float32"]) -> torch.autocast:
-    """Return the context of a forward pass: autocast to bfloat16 on a GPU if `precision` says so, else none."""
+    """Return the context of a forward pass: autocast on a GPU with `precision="bfloat16"`, otherwise no change."""
     return torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu" and precision == "bfloat16")
 
 
 class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) in an order that depends on the seed and the epoch alone."""
+    """Batches of (epoch, index) in an order that depends only on the seed and the epoch."""
 
     def __init__(self, length: int, batch: int, seed: int) -> None:
         self.length, self.batch, self.seed = length, min(batch, length), seed
@@ -184,7 +192,7 @@ class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
 
 
 class _Meter:
-    """Sums the losses of an epoch, looking at them (which waits for a GPU) only `every` so many steps."""
+    """Sums the losses of an epoch; reads them, which waits for the GPU, only every `every` steps."""
 
     def __init__(self, name: str, epoch: int, batch: int, every: int) -> None:
         self.name, self.epoch, self.batch, self.every = name, epoch, batch, every
@@ -210,7 +218,7 @@ class _Meter:
         return dict(zip(self._names, (self._sum / self.steps).tolist(), strict=True))
 
     def _check(self) -> None:
-        # A NaN stays in the running sum, so a look at the sum now and then misses none.
+        # A NaN stays in the running sum, so an occasional check finds it.
         assert self._sum is not None
         for loss, value in zip(self._names, self._sum.tolist(), strict=True):
             if not math.isfinite(value):

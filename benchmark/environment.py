@@ -71,7 +71,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """Return the commit of the git checkout (`+dirty` where files differ), else the package's version.
+    """Return the commit of the git checkout (`+dirty` if files differ), else the package's version.
 
     On a node to which the code was sent without its history, what the sender says.
     """

@@ -23,7 +23,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
 
     With `processes` of at most 1 everything runs here. At most a few items a process are under way, so
     `items` may be a generator of large arrays. `function` must be importable by name. An error of `function`
-    is raised here; what was not begun is dropped.
+    is raised here; items that have not been started are dropped.
     """
     if processes <= 1:
         yield from map(function, items)
@@ -52,8 +52,8 @@ def for_each_image(task: Callable[[str], object], ids: Sequence[str], ctx: Conte
 def task_map(processes: int) -> Iterator[TaskMap]:
     """Give a `map` whose processes live as long as the context: for little work many times.
 
-    With `processes` of at most 1 it is the built-in `map`. Else all items are begun at once, while the caller
-    goes on, and the results come in the order of the items. Functions must be importable by name.
+    With `processes` of at most 1 it is the built-in `map`. Otherwise all items start at once, while the caller
+    continues, and the results come in the order of the items. Functions must be importable by name.
     """
     if processes <= 1:
         yield map

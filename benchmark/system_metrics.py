@@ -63,7 +63,7 @@ class SystemMetrics:
 
 
 def _gpu() -> dict[str, float]:
-    """Return the load of the first GPU that this process sees; nothing where there is none."""
+    """Return the load of the first GPU that this process sees; empty if there is none."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {}

@@ -46,9 +46,9 @@ class VocDataset(Dataset):
     """A data set in the layout of PASCAL VOC.
 
     `weak` is `train_aug.txt`; without that list all ids with a mask in SegmentationClassAug/ less `val`; without
-    that folder `train`. Masks are SegmentationClass/ where the file is there, else SegmentationClassAug/.
+    that folder `train`. Masks come from SegmentationClass/ if the file exists, else from SegmentationClassAug/.
 
-    Tags come from one source: the file `tags` where it is given, else Annotations/, else a tag file in the root,
+    Tags come from one source: the file `tags` if it is given, else Annotations/, else a tag file in the root,
     else the masks.
     """
 
@@ -117,11 +117,11 @@ class VocDataset(Dataset):
         listed = {*self._weak, *self._train, *self._val, *self._test}
         for names in self._images.doubles():
             if Path(names[0]).stem in listed:
-                text = f"several pictures of one id: {', '.join(names)}; keep one of them"
+                text = f"several images of one id: {', '.join(names)}; keep one of them"
                 yield Problem("error", self._images.path / names[0], text)
         unread = [name for name in self._images.unread if Path(name).stem in listed]
         if unread:
-            text = f"{len(unread)} images have another picture of the same id beside the .jpg, this is the first; "
+            text = f"{len(unread)} images have another file of the same id beside the .jpg, this is the first; "
             yield Problem("warning", self._images.path / unread[0], f"{text}the .jpg is read")
         if self._weak_source == self.list_file(Split.TRAIN):
             missing = self.root / LISTS / f"{TRAIN_AUG_NAMES[0]}.txt"
@@ -183,7 +183,7 @@ class VocDataset(Dataset):
 
 
 def find_root(root: Path) -> Path:
-    """Return the VOC2012 folder at, or one or two levels below, `root`. Raises DataError where there is none."""
+    """Return the VOC2012 folder at, or one or two levels below, `root`. Raises DataError if there is none."""
     for place in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         if (place / LISTS).is_dir():
             return place
@@ -201,9 +201,9 @@ def read_list(path: Path) -> tuple[str, ...]:
 
 
 def count_notices(data: Dataset, official: Mapping[Split, int] | None) -> Iterator[str]:
-    """Yield one notice where the splits have other counts than the official release."""
+    """Yield one notice if the counts of splits differ from the official release."""
     found = {split: len(data.ids(split)) for split in official or ()}
-    # The images of `test` are a separate download, so their absence is nothing to tell.
+    # The images of `test` are a separate download, so their absence needs no notice.
     other = [
         f"{split} has {found[split]} instead of {count}"
         for split, count in (official or {}).items()

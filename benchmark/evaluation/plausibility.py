@@ -94,7 +94,7 @@ class Plausibility:
             yield f"no result shows a class; the true masks of their images show {self.true}"
         if self.tagged < self.truths / 2:
             yield (
-                f"{self.truths - self.tagged} of {self.truths} classes in the true masks are no tags of their "
+                f"{self.truths - self.tagged} of {self.truths} classes in the true masks are not tags of their "
                 "images: these masks may be in another numbering (seedbed data check)"
             )
 

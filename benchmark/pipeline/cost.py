@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How much work a step is, and where it runs."""
+    """The amount of work of a step, and the device that it runs on."""
 
     device: str
     """`cpu` or `cuda`."""

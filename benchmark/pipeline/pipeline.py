@@ -46,7 +46,7 @@ class Step:
 
 
 def check_chain(stages: Sequence[Stage]) -> None:
-    """Raise ConfigError where a stage consumes a kind that no stage before it produces."""
+    """Raise ConfigError if a stage consumes a kind that no earlier stage produces."""
     produced: set[Kind] = set()
     for stage in stages:
         for kind in stage.consumes:

@@ -59,7 +59,7 @@ class Store:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Return where the entry `key` is, or would be."""
+        """Return the path of the entry `key`, which may not exist."""
         return self.root / "entries" / key[:2] / key
 
     def get(self, key: str) -> Entry | None:
@@ -111,8 +111,8 @@ class Store:
 
         Of several processes that ask for the same entry one computes it; the others wait (`on_wait` is called
         once) and get its result. What `produce` leaves in `scratch` is there again after a kill, unless the code
-        has changed. A damaged entry is computed again. `warn` is told of both. `notes` are recorded beside the
-        identity and are no part of the key: `conditions` (benchmark/pipeline/cost.py) and `source`
+        has changed. A damaged entry is computed again. `warn` gets both messages. `notes` are recorded beside the
+        identity and are not part of the key: `conditions` (benchmark/pipeline/cost.py) and `source`
         (benchmark/pipeline/changed_code.py).
         Raises StoreError if the disk is full or not writable; other errors of `produce` pass through.
         """
@@ -212,9 +212,9 @@ class Store:
         shutil.rmtree(doomed)
 
     def collect_garbage(self, older_than_days: float) -> tuple[int, int]:
-        """Remove entries not used for so many days, and left-overs of killed stages that old.
+        """Remove entries, and leftovers of killed stages, that have not been used for some days.
 
-        Returns the number of removed entries and of removed left-overs. What a process works on is kept.
+        Returns the number of removed entries and of removed leftovers. What a process works on is kept.
         """
         horizon = time.time() - older_than_days * 86_400
         removed = 0

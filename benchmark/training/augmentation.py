@@ -1,4 +1,4 @@
-"""Augmentation of image and mask together, seeded for each example by (seed, epoch, index) alone.
+"""Augmentation of image and mask together, seeded for each example only by (seed, epoch, index).
 
 Images are resized as in the code of each method's authors (`Resampling`), masks by the pixel at the centre.
 """
@@ -38,7 +38,7 @@ def normalise(image: Tensor) -> Tensor:
 def resize_image(image: Tensor, size: tuple[int, int], resampling: Resampling = "bicubic") -> Tensor:
     """Return an RGB image (3, H, W) resized to `size` (h, w), of the same dtype.
 
-    Pillow's filters take uint8 alone. "linear" takes float32 too, and rounds only uint8.
+    Pillow's filters take only uint8. "linear" also takes float32, and rounds only uint8.
     """
     if tuple(image.shape[-2:]) == size:
         return image
@@ -222,8 +222,8 @@ class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Augmented training examples, indexed by (epoch, index).
 
     An example is a dictionary of `image` float32 (3, crop, crop), normalised; `tags` float32 (C,) of 0 and 1;
-    `index` int64 (); and, where `masks` is given, `mask` int64 (crop, crop) of labels and 255. It depends on the
-    seed, epoch and index alone, so the number of loading processes and their order make no difference.
+    `index` int64 (); and, if `masks` is given, `mask` int64 (crop, crop) of labels and 255. It depends only on the
+    seed, epoch and index, so the number of loading processes and their order make no difference.
 
     `masks` may give more than a mask: an array whose last two axes are the image's. `labels` makes int64 labels
     of what the augmentation leaves of it.

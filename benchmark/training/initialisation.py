@@ -12,7 +12,7 @@ from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.registry import BACKBONES
 
 NAMES = ("none", "imagenet", "coco")
-"""The initialisations that are no files."""
+"""The initialisations that are not files."""
 
 
 def is_file(weights: str | None) -> bool:
@@ -23,7 +23,7 @@ def is_file(weights: str | None) -> bool:
 def method_weights(given: str | None, backbone: str) -> tuple[str, Mapping[str, Path]]:
     """Return the name of a method's initialisation, `sha256:…` for a file, and the file by that name.
 
-    `given` None: `imagenet` where the backbone has it, else `none`. Raises ConfigError for a file that is not
+    `given` None: `imagenet` if the backbone has it, else `none`. Raises ConfigError for a file that is not
     there, for weights that the backbone does not have, and for `coco`.
     """
     if given == "coco":

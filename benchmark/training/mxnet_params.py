@@ -33,7 +33,7 @@ DIMENSIONS = 32
 def read_params(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays by name, as stored: parameters are called `arg:…`, running statistics `aux:…`.
 
-    Raises DataError, naming the file, where it is missing, broken, truncated, or not of this format.
+    Raises DataError, naming the file, if it is missing, broken, truncated, or not of this format.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
@@ -90,7 +90,7 @@ class _Reader:
         return values.reshape(shape).astype(TYPES[code])
 
     def _shape(self) -> tuple[int, ...] | None:
-        """Return the sizes that a header tells, None where there is no array behind it."""
+        """Return the sizes that a header gives; None if no array follows."""
         word, width = self.number("I"), "Q"
         if word in (VERSION_2, VERSION_3) and self.number("i") != 0:
             raise self.error("holds a sparse array, which is not supported")

@@ -23,7 +23,7 @@ PREFIXES = ("module.", "_orig_mod.")
 def read_weights(path: Path, say: Callable[[str], object]) -> Mapping[str, Tensor]:
     """Return the state dict in a file, by the names that a network of its own has.
 
-    Also reads a state dict inside `{"state_dict": …}` and names that begin with `module.`; `say` gets a note then.
+    Also reads a state dict inside `{"state_dict": …}` and names that begin with `module.`, with a note to `say`.
     Raises ConfigError, naming the file, if the file holds no state dict or cannot be read safely.
     """
     content = _load(path)

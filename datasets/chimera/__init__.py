@@ -1,4 +1,4 @@
-"""Chimera: a small generated world in which weak supervision is really hard (datasets/chimera/world.py).
+"""Chimera: a small generated world in which weak supervision is hard (datasets/chimera/world.py).
 
 It is written to disk in VOC's layout or in COCO's, so that the loaders of the real data sets read it. The same
 arguments give the same bytes in every file. Nothing is downloaded.
@@ -27,7 +27,7 @@ from seedbed.datasets.voc2012 import LISTS, VocDataset
 
 Layout = Literal["voc", "coco"]
 VERSION = 1
-"""Raised whenever the same arguments give other bytes."""
+"""Increase it whenever the same arguments give other bytes."""
 WEAK, VAL = 0.7, 0.2
 """Shares of the images; the rest is `test` (in COCO's layout, which has none, it is added to `weak`)."""
 TRAIN = 0.6
@@ -49,8 +49,8 @@ def generate(
 ) -> None:
     """Write `images` scenes of `size` pixels square to the new folder `out`.
 
-    The folder appears at once when all is written. Returns at once where `out` holds the same Chimera already.
-    Raises ConfigError where the numbers are too small, DataError where `out` holds something else.
+    The folder appears when everything is written. Returns at once if `out` already holds the same Chimera.
+    Raises ConfigError if the numbers are too small, DataError if `out` holds something else.
     """
     if images < SMALLEST[0] or size < SMALLEST[1]:
         raise ConfigError(f"Chimera needs at least {SMALLEST[0]} images of at least {SMALLEST[1]} pixels")
@@ -65,7 +65,7 @@ def generate(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if out.is_dir() and _description(out, missing={}) == description:
             return
-        raise DataError(f"{out}: holds something else than this Chimera; give another folder, or remove it")
+        raise DataError(f"{out}: holds something other than this Chimera; give another folder, or remove it")
     temporary = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -40,7 +40,7 @@ OCCLUSION = 0.25
 HEAD_VISIBLE, BEAST_VISIBLE = 0.75, 0.5
 """Shares of a head and of a beast that must stay visible."""
 PLACEMENTS = 30
-"""Tries to find a place for a beast; where all fail the scene has one less."""
+"""Number of attempts to place a beast; if all fail, the scene has one beast less."""
 BODY_SATURATION, BODY_BRIGHTNESS = (0.05, 0.28), (0.45, 0.85)
 PATTERN_CONTRAST = 0.55
 """Brightness of a body's pattern by that of its ground."""

@@ -6,7 +6,7 @@ part in brackets):
     train2014/STEM.jpg  val2014/STEM.jpg    annotations/instances_{train,val}2014.json
     (SegmentationMasks/{train,val}2014/STEM.png, manifest.json, labels.json)
 
-Labels 1..C go by ascending category id (coco_annotations.py); coco_outlines.py says how objects lie on each
+Labels 1..C go by ascending category id (annotations.py); outlines.py says how objects lie on each
 other. Tags are the categories of all annotations of an image, crowds included.
 """
 

@@ -32,9 +32,9 @@ from seedbed.datasets.io.images import atomic, image_size, write_mask
 FOLDERS = ("train2014", "val2014")
 MASKS = "SegmentationMasks"
 VERSION = 1
-"""Raised whenever the same annotations give other masks."""
+"""Increase it whenever the same annotations give other masks."""
 NAMED = 10
-"""Drawing stops after so many images whose annotations cannot be drawn; all of them are named."""
+"""Maximum number of images with annotations that cannot be drawn, after which drawing stops; all are named."""
 
 
 def rasterise(

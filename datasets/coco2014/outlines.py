@@ -20,7 +20,7 @@ from seedbed.datasets.base import IGNORE_INDEX
 
 Crowd = Literal["ignore", "background"]
 FARTHEST = 100_000
-"""The greatest coordinate in pixels: pycocotools' memory grows with the length of an outline."""
+"""The largest coordinate in pixels: pycocotools' memory grows with the length of an outline."""
 NO_OUTLINE = "have no outline"
 SHORT = "have a polygon of fewer than three points, which is left out"
 TINY = "cover at most one pixel of their image"

@@ -28,7 +28,7 @@ def file_digests(
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str | None]:
-    """Return the sha256 (hex) of each named file's content, None where the file is absent.
+    """Return the sha256 (hex) of each named file's content; None if the file is missing.
 
     `cache` maps paths relative to `root` to [size, mtime in ns, sha256]; a file whose size and time are the same
     is not read again. A cache that cannot be read is written anew.

@@ -23,7 +23,7 @@ BLACK = bytes(3)
 ORIENTATION = 274
 """The EXIF tag that says how a viewer turns the picture; 1 is not at all."""
 BROKEN = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises where a file's header is whole and its content is not."""
+"""What Pillow raises if a file's header is intact and its content is not."""
 
 
 def _open(path: Path) -> Image.Image:
@@ -36,7 +36,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) from the header. Raises DataError where the file is missing or no picture."""
+    """Return (height, width) from the header. Raises DataError if the file is missing or not an image."""
     with _open(path) as picture:
         return picture.height, picture.width
 

@@ -25,8 +25,8 @@ PLAIN_KINDS = "biufcSU"
 def load_npy(path: Path) -> object:
     """Return what `numpy.save` wrote: an array, or the dictionary (list, value) that it wrapped in one.
 
-    Reads files of numpy 1 and 2 and of Python 2 and 3. Raises DataError, naming the file, where it is missing or
-    broken, and where its pickle names anything but numpy arrays, torch tensors (IRN saves some; they are
+    Reads files of numpy 1 and 2 and of Python 2 and 3. Raises DataError, naming the file, if it is missing or
+    broken, or if its pickle names anything but numpy arrays, torch tensors (IRN saves some; they are
     returned as arrays) and plain values.
     """
     try:

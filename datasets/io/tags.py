@@ -137,11 +137,11 @@ def _npy_rows(path: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, str, 
         try:
             found = np.asarray(values)
         except ValueError as error:
-            raise DataError(f"{path}: the tags of {name} are no array ({error})") from None
+            raise DataError(f"{path}: the tags of {name} are not an array ({error})") from None
         if found.shape != (len(classes),):
             raise DataError(f"{path}: the tags of {name} have shape {found.shape}, not ({len(classes)},)")
         if found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
-            raise DataError(f"{path}: the tags of {name} are {_others(found)}; expected 0 and 1 alone")
+            raise DataError(f"{path}: the tags of {name} are {_others(found)}; expected only 0 and 1")
         yield str(path), name, tuple(int(index) + 1 for index in np.flatnonzero(found))
 
 

@@ -113,7 +113,7 @@ class _Job:
     masked: Literal["yes", "perhaps", "no"]
     saliency: Path | None
     tags: Tags | None
-    """None where there are none to compare with the mask."""
+    """None if there are no tags to compare with the mask."""
     classes: tuple[str, ...]
     problems: list[Problem]
 
@@ -307,7 +307,7 @@ def _no_tags(dataset: Dataset) -> Iterator[Problem]:
 
 
 def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Problem]:
-    """Yield a warning if most classes in the true masks of `train` and `val` are no tags of their images."""
+    """Yield a warning if most classes in the true masks of `train` and `val` are not tags of their images."""
     compared = [
         (job, {*seen.labels}, {*job.tags})
         for job, seen in zip(jobs, facts, strict=True)
@@ -316,7 +316,7 @@ def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Pr
     shown = sum(len(labels) for _, labels, _ in compared)
     untagged = sum(len(labels - tags) for _, labels, tags in compared)
     if 2 * untagged > shown:
-        text = f"{untagged} of {shown} classes in the masks are no tags of their images; are masks or tags in "
+        text = f"{untagged} of {shown} classes in the masks are not tags of their images; are masks or tags in "
         text += "another numbering? In masks 0 is background, and classes are 1..C in their order"
         yield Problem("warning", compared[0][0].mask.parent, text)
 

@@ -1,7 +1,7 @@
 """Makes a copy of a data set in the layout of VOC with smaller images, for sweeps on machines without a GPU.
 
 Everything is then measured on the small masks, so numbers of a copy are not those of the data set, and its digest
-is another. The tags are those of the full images, also where an object is lost on the way.
+is another. The tags are those of the full images, even if an object is lost on the way.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
     """Write `data` to `out` with images whose longer side is at most `long_side` pixels; return their number.
 
     Images are averaged down (Lanczos), masks and saliency take the nearest pixel. What is there already is kept,
-    so an interrupted call is gone on with. Raises ConfigError for another layout than VOC's and where `out` holds
-    another copy, DataError where a file of `data` is missing or broken.
+    so it continues an interrupted call. Raises ConfigError for another layout than VOC's and if `out` holds
+    another copy, DataError if a file of `data` is missing or broken.
     """
     if not isinstance(data, VocDataset):
         raise ConfigError(f"{data.display_name}: only data sets in the layout of VOC can be reduced")
     note = out / "reduced.txt"
     description = f"{data.name}, longer side at most {long_side} pixels, from data of digest {data.digest()}\n"
     if out.exists() and (not note.exists() or note.read_text("utf-8") != description):
-        raise ConfigError(f"{out}: holds something else than this copy; give a folder that does not exist yet")
+        raise ConfigError(f"{out}: holds something other than this copy; give a folder that does not exist yet")
     with atomic(note) as temporary:
         temporary.write_text(description, "utf-8")
     lists = {split: data.ids(split) for split in LIST_NAMES if data.ids(split)}

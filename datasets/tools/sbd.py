@@ -20,9 +20,9 @@ from seedbed.datasets.voc2012 import AUGMENTED, LISTS, UNFINISHED, find_root, re
 def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> int:
     """Write the masks and the list of `train_aug`: SBD's images and VOC's `train`, less VOC's `val`.
 
-    VOC's own mask is taken where there is one, SBD's elsewhere. Returns the number of images (10,582 for the
+    VOC's own mask is used if there is one, else SBD's. Returns the number of images (10,582 for the
     official releases). Masks that are there already are kept, so an interrupted call is gone on with. Raises
-    DataError where a file is missing or broken, or another train_aug.txt is there.
+    DataError if a file is missing or broken, or another train_aug.txt is there.
     """
     root, dataset = find_root(voc_root), _find_dataset(sbd)
     train, val = (_ids(root / LISTS / f"{name}.txt") for name in ("train", "val"))
@@ -52,7 +52,7 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
 
 
 def read_sbd_mask(path: Path) -> NDArray[np.uint8]:
-    """Return the class labels uint8 (H, W) of an SBD .mat file. Raises DataError where it is missing or broken."""
+    """Return the class labels uint8 (H, W) of an SBD .mat file. Raises DataError if it is missing or broken."""
     from scipy.io import loadmat
 
     if not path.exists():

@@ -452,7 +452,7 @@ def test_true_masks_in_another_numbering_than_the_tags_are_told(tmp_path):
         tmp_path, dict(zip(names, images, strict=True)), dict(zip(names, masks, strict=True)), tags=tags
     )
     (text,) = numbered(tmp_path / "results", data.split("val"), [0, 1, 2])
-    assert text.startswith("4 of 4 classes in the true masks are no tags")
+    assert text.startswith("4 of 4 classes in the true masks are not tags")
 
 
 def test_the_command_says_what_it_scored(tmp_path, chimera_root, chimera):

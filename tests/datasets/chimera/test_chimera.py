@@ -131,12 +131,12 @@ def test_an_existing_folder(roots: dict[str, Path], tmp_path: Path):
     calls: list[int] = []
     generate(roots["voc"], "voc", IMAGES, SIZE, SEED, lambda done, _: calls.append(done))
     assert calls == []
-    with pytest.raises(DataError, match="something else than this Chimera"):
+    with pytest.raises(DataError, match="something other than this Chimera"):
         generate(roots["voc"], "voc", IMAGES, SIZE, SEED + 1)
     assert contents(roots["voc"]) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match="mine: holds something else"):
+    with pytest.raises(DataError, match="mine: holds something other"):
         generate(tmp_path / "mine", "voc", IMAGES, SIZE, SEED)
     assert contents(tmp_path / "mine")
     (tmp_path / "empty").mkdir()

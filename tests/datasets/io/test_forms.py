@@ -316,13 +316,13 @@ def test_npy_tags_of_every_type(tmp_path: Path, row, key):
 @pytest.mark.parametrize(
     ("table", "fault"),
     [
-        ({"a": np.where(ROW, 1, -1)}, "the tags of a are -1; expected 0 and 1"),
+        ({"a": np.where(ROW, 1, -1)}, "the tags of a are -1; expected only 0 and 1"),
         ({"a": np.where(ROW, 0.97, 0.03)}, "the tags of a are 0.97, 0.03"),
         ({"a": np.where(ROW, 1, np.nan)}, "the tags of a are nan"),
         ({"a": np.concatenate([[True], ROW])}, r"the tags of a have shape \(21,\)"),
         ({"a": ROW[None]}, r"the tags of a have shape \(1, 20\)"),
         ({"a": [1, 15]}, r"the tags of a have shape \(2,\)"),
-        ({"a": [[1], [1, 15]]}, "the tags of a are no array"),
+        ({"a": [[1], [1, 15]]}, "the tags of a are not an array"),
         ({"a": ["cat"] * 20}, "the tags of a are cat"),
         ({"a.jpg": ROW}, "its keys are file names such as a.jpg"),
         ({"2007_000032": ROW, 2007000032: ROW}, "the image 2007_000032 again"),

@@ -196,7 +196,7 @@ def test_masks_in_another_numbering_than_the_tags_are_a_warning(voc: Path):
     ((severity, _, message),) = [p for p in found(voc) if p[1] == "SegmentationClass"]
     assert severity == "warning"
     # Of the labels 1 15, 2 and 12 there are 14, 1 and 11 left.
-    assert message.startswith("3 of 3 classes in the masks are no tags of their images")
+    assert message.startswith("3 of 3 classes in the masks are not tags of their images")
 
 
 def test_images_that_viewers_turn_are_one_warning(voc: Path):

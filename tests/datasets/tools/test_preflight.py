@@ -131,10 +131,10 @@ def test_masks_in_another_numbering_than_the_tags(voc: Path):
     for image_id in (*TRAIN, *VAL):
         write_xml(voc, image_id, "sheep")
     (warning,) = preflight(DATASET.open(voc))
-    assert "SegmentationClass: 4 of 4 classes in the masks are no tags of their images" in warning
+    assert "SegmentationClass: 4 of 4 classes in the masks are not tags of their images" in warning
     write_xml(voc, TRAIN[0], "aeroplane")
     (warning,) = preflight(DATASET.open(voc))
-    assert "SegmentationClass: 3 of 4 classes in the masks are no tags of their images" in warning
+    assert "SegmentationClass: 3 of 4 classes in the masks are not tags of their images" in warning
     write_xml(voc, TRAIN[0], "aeroplane", "person")
     assert preflight(DATASET.open(voc)) == []
 
@@ -144,7 +144,7 @@ def test_two_images_of_one_id(voc: Path):
     image.rename(image.with_suffix(".JPG"))
     preflight(DATASET.open(voc))
     Image.new("RGB", SHAPE[::-1]).save(image.with_suffix(".png"))
-    assert "several pictures of one id" in refused(voc)
+    assert "several images of one id" in refused(voc)
 
 
 def test_what_does_not_pickle_is_refused_with_worker_processes_alone(voc: Path):

@@ -69,9 +69,9 @@ def test_an_interrupted_copy_is_gone_on_with_and_another_folder_is_left_alone(so
     assert kept.stat().st_mtime_ns == changed
     assert len(list((out / "JPEGImages").glob("*.jpg"))) == 20
     assert (out / LISTS / "val.txt").exists()
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="holds something other"):
         reduce(source, out, 32)
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="holds something other"):
         reduce(source, tmp_path, 24)
 
 

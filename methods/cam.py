@@ -6,12 +6,11 @@ training and inference are those of PSA (Ahn & Kwak, CVPR 2018) and IRN (Ahn et 
 Loss: multi-label soft margin, the mean over classes of binary cross entropy on logits, mean over the batch.
 Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by its maximum + 1e-5.
 
-Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also used for ResNet-101), in `RECIPES`.
+Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also used for ResNet-101).
 
 Departures, all of them settings:
-- Backbones without a published recipe use AdamW: `tiny` and `squeezenet` by `RECIPES`, others by
-  methods/common/recipes.py. SqueezeNet's rates and sizes were
-  tried with 8 and 10 epochs on 800 images of VOC; its default of 12 was not.
+- Backbones without a published recipe use AdamW: `tiny` and `squeezenet` by recipes of their own, others by
+  methods/common/recipes.py.
 - Crop and image sizes are those of the paper, scaled down where the data set's images (or `--size`) are smaller.
 - Without pretrained weights nothing is frozen (`TrainCam.freeze_early`).
 - Maps are kept at stride 4 in float16 and upsampled where they are read; IRN also keeps full-size maps.
@@ -40,7 +39,7 @@ from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter
 from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import build_backbone, initialise
-from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, untuned
+from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, training_recipe
 
 COLOUR_JITTER = (0.3, 0.3, 0.3, 0.1)
 """Brightness, contrast, saturation and hue, as PSA."""
@@ -213,59 +212,12 @@ def multi_label_soft_margin(logits: Tensor, tags: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits.float(), tags)
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16": {"epochs": 15, "lr": 0.1, "biases": "psa", "stride": 8},
-    "resnet38": {"epochs": 15, "lr": 0.01, "biases": "psa", "stride": 8},
-    "resnet50": {
-        "epochs": 5,
-        "lr": 0.1,
-        "weight_decay": 1e-4,
-        "stride": 16,
-        "dropout": 0.0,
-        "classifier_init": "torch",
-        "jitter": False,
-        "long_side_low": 320,
-        "long_side_high": 640,
-        "crop": 512,
-    },
-    "squeezenet": {
-        "optimiser": "adamw",
-        "lr": 1e-4,
-        "head_multiplier": 20.0,
-        "weight_decay": 1e-4,
-        "epochs": 12,
-        "stride": 16,
-        "classifier_init": "torch",
-        "jitter": False,
-        "long_side_low": 400,
-        "long_side_high": 640,
-        "crop": 448,
-    },
-    "tiny": {
-        "optimiser": "adamw",
-        "lr": 2e-3,
-        "head_multiplier": 1.0,
-        "weight_decay": 1e-4,
-        "epochs": 12,
-        "dropout": 0.0,
-        "classifier_init": "torch",
-        "jitter": False,
-        "long_side_low": 400,
-        "long_side_high": 600,
-        "crop": 448,
-    },
-}
-RECIPES["resnet101"] = RECIPES["resnet50"]
 SIZES = ("long_side_low", "long_side_high", "crop")
 
 
-def classifier_settings(meta: Meta, **changes: Any) -> dict[str, Any]:
-    """Return the settings of a CAM classifier's training for a backbone and a data set's image size.
-
-    `changes` to the backbone's recipe give sizes in pixels of a 500-pixel image, as the recipe does.
-    """
-    otherwise = {**untuned(meta.weights), "stride": stride_of(meta.backbone, 16), "classifier_init": "torch"}
-    recipe = {**recipe_of(RECIPES, meta.backbone, otherwise, "TrainCam"), **changes}
+def classifier_settings(meta: Meta, stage: type[TrainCam] = TrainCam) -> dict[str, Any]:
+    """Return the settings of a CAM classifier's training for a backbone and a data set's image size."""
+    recipe = training_recipe(stage, meta, stride=stride_of(meta.backbone, 16), classifier_init="torch")
     settings = {"long_side_low": 256, "long_side_high": 512, "crop": 448, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in SIZES})
     if meta.weights == "none":
@@ -275,7 +227,7 @@ def classifier_settings(meta: Meta, **changes: Any) -> dict[str, Any]:
 
 def inference_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of multi-scale inference for a backbone and the user's `--size`."""
-    return {"long_side": meta.size, "square_root": meta.backbone == "vgg16"}
+    return {"long_side": meta.size, **recipe_of(InferCam, meta.backbone)}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Open in the paper, with the choice made:
 - How pseudo-masks and saliency maps are combined (Table 4; `Esol.saliency`): methods/common/saliency_masks.py.
 
 Departures, all of them settings: other backbones than the published ResNet-50 have the classifier of CAM's recipe,
-and `RECIPES` says what else `tiny` has.
+and the recipes in methods/backbones/tiny.py say what else `tiny` has.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from seedbed.methods.cam import (
     inference_settings,
     multi_label_soft_margin,
 )
+from seedbed.methods.common.recipes import recipe_of
 from seedbed.methods.common.saliency_masks import SaliencyMasks
 
 Phase = Literal["classifier", "expansion", "shrinkage"]
@@ -328,16 +329,6 @@ class Shrink(OffsetTraining):
         return {"shrinkage": self.classification_weight * classification + self.area_weight * area, "area": area}
 
 
-RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "tiny": (
-        {"epochs": 24, "noise": 0.01},
-        {"epochs": 5, "alpha": 0.4, "clip": 0.4},
-        {"epochs": 5, "lr": 0.01, "classification_weight": 0.3, "area": "cam"},
-    ),
-}
-"""By backbone, what the classifier, Expand and Shrink have other than published."""
-
-
 @dataclass(frozen=True)
 class Esol(Method):
     """Expansion and Shrinkage with Offset Learning."""
@@ -359,13 +350,12 @@ class Esol(Method):
 
     def localise(self, meta: Meta) -> list[Stage]:
         """Train the classifier, then the offsets of either convolution, and infer the last network's maps."""
-        settings = classifier_settings(meta)
+        settings = classifier_settings(meta, TrainEsolClassifier)
         images = {name: settings[name] for name in (*SIZES, "jitter") if name in settings}
-        changes = RECIPES.get(meta.backbone, ({}, {}, {}))
         trainings: list[Stage] = [
-            TrainEsolClassifier(**{**settings, **changes[0]}),
-            Expand(**{**images, **changes[1]}),
-            Shrink(**{**images, **changes[2]}),
+            TrainEsolClassifier(**settings),
+            Expand(**images | recipe_of(Expand, meta.backbone)),
+            Shrink(**images | recipe_of(Shrink, meta.backbone)),
         ]
         return [*trainings[: PHASES.index(self.until) + 1], InferCam(**inference_settings(meta))]
 

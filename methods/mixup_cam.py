@@ -27,7 +27,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -201,13 +201,6 @@ class MeasureUncertainty(Stage):
         )
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {"epochs": 61, "lr": 0.01, "biases": "psa", "stride": 8, "crop": 224},
-    "tiny": {"epochs": 36},
-}
-"""What differs from CAM's recipe. 61 epochs of crops of 224 show as many pixels as 15 of 448."""
-
-
 @dataclass(frozen=True)
 class MixupCam(Method):
     """Mixup, less entropy of the classes, and maps drawn together."""
@@ -219,7 +212,7 @@ class MixupCam(Method):
 
     def localise(self, meta: Meta) -> list[Stage]:
         """Train the classifier on mixed images, then infer its maps as CAM does."""
-        train = TrainMixupCam(**classifier_settings(meta, **RECIPES.get(meta.backbone, {})))
+        train = TrainMixupCam(**classifier_settings(meta, TrainMixupCam))
         scaled = train.concentration_weight * (CELLS * train.stride / train.crop) ** 2
         return [replace(train, concentration_weight=scaled), InferCam(**inference_settings(meta))]
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -315,10 +315,6 @@ def draw_tsne(weights: NDArray[np.float32], classes: Sequence[str], path: Path) 
     figure.savefig(path, dpi=100)
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {"epochs": 61, "lr": 0.01, "biases": "psa", "crop": 224},
-}
-"""What differs from CAM's recipe."""
 STOPS: dict[str, tuple[int, ...]] = {"resnet38": (31, 41, 51)}
 """The epochs after which the authors' code takes the networks of rounds 1, 2, 3; later rounds as the last."""
 
@@ -336,7 +332,7 @@ class ScCam(Method):
     def localise(self, meta: Meta) -> list[Stage]:
         """Train CAM's classifier, then cluster and train again in each round, then infer the last one's maps."""
         stages: list[Stage] = [TrainCam(**classifier_settings(meta))]
-        settings = classifier_settings(meta, **RECIPES.get(meta.backbone, {}))
+        settings = classifier_settings(meta, TrainSubcategories)
         stops = STOPS.get(meta.backbone, (None,))
         for number in range(self.rounds):
             stop = stops[min(number, len(stops) - 1)]

@@ -38,6 +38,7 @@ def show_method(
     from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS
     from seedbed.benchmark.pipeline.stage import Meta
     from seedbed.benchmark.trials.trial import Trial, build_chain
+    from seedbed.methods.common.recipes import recipes_of
 
     method = METHODS.load(known_method(name))
     weights = "imagenet" if BACKBONES.load(backbone).imagenet else "none"
@@ -54,7 +55,8 @@ def show_method(
             value = values(stage)[field]
             source = parameter.source
             if value != values(type(stage)())[field] and not source.startswith("--"):
-                source = f"set by the method, the refiner, or a recipe of {backbone}; elsewhere: {source}"
+                own = [recipe.source for recipe in recipes_of(type(stage), backbone) if field in recipe.settings]
+                source = f"{[*own, 'set by the method or the refiner'][0]}; elsewhere: {source}"
             rows.append([f"  {field}", json.dumps(value), kind, bounds, space, source])
         print_table(["  setting", "default", "type", "bounds", "search space", "source"], rows)
 

@@ -18,6 +18,7 @@ import importlib
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from seedbed.benchmark.errors import SeedbedError, unknown_name
@@ -43,16 +44,23 @@ class Family:
         """Return the plug-in file's docstring, without importing it."""
         return _files(self.package, self.constant)[name]
 
-    def load(self, name: str) -> Any:
-        """Import and return a plug-in. Raises ConfigError for an unknown name, with the closest match."""
+    def module(self, name: str) -> ModuleType:
+        """Import and return the module of a plug-in.
+
+        Raises ConfigError for an unknown name, with the closest match, and SeedbedError if it cannot be imported.
+        """
         if name not in self.names():
             raise unknown_name(self.what, name, self.names())
         try:
-            plugin = getattr(importlib.import_module(f"{self.package}.{name}"), self.constant)
+            return importlib.import_module(f"{self.package}.{name}")
         except SeedbedError:
             raise
         except Exception as error:
             raise SeedbedError(f"{self.package}/{name}.py: cannot be imported ({_place(error)})") from error
+
+    def load(self, name: str) -> Any:
+        """Import and return a plug-in. Raises what `module` raises."""
+        plugin = getattr(self.module(name), self.constant)
         if plugin.name != name:
             raise SeedbedError(f"{self.package}/{name}.py: {self.constant}.name is {plugin.name!r}, not {name!r}")
         return plugin

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
+from seedbed.methods.common.recipes import Recipe
 
 
 class ResNet(Backbone):
@@ -64,3 +65,26 @@ def family(name: str, builder: Callable[..., nn.Module], imagenet: str, coco: st
         imagenet=imagenet,
         coco=coco,
     )
+
+
+RECIPES = {
+    "TrainCam": Recipe(
+        "IRN code for ResNet-50; ResNet-101 has the same",
+        epochs=5,
+        lr=0.1,
+        weight_decay=1e-4,
+        stride=16,
+        dropout=0.0,
+        classifier_init="torch",
+        jitter=False,
+        long_side_low=320,
+        long_side_high=640,
+        crop=512,
+    ),
+    "TrainRrm": Recipe("no published recipe: as ResNet-38"),
+    "TrainIcd": Recipe("no published recipe: as VGG-16, at the stride of CAM", stride=16),
+    "TrainSplittingMerging": Recipe("no published recipe: as VGG-16"),
+    "TrainPsa": Recipe("no published recipe: as ResNet-38", lr=0.01),
+    "TrainIrn": Recipe("IRN code for ResNet-50; ResNet-101 has the same"),
+    "TrainSegmentation": Recipe("deeplab-pytorch for ResNet-101; ResNet-50 has the same"),
+}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torchvision.models import resnet101
 
-from seedbed.methods.backbones.resnet import family
+from seedbed.methods.backbones import resnet
 
-BACKBONE = family(
+BACKBONE = resnet.family(
     "resnet101",
     resnet101,
     "ResNet101_Weights.IMAGENET1K_V1",
     "DeepLabV3_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
 )
+RECIPES = resnet.RECIPES

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block, Tap
+from seedbed.methods.common.recipes import Recipe
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Channels after conv1a and after the blocks b2 … b7."""
@@ -178,5 +179,18 @@ def from_mxnet(arrays: Mapping[str, NDArray[np.generic]], source: str) -> dict[s
         raise ConfigError(f"{source}: not the ImageNet weights of ResNet-38 ({'; '.join(faults)})")
     return state
 
+
+RECIPES = {
+    "TrainCam": Recipe("PSA code", epochs=15, lr=0.01, biases="psa", stride=8),
+    # 61 epochs of crops of 224 show as many pixels as 15 of 448.
+    "TrainMixupCam": Recipe("SC-CAM code, by the same author", epochs=61, crop=224),
+    "TrainSubcategories": Recipe("SC-CAM code", epochs=61, crop=224),
+    "TrainRrm": Recipe("RRM code"),
+    "TrainIcd": Recipe("no published recipe: as VGG-16"),
+    "TrainSplittingMerging": Recipe("no published recipe: as VGG-16"),
+    "TrainPsa": Recipe("SEAM's code; at PSA's 0.1 it does not learn", lr=0.01),
+    "TrainIrn": Recipe("no published recipe: as ResNet-50"),
+    "TrainSegmentation": Recipe("no published recipe: as ResNet-101"),
+}
 
 BACKBONE = BackboneFamily(name="resnet38", paper="Wider or Deeper, arXiv 1611.10080", build=ResNet38, strides=(8,))

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
+from seedbed.methods.common.recipes import Recipe
 
 
 class SqueezeNet(Backbone):
@@ -38,6 +39,59 @@ class SqueezeNet(Backbone):
             Block("fire9", layers[11:], 512),
         ]
 
+
+FIRST_GUESS = "untuned: no published recipe"
+RECIPES = {
+    "TrainCam": Recipe(
+        "tried with 8 and 10 epochs on 800 images of VOC; 12 epochs not tried",
+        optimiser="adamw",
+        lr=1e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        epochs=12,
+        stride=16,
+        classifier_init="torch",
+        jitter=False,
+        long_side_low=400,
+        long_side_high=640,
+        crop=448,
+    ),
+    "TrainRrm": Recipe(FIRST_GUESS, optimiser="adamw", lr=1e-4, weight_decay=1e-4, biases="as_weights", batch=16),
+    "TrainIcd": Recipe(
+        "as CAM",
+        optimiser="adamw",
+        lr=1e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        epochs=12,
+        stride=16,
+        crop=448,
+        batch=16,
+    ),
+    "TrainSplittingMerging": Recipe(
+        "as CAM",
+        optimiser="adamw",
+        lr=1e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        epochs=12,
+        side=512,
+        crop=448,
+    ),
+    "TrainPsa": Recipe(
+        FIRST_GUESS, optimiser="adamw", weight_decay=1e-4, biases="as_weights", jitter=False, lr=1e-4
+    ),
+    "TrainIrn": Recipe(FIRST_GUESS, optimiser="adamw", lr=1e-3, batch=16),
+    "TrainSegmentation": Recipe(
+        f"{FIRST_GUESS}; gave a poor network on 800 images of VOC",
+        optimiser="adamw",
+        lr=2e-4,
+        weight_decay=1e-4,
+        biases="as_weights",
+        epochs=12,
+        pyramid=(1.0,),
+    ),
+}
 
 BACKBONE = BackboneFamily(
     name="squeezenet",

@@ -14,6 +14,7 @@ import torchvision
 from torch import nn
 
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block, Tap
+from seedbed.methods.common.recipes import Recipe
 
 
 class Vgg16(Backbone):
@@ -63,6 +64,17 @@ class Vgg16(Backbone):
         self.drop_channels()
         return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc7", 1024)]
 
+
+RECIPES = {
+    "TrainCam": Recipe("PSA code", epochs=15, lr=0.1, biases="psa", stride=8),
+    "InferCam": Recipe("PSA code", square_root=True),
+    "TrainRrm": Recipe("no published recipe: as ResNet-38"),
+    "TrainIcd": Recipe("ICD code"),
+    "TrainSplittingMerging": Recipe("Splitting vs. Merging"),
+    "TrainPsa": Recipe("PSA code", lr=0.1),
+    "TrainIrn": Recipe("no published recipe: as ResNet-50"),
+    "TrainSegmentation": Recipe("DeepLab-LargeFOV", head="large_fov", lr=1e-3, pyramid=(1.0,)),
+}
 
 BACKBONE = BackboneFamily(
     name="vgg16",

@@ -1,38 +1,65 @@
-"""How methods train a backbone: by a recipe that names it, else by settings that are safe for any network."""
+"""How stages are set for a backbone: by the recipes in its file, else by settings that are safe for any network.
+
+`RECIPES` in a backbone's file (methods/backbones/) maps the name of a stage to what differs from the stage's
+defaults. A stage class also follows the recipes of the classes that it inherits from; its own wins.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, UntunedWarning
 from seedbed.benchmark.pipeline.registry import BACKBONES
+from seedbed.benchmark.pipeline.stage import Meta, Method, Stage
 
-Recipe = TypeVar("Recipe")
+
+class Recipe:
+    """Settings of one stage for one backbone."""
+
+    def __init__(self, source: str, **settings: Any) -> None:
+        """Sizes in pixels are those for an image of 500 pixels. `source` says where the settings are from."""
+        self.source, self.settings = source, settings
+
+
+def recipes_of(stage: type[Stage | Method], backbone: str) -> list[Recipe]:
+    """Return a backbone's recipes of a stage class and of its base classes, the most general first."""
+    # Not a field of BACKBONE: what is stored depends on the settings that were used, not on all recipes.
+    recipes: dict[str, Recipe] = getattr(BACKBONES.module(backbone), "RECIPES", {})
+    return [recipes[kind.__name__] for kind in reversed(stage.__mro__) if kind.__name__ in recipes]
+
+
+def recipe_of(stage: type[Stage], backbone: str) -> dict[str, Any]:
+    """Return the settings that a backbone's recipes give a stage; empty if there is no recipe."""
+    return {name: value for recipe in recipes_of(stage, backbone) for name, value in recipe.settings.items()}
+
+
+def training_recipe(stage: type[Stage], meta: Meta, **otherwise: Any) -> dict[str, Any]:
+    """Return the settings that the recipes of `meta.backbone` give a training stage.
+
+    Without a recipe, returns those of `untuned` and `otherwise`, and issues an UntunedWarning.
+    """
+    if recipes_of(stage, meta.backbone):
+        return recipe_of(stage, meta.backbone)
+    name = stage.__name__
+    warnings.warn(
+        f"{name} has no recipe for the backbone {meta.backbone!r} and trains it by AdamW with safe, untuned "
+        f"settings; change them with --set {name}.lr=… (`seedbed methods show` lists all), or add a recipe to "
+        "RECIPES in the backbone's file",
+        UntunedWarning,
+        stacklevel=2,
+    )
+    return {**untuned(meta.weights), **otherwise}
 
 
 def untuned(weights: str) -> dict[str, Any]:
-    """Return settings of a training that are safe for a backbone without a recipe.
+    """Return training settings that are safe for a backbone without a recipe.
 
     At VGG-16's rates for SGD many networks learn to predict background only. AdamW moves pretrained layers by 1e-4
     and new ones by 1e-3; with `weights` "none" all layers are new.
     """
     rates = {"lr": 1e-3, "head_multiplier": 1.0} if weights == "none" else {"lr": 1e-4, "head_multiplier": 10.0}
     return {"optimiser": "adamw", **rates, "weight_decay": 1e-4, "biases": "as_weights"}
-
-
-def recipe_of(recipes: Mapping[str, Recipe], backbone: str, otherwise: Recipe, stage: str) -> Recipe:
-    """Return the recipe of a backbone, or `otherwise` with an UntunedWarning that names the stage."""
-    if backbone in recipes:
-        return recipes[backbone]
-    warnings.warn(
-        f"{stage} has no recipe for the backbone {backbone!r} and trains it by AdamW with safe, untuned settings; "
-        f"change them with --set {stage}.lr=… (`seedbed methods show` lists all), or add a recipe to RECIPES",
-        UntunedWarning,
-        stacklevel=2,
-    )
-    return otherwise
 
 
 def stride_of(backbone: str, wanted: int) -> int:

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.hparams import hp
+from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.augmentation import Examples, scaled_crops
 from seedbed.benchmark.training.checkpoint import save_network
@@ -54,8 +55,7 @@ from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter
 from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import build_backbone, initialise
-from seedbed.methods.cam import RECIPES as CAM_RECIPES
-from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, untuned
+from seedbed.methods.common.recipes import check_stride, stride_of, training_recipe
 from seedbed.methods.icd.losses import (
     BottomUpForm,
     Refinement,
@@ -293,31 +293,13 @@ class TrainIcd(TrainingStage):
         }
 
 
-RECIPE = ("optimiser", "lr", "head_multiplier", "weight_decay", "epochs", "stride", "crop")
-"""What is taken of CAM's recipe if ICD's authors have none for a backbone."""
-RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16": {},
-    "resnet38": {},
-    "resnet50": {},
-    "resnet101": {},
-    **{
-        backbone: {name: CAM_RECIPES[backbone][name] for name in RECIPE if name in CAM_RECIPES[backbone]}
-        | {"batch": 16}
-        for backbone in ("squeezenet", "tiny")
-    },
-}
-RECIPES["tiny"] |= {"epochs": 40, "width": 128, "deviation": 0.1, "scales": (0.75, 1.0, 1.25)}
-
-
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of TrainIcd for a backbone and a data set's image size."""
-    stride = stride_of(meta.backbone, 16 if meta.backbone.startswith("resnet") else 8)
-    settings: dict[str, Any] = {"crop": 321, "stride": stride}
-    settings |= recipe_of(RECIPES, meta.backbone, {**untuned(meta.weights), "batch": 16}, "TrainIcd")
+    settings = {"crop": 321, "stride": stride_of(meta.backbone, 8)} | training_recipe(TrainIcd, meta, batch=16)
     # As 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
     stride = settings["stride"]
     settings["crop"] = meta.scaled(settings["crop"] // stride * stride, multiple=stride) + 1
-    settings["pools"] = meta.backbone == "vgg16"
+    settings["pools"] = BACKBONES.load(meta.backbone).fc6
     return {"backbone": meta.backbone, "weights": meta.weights, "long_side": meta.size, **settings}
 
 

@@ -12,7 +12,7 @@ alone in the first half of its epochs, which is a short CAM training, and both b
 
 Departures, all of them settings but the last two:
 - Length is given in epochs: 8 epochs of 10,582 images are 21,160 steps of 4 images; the code takes 20,000 (7.6).
-- `tiny` and `squeezenet` have no published recipe; theirs use AdamW (`RECIPES`), that of `squeezenet` is untuned.
+- `tiny` and `squeezenet` have no published recipe; theirs use AdamW, that of `squeezenet` is untuned.
 - Crop, dilation, σ of position and weight of the energy go with the size of the data set's images (or `--size`).
   The energy is a sum over pairs of pixels: its weight grows by the fourth power of what the sides shrink by.
 - Classes that are not among an image's tags are suppressed in the masks of training images (the paper is silent),
@@ -54,7 +54,7 @@ from seedbed.methods.cam import (
     inference_settings,
     multi_label_soft_margin,
 )
-from seedbed.methods.common.recipes import recipe_of, untuned
+from seedbed.methods.common.recipes import training_recipe
 from seedbed.methods.refine.crf import WritePrediction
 from seedbed.methods.rrm.dense_energy import dense_energy_loss
 from seedbed.methods.rrm.network import RrmNetwork, online_maps
@@ -242,25 +242,6 @@ class PredictRrm(PredictMasks):
         return WritePrediction(view, self.crf, out, tagged_only=self.suppress_absent and view.split in TAGGED)
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16": {},
-    "resnet38": {},
-    "resnet50": {},
-    "resnet101": {},
-    "squeezenet": {"optimiser": "adamw", "lr": 1e-4, "weight_decay": 1e-4, "biases": "as_weights", "batch": 16},
-    "tiny": {
-        "optimiser": "adamw",
-        "lr": 1e-3,
-        "weight_decay": 1e-4,
-        "head_multiplier": 1.0,
-        "biases": "as_weights",
-        "batch": 16,
-        "epochs": 12,
-        "width": 128,
-    },
-}
-
-
 def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[str, Any]:
     """Return the settings of the joint training for a backbone and a data set's image size."""
     smaller = meta.scaled(321) / 321
@@ -283,7 +264,7 @@ def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[st
             "biases": "no_decay",
             "weight_decay": 5e-4,
         }
-    return settings | recipe_of(RECIPES, meta.backbone, {**untuned(meta.weights), "batch": 16}, "TrainRrm")
+    return settings | training_recipe(TrainRrm, meta, batch=16)
 
 
 @dataclass(frozen=True)
@@ -308,7 +289,8 @@ class Rrm(Method):
     def first_half(self, meta: Meta) -> dict[str, Any]:
         """Return the settings of the classifier's training."""
         settings = classifier_settings(meta)
-        if self.recipe == "cam" or RECIPES.get(meta.backbone) != {}:
+        # RRM's rates below are for SGD.
+        if self.recipe == "cam" or settings.get("optimiser") == "adamw":
             return settings
         long_side = meta.size or meta.long_side
         own = {"long_side_low": long_side, "long_side_high": long_side, "jitter": True, "freeze_early": False}

@@ -10,7 +10,7 @@ Departures, all of them settings but the last three:
 - Length is given in epochs: 19 epochs of 10,582 images in batches of 10 are the published 20,000 iterations.
 - Tested by the mean softmax over five scales and flips; with `PredictMasks.pyramid=1,0.75,0.5`, `scales=1` and
   `flip=false` by the published maximum over three.
-- `tiny` and `squeezenet` have no published recipe; theirs (`RECIPES`) use AdamW. That of `tiny` was found by
+- `tiny` and `squeezenet` have no published recipe; theirs use AdamW. That of `tiny` was found by
   trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
 - Crop and image sizes, and the dilations of ASPP and fc6, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
@@ -45,7 +45,7 @@ from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.datasets.io.images import decode_mask
 from seedbed.methods.backbones.base import freeze_affine, initialise, initialise_from_coco
-from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, untuned
+from seedbed.methods.common.recipes import check_stride, stride_of, training_recipe
 from seedbed.methods.refine.crf import WritePrediction
 from seedbed.methods.segmentation.deeplab import DeepLab, Dilations, LargeFov
 
@@ -256,35 +256,6 @@ def predict_masks(stage: PredictMasks, checkpoint: Path, view: SplitView, out: P
         pass
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "resnet38": {},
-    "resnet50": {},
-    "resnet101": {},
-    "vgg16": {"head": "large_fov", "lr": 1e-3, "pyramid": (1.0,)},
-    "tiny": {
-        "optimiser": "adamw",
-        "lr": 2e-3,
-        "weight_decay": 1e-4,
-        "head_multiplier": 1.0,
-        "biases": "as_weights",
-        "epochs": 30,
-        "batch": 16,
-        "pyramid": (1.0,),
-        "rates": (1, 2, 4, 6),
-        "scale_low": 0.8,
-        "scale_high": 1.2,
-    },
-    "squeezenet": {
-        "optimiser": "adamw",
-        "lr": 2e-4,
-        "weight_decay": 1e-4,
-        "biases": "as_weights",
-        "epochs": 12,
-        "pyramid": (1.0,),
-    },
-}
-
-
 def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak") -> list[Stage]:
     """Return training and prediction for a data set's image size; `meta` names the network's own backbone."""
     smaller = meta.scaled(321) / 321
@@ -299,5 +270,4 @@ def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak
         "stride": stride_of(meta.backbone, 8),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation
-    settings |= recipe_of(RECIPES, meta.backbone, untuned(meta.weights), train.__name__)
-    return [train(**settings), PredictMasks(long_side=meta.size)]
+    return [train(**settings | training_recipe(train, meta)), PredictMasks(long_side=meta.size)]

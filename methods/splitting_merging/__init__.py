@@ -50,7 +50,7 @@ from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import Backbone, build_backbone, hold_norm, initialise
 from seedbed.methods.cam import multi_label_soft_margin
-from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, untuned
+from seedbed.methods.common.recipes import check_stride, stride_of, training_recipe
 from seedbed.methods.splitting_merging.maps import InferSplittingMerging, InferWithSaliency, MeasureStreams
 
 SHARED = 2
@@ -204,37 +204,9 @@ class TrainSplittingMerging(TrainingStage):
         return losses
 
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "vgg16": {},
-    "resnet38": {},
-    "resnet50": {},
-    "resnet101": {},
-    "squeezenet": {
-        "optimiser": "adamw",
-        "lr": 1e-4,
-        "head_multiplier": 20.0,
-        "weight_decay": 1e-4,
-        "epochs": 12,
-        "side": 512,
-        "crop": 448,
-    },
-    "tiny": {
-        "optimiser": "adamw",
-        "lr": 2e-3,
-        "head_multiplier": 1.0,
-        "weight_decay": 1e-4,
-        "epochs": 16,
-        "stride": 8,
-        "deviation": 0.1,
-        "side": 512,
-        "crop": 448,
-    },
-}
-
-
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of the training for a backbone and a data set's image size."""
-    recipe = recipe_of(RECIPES, meta.backbone, untuned(meta.weights), "TrainSplittingMerging")
+    recipe = training_recipe(TrainSplittingMerging, meta)
     settings = {"stride": stride_of(meta.backbone, 16), "side": 256, "crop": 224, **recipe}
     settings.update({name: meta.scaled(settings[name]) for name in ("side", "crop")})
     return {"backbone": meta.backbone, "weights": meta.weights, **settings}

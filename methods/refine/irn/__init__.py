@@ -16,7 +16,7 @@ Departures:
 - Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block but VGG-16's fc6
   and fc7; blocks finer than stride 4 are averaged; ResNet-38 has stride 8. Without pretrained weights the backbone
   learns too (`TrainIrn.freeze_backbone`).
-- `tiny` and `squeezenet` use AdamW (`RECIPES`). That of `tiny` was found by trial on Chimera with the maps of CAM,
+- `tiny` and `squeezenet` use AdamW. That of `tiny` was found by trial on Chimera with the maps of CAM,
   whose best threshold there is 0.57 and not 0.15: so are its thresholds. It walks 16 steps: 256 carry scores all
   over the 24 × 24 cells of its images. That of `squeezenet` is a first guess.
 - Images are scaled from the data set's median size, the code's from their own; VOC's are of one size.
@@ -31,7 +31,7 @@ Departures:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -55,7 +55,7 @@ from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.datasets.io.images import write_mask
 from seedbed.methods.backbones.base import initialise
-from seedbed.methods.common.recipes import recipe_of, untuned
+from seedbed.methods.common.recipes import recipe_of, training_recipe
 from seedbed.methods.refine.affinity import (
     ClassScores,
     affinity_losses,
@@ -254,21 +254,6 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: 
     return ((logits[0, :, :columns] + back) / 2).sigmoid()[:rows]
 
 
-RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "vgg16": ({}, {}, {}),
-    "resnet38": ({}, {}, {}),
-    "resnet50": ({}, {}, {}),
-    "resnet101": ({}, {}, {}),
-    "squeezenet": ({}, {"optimiser": "adamw", "lr": 1e-3, "batch": 16}, {}),
-    "tiny": (
-        {"foreground_threshold": 0.6, "background_threshold": 0.4},
-        {"optimiser": "adamw", "lr": 2e-3, "batch": 8, "epochs": 24},
-        {"steps": 16},
-    ),
-}
-"""By backbone, what IrnLabels, TrainIrn and WalkIrn have other than published."""
-
-
 @dataclass(frozen=True)
 class Irn:
     """IRN's labels, training and walk; then a threshold."""
@@ -283,8 +268,6 @@ class Irn:
 
 def walked_stages(meta: Meta) -> list[Stage]:
     """Return the stages from a method's maps to those after the walk."""
-    # All that learns is new, whatever the weights.
-    labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, untuned("none"), {}), "TrainIrn")
     crop = meta.scaled(512, multiple=STRIDE)
     settings: dict[str, Any] = {
         "backbone": meta.backbone,
@@ -293,9 +276,14 @@ def walked_stages(meta: Meta) -> list[Stage]:
         "long_side": meta.size or meta.long_side,
         "crop": crop,
         "radius": fitting_radius(10, crop, CELL),
-        **training,
+        # All that learns is new, whatever the weights.
+        **training_recipe(TrainIrn, replace(meta, weights="none")),
     }
-    return [IrnLabels(**labels), TrainIrn(**settings), WalkIrn(long_side=meta.size, padded=crop, **walking)]
+    return [
+        IrnLabels(**recipe_of(IrnLabels, meta.backbone)),
+        TrainIrn(**settings),
+        WalkIrn(long_side=meta.size, padded=crop, **recipe_of(WalkIrn, meta.backbone)),
+    ]
 
 
 REFINER = Irn()

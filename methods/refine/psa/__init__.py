@@ -14,7 +14,7 @@ weights, not from the classifier.
 Departures:
 - The submission has 24 for the second exponent, the code 32 (`PsaLabels.high_exponent`).
 - Other backbones read their last three blocks, normalised as VGG-16's. ResNets have ResNet-38's recipe; `tiny` and
-  `squeezenet` use AdamW (`RECIPES`). That of `tiny` was found by trial on Chimera with the maps of CAM, whose best
+  `squeezenet` use AdamW. That of `tiny` was found by trial on Chimera with the maps of CAM, whose best
   threshold there is 0.57 and not 0.15: so are its exponents. That of `squeezenet` is a first guess.
 - torchvision's VGG-16 has no fc6 and fc7 of DeepLab's: they start at random and learn at the head's rate, 1.0.
 - Without pretrained weights nothing is frozen (`TrainPsa.freeze_early`).
@@ -54,7 +54,7 @@ from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.methods.backbones.base import initialise
 from seedbed.methods.cam import COLOUR_JITTER
-from seedbed.methods.common.recipes import check_stride, recipe_of, untuned
+from seedbed.methods.common.recipes import check_stride, recipe_of, training_recipe
 from seedbed.methods.refine.affinity import ClassScores, affinity_losses, check_grid, fitting_radius, on_image
 from seedbed.methods.refine.crf import PRESETS, dense_crfs, score_unary
 from seedbed.methods.refine.none import ArgmaxMasks
@@ -233,22 +233,6 @@ class WalkPsa(Stage):
         return ScoreMaps(labels, on_image(ended, spacing, maps.size, self.cell), maps.size)
 
 
-ADAMW: dict[str, Any] = {"optimiser": "adamw", "weight_decay": 1e-4, "biases": "as_weights", "jitter": False}
-RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    "resnet38": ({}, {}, {}),
-    "resnet50": ({}, {}, {}),
-    "resnet101": ({}, {}, {}),
-    "vgg16": ({}, {"lr": 0.1}, {}),
-    "squeezenet": ({}, {**ADAMW, "lr": 1e-4}, {}),
-    "tiny": (
-        {"low_exponent": 2.0, "high_exponent": 8.0},
-        {**ADAMW, "lr": 2e-3, "head_multiplier": 1.0, "epochs": 12},
-        {"background_exponent": 2.0},
-    ),
-}
-"""By backbone, what PsaLabels, TrainPsa and WalkPsa have other than ResNet-38's."""
-
-
 @dataclass(frozen=True)
 class Psa:
     """PSA's labels, training and walk; then the best channel."""
@@ -258,22 +242,20 @@ class Psa:
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
         """Label, train, walk; no threshold is left to choose."""
-        labels, training, walking = recipe_of(RECIPES, meta.backbone, ({}, untuned(meta.weights), {}), "TrainPsa")
         crop = meta.scaled(448)
         settings: dict[str, Any] = {
             "backbone": meta.backbone,
             "weights": meta.weights,
             "freeze_early": meta.weights != "none",
-            "lr": 0.01,
             "long_side": meta.size,
             "crop": crop,
             "radius": fitting_radius(5, crop, CELL),
-            **training,
+            **training_recipe(TrainPsa, meta),
         }
         return [
-            PsaLabels(**labels),
+            PsaLabels(**recipe_of(PsaLabels, meta.backbone)),
             TrainPsa(**settings),
-            WalkPsa(long_side=meta.size, **walking),
+            WalkPsa(long_side=meta.size, **recipe_of(WalkPsa, meta.backbone)),
             ArgmaxMasks(),
         ]
 

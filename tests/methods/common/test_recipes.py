@@ -12,11 +12,13 @@ import pytest
 from seedbed.benchmark.cli import main as cli
 from seedbed.benchmark.errors import ConfigError, UntunedWarning
 from seedbed.benchmark.pipeline import registry
+from seedbed.benchmark.pipeline.hparams import declared
 from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS, REFINERS
-from seedbed.benchmark.pipeline.stage import Meta
+from seedbed.benchmark.pipeline.stage import Meta, Stage
 from seedbed.benchmark.training.loop import TrainingStage
 from seedbed.methods.backbones import tiny
 from seedbed.methods.cam import TrainCam
+from seedbed.methods.common.recipes import Recipe
 from seedbed.methods.refine.psa import TrainPsa
 from seedbed.methods.segmentation import stages as segment
 
@@ -69,6 +71,40 @@ def test_every_training_of_an_unknown_backbone_is_safe(toy, strides, weights):
         assert stage.lr == (1e-3 if weights == "none" or name == "TrainIrn" else 1e-4), name
         assert stage.weight_decay == 1e-4, name
         assert getattr(stage, "stride", strides[0]) in strides, name
+
+
+def test_a_backbones_file_alone_sets_every_stage(toy):
+    """Sizes of the recipe shrink with the images; a subclass of a stage follows both recipes, its own last."""
+    recipes = {
+        "TrainCam": Recipe("A paper", epochs=7, lr=0.3, crop=400),
+        "TrainSubcategories": Recipe("Another paper", epochs=9),
+        "TrainSegmentation": Recipe("A paper", epochs=4),
+        "WalkPsa": Recipe("A paper", steps=11),
+    }
+    toy(8)
+    sys.modules["seedbed.methods.backbones.toy"].RECIPES = recipes
+    meta = replace(META, long_side=400)
+    with pytest.warns(UntunedWarning) as notes:
+        found = {type(stage).__name__: stage for stage in stages(meta)}
+    assert (found["TrainCam"].epochs, found["TrainCam"].lr, found["TrainCam"].crop) == (7, 0.3, 320)
+    assert (found["TrainSubcategories"].epochs, found["TrainSubcategories"].lr) == (9, 0.3)
+    assert found["TrainSegmentation"].epochs == found["TrainSupervised"].epochs == 4
+    assert found["WalkPsa"].steps == 11
+    untuned = {str(note.message).partition(" ")[0] for note in notes}
+    assert untuned == {"TrainIcd", "TrainRrm", "TrainSplittingMerging", "TrainPsa", "TrainIrn"}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.names())
+def test_recipes_name_stages_and_settings_that_exist(backbone):
+    """A misspelt name would have no effect."""
+    stages(replace(META, backbone=backbone))
+    known, classes = {}, [Stage]
+    for kind in classes:
+        classes += kind.__subclasses__()
+        known[kind.__name__] = kind
+    for name, recipe in getattr(BACKBONES.module(backbone), "RECIPES", {}).items():
+        assert recipe.settings.keys() <= declared(known[name]).keys(), name
+        assert recipe.source
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES.names() if name != "toy"])

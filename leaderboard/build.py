@@ -20,17 +20,16 @@ from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery, Predict, draw_gallery
 from seedbed.leaderboard.site.write import write_site
-from seedbed.leaderboard.tables.latex import latex
+from seedbed.leaderboard.tables import csv, latex, markdown
 from seedbed.leaderboard.tables.pairwise import comparisons
-from seedbed.leaderboard.tables.text import comma_separated, markdown
 
 SNAPSHOT = "results.parquet"
 IMAGES = "per_image.parquet"
 INDEX = "index.html"
 FORMATS = {
-    "leaderboard.md": markdown,
-    "leaderboard.tex": latex,
-    "leaderboard.csv": comma_separated,
+    "leaderboard.md": markdown.leaderboard,
+    "leaderboard.tex": latex.leaderboard,
+    "leaderboard.csv": csv.leaderboard,
     "comparisons.csv": comparisons,
 }
 NO_WORK_FOLDER = "It was made from a snapshot alone, without the work folder that has the runs' files."

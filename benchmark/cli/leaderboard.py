@@ -35,7 +35,7 @@ def leaderboard(
     from seedbed.benchmark.sweeps.predictions import predict_train
     from seedbed.leaderboard.build import INDEX, Sources, build
     from seedbed.leaderboard.site.gallery import FOLDER
-    from seedbed.leaderboard.tables.text import terminal
+    from seedbed.leaderboard.tables.compact import leaderboard as as_text
 
     folder, reporter = work_folder(work.resolve()), Reporter(quiet)
 
@@ -44,7 +44,7 @@ def leaderboard(
 
     uri = tracking_uri or _uri(folder, sweep)
     made = build(uri, sweep, out, Sources(folder, gallery, predict))
-    print(terminal(made.board))
+    print(as_text(made.board))
     print(f"site: {out / INDEX}")
     if any(path.parent == out / FOLDER for path in made.paths):
         print(f"its gallery has photographs of the data sets; where they may not be published: {out / FOLDER}/")

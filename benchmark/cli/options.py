@@ -151,7 +151,7 @@ def _shown(record: Record) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print left-aligned columns, with nothing cut off."""
-    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
-    widths = [max((len(line[c]) for line in lines), default=0) for c in range(max(map(len, lines), default=0))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    from seedbed.leaderboard.tables.terminal import aligned
+
+    for line in aligned([header, *rows] if header else rows):
+        print(line)

@@ -95,7 +95,7 @@ def study(
     from seedbed.benchmark.studies.result import study_of, write_result
     from seedbed.benchmark.studies.run import StudyRequest, result_of, run_study, sweep_of
     from seedbed.benchmark.studies.study import read_study
-    from seedbed.leaderboard.tables.study import terminal, write_tables
+    from seedbed.leaderboard.tables.study import as_text, write_tables
 
     reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
     machines = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
@@ -126,7 +126,7 @@ def study(
     out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
     write_result(out, result)
     write_tables(out, study_of(result))
-    print(terminal(study_of(result)))
+    print(as_text(study_of(result)))
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
     if ran is not None and not ran.whole:
         print()

@@ -12,12 +12,12 @@ from seedbed.leaderboard.figures.figure import (
     COLOURS,
     Figure,
     canvas,
-    comma_separated_rows,
     of_group,
     short,
     svg_of,
 )
 from seedbed.leaderboard.tables.columns import group_title
+from seedbed.leaderboard.tables.table import unrounded
 
 Cells = Mapping[tuple[str, str], Sequence[Run]]
 """Search trials by method and refiner."""
@@ -80,7 +80,7 @@ def budget_figure(group: Group, cells: Cells, stem: str) -> Figure | None:
         for cell, known in sorted(curves.items())
         for n, value in enumerate(expected_best(known), 1)
     ]
-    return Figure(name, title, caption, svg, comma_separated_rows(header, rows), tuple(methods), group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), tuple(methods), group.dataset)
 
 
 def _known(runs: Sequence[Run]) -> list[float]:

@@ -14,13 +14,13 @@ from seedbed.leaderboard.figures.figure import (
     COLOURS,
     Figure,
     canvas,
-    comma_separated_rows,
     of_group,
     short,
     slug,
     svg_of,
 )
 from seedbed.leaderboard.tables.columns import group_title
+from seedbed.leaderboard.tables.table import unrounded
 
 NEEDED = 4
 """Complete trials with all parameters; of fewer nothing is said."""
@@ -144,5 +144,5 @@ def _figure(
             rows.append([*cell, None, None, values])
         else:
             rows += [[*cell, key, value, None] for key, value in values.items()]
-    table = comma_separated_rows(["method", "refiner", "parameter", "importance", "nothing_because"], rows)
+    table = unrounded(["method", "refiner", "parameter", "importance", "nothing_because"], rows)
     return Figure(name, title, caption, svg, table, (method,), group.dataset)

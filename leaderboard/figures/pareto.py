@@ -11,13 +11,13 @@ from seedbed.leaderboard.figures.figure import (
     INK,
     Figure,
     canvas,
-    comma_separated_rows,
     of_group,
     ordinal,
     short,
     svg_of,
 )
 from seedbed.leaderboard.tables.columns import duration, group_title, ranked_by
+from seedbed.leaderboard.tables.table import unrounded
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _figure(group: Group, name: str, device: str, points: list[Point]) -> Figure
     )
     header = ["method", "refiner", "settings", "rank", "device", "hours", group.measure.name, "on_front"]
     rows = [[*_cells(point.row), device, point.hours, point.value, str(point in best).lower()] for point in points]
-    return Figure(name, title, caption, svg, comma_separated_rows(header, rows), dataset=group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.dataset)
 
 
 def _alpha(point: Point, best: list[Point]) -> float:

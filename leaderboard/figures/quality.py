@@ -12,13 +12,13 @@ from seedbed.leaderboard.figures.figure import (
     INK,
     Figure,
     canvas,
-    comma_separated_rows,
     of_group,
     ordinal,
     short,
     svg_of,
 )
 from seedbed.leaderboard.tables.columns import group_title, ranked_by
+from seedbed.leaderboard.tables.table import unrounded
 
 
 def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure | None:
@@ -72,7 +72,7 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
         ]
         for index, row, value in known
     ]
-    return Figure(name, title, caption, svg, comma_separated_rows(header, rows), dataset=group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.dataset)
 
 
 def class_figure(group: Group, stem: str) -> Figure | None:
@@ -101,7 +101,7 @@ def class_figure(group: Group, stem: str) -> Figure | None:
         f"{of_group(group)} IoU of each class by {ranked_by(group)}, mean over random seeds; lighter is better. "
         "A class of which some random seed has no IoU is left empty."
     )
-    table = comma_separated_rows(
+    table = unrounded(
         ["method", "refiner", "settings", "rank", *classes],
         [
             [row.method, row.refiner, row.settings, row.rank, *(row.classes.get(c) for c in classes)]

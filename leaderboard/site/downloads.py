@@ -1,4 +1,4 @@
-"""What lies beside the pages: each table as Markdown, LaTeX and CSV, each figure as SVG with its numbers."""
+"""Files to download: each table as Markdown, LaTeX and CSV, each figure as SVG with its numbers."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.site.content import Content, figure_file, reported_name, study_name
 from seedbed.leaderboard.site.rows import main_table
-from seedbed.leaderboard.tables import plain as exports
+from seedbed.leaderboard.tables import csv, latex, markdown
 from seedbed.leaderboard.tables import study as study_tables
-from seedbed.leaderboard.tables import text as tables
 from seedbed.leaderboard.tables.claims import claims_table
-from seedbed.leaderboard.tables.latex import latex
-from seedbed.leaderboard.tables.plain import Table
+from seedbed.leaderboard.tables.columns import printed
+from seedbed.leaderboard.tables.table import Column, Table, text_table
 
 WHOLE: Mapping[str, Callable[[Board, Analysis], str]] = {
-    "md": tables.markdown,
-    "tex": latex,
-    "csv": tables.comma_separated,
+    "md": markdown.leaderboard,
+    "tex": latex.leaderboard,
+    "csv": csv.leaderboard,
 }
 """The tables with all columns, by the suffix of their files."""
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "md": lambda table: "\n".join([*markdown.table(table), ""]),
+    "tex": lambda table: "\n".join([*latex.table(table), ""]),
+    "csv": csv.table,
+}
+"""Small tables, by the suffix of their files."""
 
 
 def downloads(content: Content) -> Iterator[tuple[str, str]]:
-    """Yield path and text of each file."""
+    """Yield the path and the text of each file."""
     for view, own in zip(content.views, content.analysis.groups, strict=True):
         only = replace(content.board, groups=(view.group,))
         # Sentences and average ranks are about all groups together.
         analysis = Analysis((own,), (), (), ())
         for suffix, text in WHOLE.items():
             yield f"tables/{view.name}.{suffix}", text(only, analysis)
-    for name, table in _plain(content).items():
-        for suffix, text_of in exports.FORMATS.items():
+    for name, table in _small(content).items():
+        for suffix, text_of in FORMATS.items():
             yield f"tables/{name}.{suffix}", text_of(table)
     for study in content.studies:
         for suffix, text_of_study in study_tables.FORMATS.items():
@@ -44,7 +49,7 @@ def downloads(content: Content) -> Iterator[tuple[str, str]]:
         yield figure_file(figure, "csv"), figure.csv
 
 
-def _plain(content: Content) -> dict[str, Table]:
+def _small(content: Content) -> dict[str, Table]:
     found = {f"{view.name}-main": main_table(view) for view in content.views}
     claims = claims_table(content.studies)
     found |= {"claims": claims} if claims.rows else {}
@@ -52,9 +57,9 @@ def _plain(content: Content) -> dict[str, Table]:
 
 
 def reported_table(table: ReportedTable) -> Table:
-    """Return a table of a paper as texts, as it was printed."""
+    """Return a table of a paper as it was printed."""
     rows = [
-        (row.label, *(exports.printed(row.values.get(name)) for name in table.columns), row.notes)
-        for row in table.rows
+        (row.label, *(printed(row.values.get(name)) for name in table.columns), row.notes) for row in table.rows
     ]
-    return Table(("", *(f"{name} ({table.unit})" for name in table.columns), "notes"), tuple(rows))
+    numbers = [Column(f"{name} ({table.unit})", number=True) for name in table.columns]
+    return text_table([Column(""), *numbers, Column("notes")], rows)

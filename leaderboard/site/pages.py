@@ -20,18 +20,22 @@ from seedbed.leaderboard.site.gallery import DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, repeats
 from seedbed.leaderboard.tables.claims import claims_counted, claims_table
 from seedbed.leaderboard.tables.columns import (
+    EMPTY,
+    MARKS,
+    NUMBERS,
     classes_counted,
     columns_of,
     group_title,
     initialisation,
     legend,
+    number,
+    printed,
     ranked_by,
     remarks,
-    sections,
     segmentation,
+    summary,
 )
-from seedbed.leaderboard.tables.plain import number, printed
-from seedbed.leaderboard.tables.text import EMPTY, MARKS, NUMBERS, summary
+from seedbed.leaderboard.tables.table import sections
 
 
 def pages(content: Content) -> Iterator[tuple[str, str]]:
@@ -51,7 +55,7 @@ def pages(content: Content) -> Iterator[tuple[str, str]]:
 
 def overview(content: Content) -> str:
     """Return `index.html`."""
-    # What is about one method stands on its page.
+    # A figure about one method is on the method's page.
     figures = [figure for figure in content.analysis.figures if len(figure.methods) != 1]
     return _render("index.html", content, summary=summary(content.board), views=content.views, figures=figures)
 

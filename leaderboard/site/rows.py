@@ -1,4 +1,4 @@
-"""What the pages show of a group of rows: cells with the value that they are sorted by, and what repeats a row."""
+"""The rows of a group on the pages: cells with the value to sort by, and the commands that repeat a row."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from seedbed.leaderboard.tables.columns import (
     REFINER,
     SETTINGS,
     TIME,
-    Column,
-    all_columns,
-    cells,
+    RowColumn,
+    columns_of,
+    group_table,
     ranked_by,
     time,
 )
-from seedbed.leaderboard.tables.plain import Table
+from seedbed.leaderboard.tables.table import Column, Table, TableCell, text_table
 
 BESIDE = ("maps_mIoU_tuned", "pseudo_mask_mIoU", "val_mIoU")
 """The measures in the main table, beside the one that ranks."""
@@ -45,13 +45,13 @@ class Heading:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell of a page: `46.20`, spread `0.31`, detail `[45.8, 46.7]`."""
+    """A cell of a page: `46.20`, spread `0.31`, detail `[45.8, 46.7]`."""
 
     text: str
     spread: str = ""
     detail: str = ""
     value: str = ""
-    """What the row is sorted by; empty: the text."""
+    """The value to sort the row by; empty: the text."""
     number: bool = False
     marked: bool = False
     missing: bool = False
@@ -60,7 +60,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A row of a table, with the page's place that tells how to repeat it."""
+    """A row of a table, with the place on its page that says how to repeat it."""
 
     row: Row
     cells: tuple[Cell, ...]
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class HeatLine:
-    """A row of the heat map: the IoU of each class in percent, None where there is none."""
+    """A row of the heat map: the IoU of each class in percent, None if there is none."""
 
     line: Line
     values: tuple[float | None, ...]
@@ -95,7 +95,7 @@ class GroupView:
 
     @property
     def choices(self) -> dict[str, list[str]]:
-        """Return what the rows can be filtered by."""
+        """Return the values to filter the rows by."""
         rows = self.group.rows
         found = {name: sorted({getattr(row, name) for row in rows}) for name in ("method", "refiner")}
         return found | {"settings": [s for s in ("default", "best") if any(row.at(s) for row in rows)]}
@@ -103,19 +103,19 @@ class GroupView:
 
 @dataclass(frozen=True)
 class Repeat:
-    """All that is needed to run a row again, and to judge it."""
+    """All that a reader needs to repeat a row and to judge it."""
 
     line: Line
     view: GroupView
     commands: tuple[tuple[int, str], ...]
-    """By seed; a command that was not recorded is empty."""
+    """One per seed; empty if the command was not recorded."""
     code: tuple[str, ...]
     dirty: bool
     digests: tuple[str, ...]
     hardware: tuple[str, ...]
     time: str
     settings: tuple[tuple[str, str], ...]
-    """Those that the search changed, by `Stage.field`."""
+    """The settings that the search changed, by `Stage.field`."""
     remarks: tuple[str, ...]
 
     @property
@@ -125,19 +125,20 @@ class Repeat:
 
 
 def group_views(board: Board, analysis: Analysis) -> list[GroupView]:
-    """Return the groups of a board with what the analysis says of each."""
+    """Return the groups of a board, each with its analysis."""
     pairs = zip(board.groups, analysis.groups, strict=True)
     return [_view(number, group, found) for number, (group, found) in enumerate(pairs, 1)]
 
 
-def main_columns(group: Group) -> list[Column]:
+def main_columns(group: Group) -> list[RowColumn]:
     """Return the columns of a group's main table."""
     beside = [MEASURED[name] for name in BESIDE if name != group.measure.name]
     return [RANK, METHOD, REFINER, SETTINGS, MEASURED[group.measure.name], *beside, GAIN, TIME]
 
 
 def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
-    columns = main_columns(group)
+    columns, shown = main_columns(group), columns_of(group)
+    texts = list(group_table(group).cells)
 
     def lines(make: Callable[[int, Row], Iterable[Cell]]) -> tuple[Line, ...]:
         return tuple(
@@ -152,7 +153,7 @@ def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
         analysis=analysis,
         headings=tuple(_heading(column, group) for column in columns),
         main=main,
-        all=lines(lambda _, row: all_cells(row)),
+        all=lines(lambda index, row: all_cells(row, texts[index], shown)),
         heat=tuple(
             HeatLine(line, tuple(_percent(line.row.classes.get(name)) for name in group.classes))
             for line in main
@@ -161,18 +162,17 @@ def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
     )
 
 
-def _heading(column: Column, group: Group) -> Heading:
+def _heading(column: RowColumn, group: Group) -> Heading:
     title = ranked_by(group) if column.measure == group.measure.name else column.title
     if column.measure and column.measure != group.measure.name and column.section in ("Maps", "Pseudo-masks"):
         title = f"{column.section} {column.title}"
     return Heading(title, column.meaning.replace("`", ""), column.number)
 
 
-def all_cells(row: Row) -> list[Cell]:
-    """Return the cells of a row in all columns; neighbours that say what is missing are one wide cell."""
+def all_cells(row: Row, cells: Iterable[TableCell], columns: Sequence[RowColumn]) -> list[Cell]:
+    """Return the page's cells of a row in all columns."""
     found, position = [], 0
-    columns = all_columns(tuple(row.conditions))
-    for cell in cells(row, columns):
+    for cell in cells:
         column = columns[position]
         position += cell.width
         if cell.missing:
@@ -182,11 +182,11 @@ def all_cells(row: Row) -> list[Cell]:
     return found
 
 
-def _main_cell(index: int, row: Row, column: Column, group: Group, analysis: GroupAnalysis) -> Cell:
+def _main_cell(index: int, row: Row, column: RowColumn, group: Group, analysis: GroupAnalysis) -> Cell:
     cell = _cell(row, column)
     if column is RANK and row.rank is not None and index in analysis.rank_intervals:
         low, high = analysis.rank_intervals[index]
-        # Without doubt there is nothing to add.
+        # Only one possible rank: show no interval.
         detail = "" if low == high else f"{low}–{high}"
         return Cell(cell.text, detail=detail, value=cell.value, number=True)
     if column.measure == group.measure.name and index in analysis.intervals:
@@ -195,7 +195,7 @@ def _main_cell(index: int, row: Row, column: Column, group: Group, analysis: Gro
     return cell
 
 
-def _cell(row: Row, column: Column) -> Cell:
+def _cell(row: Row, column: RowColumn) -> Cell:
     text = column.text(row)
     missing = column.measure != "" and isinstance(row.values[column.measure], str) and text != NOTHING
     if missing:
@@ -212,8 +212,8 @@ def _cell(row: Row, column: Column) -> Cell:
     )
 
 
-def sort_value(row: Row, column: Column) -> str:
-    """Return the unrounded number behind a cell; empty where the text itself is to be compared."""
+def sort_value(row: Row, column: RowColumn) -> str:
+    """Return the unrounded number behind a cell; empty if the text itself sorts the row."""
     summary = row.gain if column is GAIN else row.values.get(column.measure)
     if isinstance(summary, Summary):
         return repr(summary.mean)
@@ -229,7 +229,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def repeats(view: GroupView, lines: Mapping[Scope, Sequence[Entry]], method: str) -> list[Repeat]:
-    """Return what repeats each row of a method in a group, from the runs of each scope's lines."""
+    """Return how to repeat each row of a method in a group."""
     own = {(line.method, line.refiner, line.settings): line for line in lines.get(scope_of(view.group), ())}
     found = [line for line in view.main if line.row.method == method]
     return [_repeat(line, view, own.get((line.row.method, line.row.refiner, line.row.settings))) for line in found]
@@ -263,13 +263,11 @@ def _known(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def main_table(view: GroupView) -> Table:
-    """Return a group's main table as texts."""
+    """Return a group's main table."""
 
     def text(cell: Cell) -> str:
         spread = f" ± {cell.spread}" if cell.spread else ""
         return cell.text + spread + (f" {cell.detail}" if cell.detail.startswith("[") else "")
 
-    return Table(
-        tuple(heading.title for heading in view.headings),
-        tuple(tuple(text(cell) for cell in line.cells) for line in view.main),
-    )
+    columns = [Column(heading.title, heading.meaning, number=heading.number) for heading in view.headings]
+    return text_table(columns, [[text(cell) for cell in line.cells] for line in view.main])

@@ -1,4 +1,4 @@
-"""What became of the papers' claims: all studies in one table."""
+"""The claims of all studies in one table."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Iterable
 
 from seedbed.benchmark.studies.result import ClaimResult, StudyResult, signed
 from seedbed.leaderboard.analysis.ranking import NOTHING
-from seedbed.leaderboard.tables.plain import Table
+from seedbed.leaderboard.tables.table import Column, Table, text_table
 
 COLUMNS = (
-    *("study", "data set", "random seeds", "the paper says"),
-    *("unit", "paper", "here", "low", "high", "p", "verdict"),
+    *map(Column, ("study", "data set", "random seeds", "the paper says", "unit")),
+    *(Column(title, number=True) for title in ("paper", "here", "low", "high", "p")),
+    Column("verdict"),
 )
 VERDICTS = ("holds", "does not hold", "undecided")
 
 
 def claims_table(studies: Iterable[StudyResult]) -> Table:
-    """Return a row a claim: the difference that the paper prints and ours, with its interval of 95 %."""
-    return Table(COLUMNS, tuple(_row(study, claim) for study in studies for claim in study.claims))
+    """Return one row per claim: the paper's difference, and ours with its 95 % interval."""
+    return text_table(COLUMNS, [_row(study, claim) for study in studies for claim in study.claims])
 
 
 def claims_counted(studies: Iterable[StudyResult]) -> str:
@@ -27,10 +28,10 @@ def claims_counted(studies: Iterable[StudyResult]) -> str:
 
 
 def _row(study: StudyResult, claim: ClaimResult) -> tuple[str, ...]:
-    def told(value: float | None) -> str:
+    def shown(value: float | None) -> str:
         return NOTHING if value is None else signed(value, study.digits)
 
     seeds = ", ".join(map(str, study.seeds))
-    numbers = (told(claim.paper), told(claim.difference), told(claim.low), told(claim.high))
+    numbers = tuple(map(shown, (claim.paper, claim.difference, claim.low, claim.high)))
     p = NOTHING if claim.p is None else f"{claim.p:.3f}"
     return (study.label, study.dataset, seeds, claim.text, study.unit, *numbers, p, claim.verdict)

@@ -1,44 +1,36 @@
-"""The columns that every table shows, as text: title, meaning, and what stands in a cell."""
+"""The columns of a group of rows: title, meaning, and the text of each cell."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.conditions import column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES
+from seedbed.leaderboard.tables.table import Column, Table, text_table
 
 if TYPE_CHECKING:
     from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column; `measure` is its name among the measures, empty for others."""
-
-    section: str
-    title: str
-    meaning: str
-    text: Callable[[Row], str]
-    number: bool = False
-    measure: str = ""
+EMPTY = "Nothing has been measured yet."
+MARKS = (
+    "Bold: the best of its group's ranked rows; in the ranking column also each row that cannot be told apart "
+    "from the first: the 95 % interval of their paired difference includes 0."
+)
+NUMBERS = "Numbers are percent, mean ± standard deviation (n−1) over random seeds."
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What stands in a cell, how many columns it spans, and how it is shown."""
+class RowColumn(Column):
+    """A column of a group's table; `measure` is its name among the measures, empty for others."""
 
-    text: str
-    number: bool
-    marked: bool
-    missing: bool
-    """Whether it says why there is no number."""
-    width: int
+    text: Callable[[Row], str] = field(kw_only=True)
+    measure: str = field(default="", kw_only=True)
 
 
 def percent(value: Summary) -> str:
@@ -92,74 +84,82 @@ def _measure(name: str) -> Callable[[Row], str]:
     return text
 
 
-def _condition(name: str) -> Column:
+def _condition(name: str) -> RowColumn:
     what = shown(name)
-    return Column("Conditions", what.title, what.meaning, lambda row: row.conditions[name], what.number)
+    return RowColumn(what.title, what.meaning, "Conditions", what.number, text=lambda row: row.conditions[name])
 
 
-RANK = Column("", "#", "rank within the group", lambda row: NOTHING if row.rank is None else str(row.rank), True)
-METHOD = Column("", "Method", "what makes the localisation maps", lambda row: row.method)
-REFINER = Column("", "Refiner", "what makes pseudo-masks of them", lambda row: row.refiner)
-SETTINGS = Column(
-    "",
+RANK = RowColumn(
+    "#",
+    "rank within the group",
+    number=True,
+    text=lambda row: NOTHING if row.rank is None else str(row.rank),
+)
+METHOD = RowColumn("Method", "what makes the localisation maps", text=lambda row: row.method)
+REFINER = RowColumn("Refiner", "what makes pseudo-masks of them", text=lambda row: row.refiner)
+SETTINGS = RowColumn(
     "Settings",
     "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better",
-    lambda row: row.settings,
+    text=lambda row: row.settings,
 )
 MEASURED = {
-    measure.name: Column(
-        measure.section, measure.title, measure.meaning, _measure(measure.name), True, measure.name
+    measure.name: RowColumn(
+        measure.title,
+        measure.meaning,
+        measure.section,
+        number=True,
+        text=_measure(measure.name),
+        measure=measure.name,
     )
     for measure in MEASURES
 }
-GAIN = Column(
-    "Tuning and cost",
+GAIN = RowColumn(
     "Gain",
     "best − default in points, paired by random seed: on `val`, or on the pseudo-masks where there is no network",
-    gain,
-    True,
-)
-TIME = Column(
     "Tuning and cost",
+    number=True,
+    text=gain,
+)
+TIME = RowColumn(
     "Time",
     "computing time from scratch with every stage counted once; for `best`, search included",
-    time,
-    True,
+    "Tuning and cost",
+    number=True,
+    text=time,
 )
-TRIALS = Column("Tuning and cost", "Trials", "search trials that ran", trials, True)
-SEEDS = Column(
-    "Conditions",
+TRIALS = RowColumn("Trials", "search trials that ran", "Tuning and cost", number=True, text=trials)
+SEEDS = RowColumn(
     "Random seeds",
     "the random seeds that the numbers are over",
-    lambda row: ", ".join(map(str, row.seeds)),
+    "Conditions",
+    text=lambda row: ", ".join(map(str, row.seeds)),
 )
-RANKED_ON = Column("Conditions", "Ranked on", "the split that decides the rank", lambda row: row.ranked_on)
+RANKED_ON = RowColumn("Ranked on", "the split that decides the rank", "Conditions", text=lambda row: row.ranked_on)
 
 
 @functools.cache
-def all_columns(conditions: tuple[str, ...]) -> tuple[Column, ...]:
+def all_columns(conditions: tuple[str, ...]) -> tuple[RowColumn, ...]:
     """Return the columns of rows with these conditions (leaderboard/data/conditions.py: columns)."""
     first = (RANK, METHOD, REFINER, SETTINGS, *MEASURED.values(), GAIN, TIME, TRIALS, SEEDS)
     return (*first, *map(_condition, conditions), RANKED_ON)
 
 
-def legend(board: Board) -> tuple[Column, ...]:
+def legend(board: Board) -> tuple[RowColumn, ...]:
     """Return the columns of a board's tables, without intervals."""
     return columns_of(board.groups[0]) if board.groups else all_columns(tuple(column_names(())))
 
 
-def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[Column, ...]:
+def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[RowColumn, ...]:
     """Return the columns of a group's table; with an analysis, intervals stand beside rank and number."""
     columns = all_columns(tuple(group.rows[0].conditions))
     if analysis is None:
         return columns
     ranks = {group.rows[index].name: limits for index, limits in analysis.rank_intervals.items()}
-    rank_interval = Column(
-        "",
+    rank_interval = RowColumn(
         f"{RANK.title} 95 %",
         "95 % interval of the rank, over images and random seeds",
-        lambda row: rank_limits(ranks.get(row.name)),
-        True,
+        number=True,
+        text=lambda row: rank_limits(ranks.get(row.name)),
     )
     beside = {RANK: (RANK, rank_interval)}
     for name, intervals in {group.measure.name: analysis.intervals, **analysis.beside}.items():
@@ -167,15 +167,15 @@ def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[Col
     return tuple(each for column in columns for each in beside.get(column, (column,)))
 
 
-def _interval(column: Column, group: Group, intervals: Mapping[int, tuple[float, float]]) -> Column:
+def _interval(column: RowColumn, group: Group, intervals: Mapping[int, tuple[float, float]]) -> RowColumn:
     """Return the column of the intervals of a measure's numbers, by the places of the rows."""
     numbers = {group.rows[index].name: limits for index, limits in intervals.items()}
-    return Column(
-        column.section,
+    return RowColumn(
         f"{column.title} 95 %",
         "95 % interval of the number before it, over images and random seeds",
-        lambda row: percent_limits(numbers.get(row.name)),
-        True,
+        column.section,
+        number=True,
+        text=lambda row: percent_limits(numbers.get(row.name)),
     )
 
 
@@ -197,26 +197,22 @@ def points(fraction: float) -> str:
     return f"{round(100 * fraction, 2) + 0.0:.2f}".replace("-", "−")
 
 
-def cells(row: Row, columns: tuple[Column, ...]) -> Iterator[Cell]:
-    """Yield the cells of a row; neighbours that say what is missing are one wide cell."""
-
-    def missing(column: Column) -> str:
-        value = row.values.get(column.measure)
-        return value if isinstance(value, str) and value != NOTHING else ""
-
-    for reason, same in groupby(columns, missing):
-        together = list(same)
-        if reason:
-            yield Cell(reason, number=False, marked=False, missing=True, width=len(together))
-        else:
-            for column in together:
-                yield Cell(column.text(row), column.number, column.measure in row.marked, missing=False, width=1)
-
-
-def sections(columns: tuple[Column, ...]) -> Iterator[tuple[str, int]]:
-    """Yield the title of each section of columns, and how many columns it spans."""
-    for section, same in groupby(columns, lambda column: column.section):
-        yield section, len(list(same))
+def group_table(group: Group, analysis: GroupAnalysis | None = None) -> Table:
+    """Return a group's rows in all columns; with an analysis, intervals stand beside rank and number."""
+    columns = columns_of(group, analysis)
+    measured = [
+        ((i, j), row.values[column.measure], column.measure in row.marked)
+        for i, row in enumerate(group.rows)
+        for j, column in enumerate(columns)
+        if column.measure
+    ]
+    return text_table(
+        columns,
+        [[column.text(row) for column in columns] for row in group.rows],
+        group_title(group),
+        marked=[place for place, _, marked in measured if marked],
+        missing=[place for place, value, _ in measured if isinstance(value, str) and value != NOTHING],
+    )
 
 
 def initialisation(group: Group) -> str:
@@ -270,3 +266,28 @@ def remarks(group: Group) -> Iterator[tuple[str, str]]:
             yield row.name, f"not ranked: {'; '.join(row.bars)}"
         if row.notes:
             yield row.name, "; ".join(row.notes)
+
+
+def summary(board: Board) -> list[tuple[str, str]]:
+    """Return what all groups share, as pairs of name and text."""
+    pairs = [
+        ("Sweep", board.sweep),
+        ("Random seeds", ", ".join(map(str, board.seeds))),
+        ("Search trials per cell", str(board.trials)),
+        ("Hardware", ", ".join(board.hardware)),
+        ("Code", ", ".join(version[:12] for version in board.code)),
+    ]
+    return [(name, text) for name, text in pairs if text]
+
+
+def printed(value: float | None) -> str:
+    """Return a number as papers print it, with one decimal or more; a dash for None."""
+    if value is None:
+        return NOTHING
+    text = f"{value:g}"
+    return text if "." in text else f"{text}.0"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with `digits` decimals; a dash for None."""
+    return NOTHING if value is None else f"{value:.{digits}f}"

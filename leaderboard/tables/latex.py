@@ -1,24 +1,16 @@
-"""The leaderboard as a LaTeX document: one booktabs table a group, to compile as it is or to copy from."""
+"""Tables as LaTeX with booktabs, and the whole leaderboard as a document to compile or to copy from."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from seedbed.leaderboard.analysis.ranking import Board, Group, Row
+from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.tables.columns import (
-    Column,
-    cells,
-    columns_of,
-    group_title,
-    ranking,
-    remarks,
-    sections,
-)
-from seedbed.leaderboard.tables.pairwise import FACTS, TextTable, titled
-from seedbed.leaderboard.tables.text import EMPTY, MARKS, NUMBERS, summary
+from seedbed.leaderboard.tables.columns import EMPTY, MARKS, NUMBERS, group_table, ranking, remarks, summary
+from seedbed.leaderboard.tables.pairwise import FACTS, comparison_tables
+from seedbed.leaderboard.tables.table import Column, Table, sections
 
 _NOTHING = "\0"
 _SIGNS = {
@@ -65,21 +57,41 @@ _HEAD = r"""\documentclass{article}
 """
 
 
-def latex(board: Board, analysis: Analysis | None = None) -> str:
-    """Return a document that compiles with pdflatex, booktabs and geometry.
+def table(shown: Table) -> list[str]:
+    """Return a table as the lines of a `tabular` that needs booktabs."""
+    layout = "".join("r" if column.number else "l" for column in shown.columns)
+    rows = [
+        [_wide(f"\\textbf{{{escape(c.text)}}}" if c.marked else escape(c.text), c.width) for c in cells]
+        for cells in shown.cells
+    ]
+    return [
+        f"\\begin{{tabular}}{{{layout}}}",
+        "\\toprule",
+        *_sections(shown.columns),
+        _line(map(escape, shown.titles)),
+        "\\midrule",
+        *map(_line, rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
 
-    With an analysis it has the intervals, and ends with what can be told apart.
-    """
-    if not board.groups:
-        return f"{_HEAD}{EMPTY}\n\\end{{document}}\n"
-    facts = " · ".join(f"{name}: {text}" for name, text in summary(board))
-    parts = [f"{escape(facts)}\n\n{escape(NUMBERS)} {escape(MARKS)}\n"]
-    if analysis is None:
-        parts += [_table(group, columns_of(group)) for group in board.groups]
-    else:
-        groups = zip(board.groups, analysis.groups, strict=True)
-        parts += [*(_table(group, columns_of(group, own)) for group, own in groups), *_said(board, analysis)]
-    return _HEAD + "\n".join(parts) + "\\end{document}\n"
+
+def _line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + " \\\\"
+
+
+def _wide(text: str, width: int) -> str:
+    return text if width == 1 else f"\\multicolumn{{{width}}}{{c}}{{{text}}}"
+
+
+def _sections(columns: Sequence[Column]) -> list[str]:
+    """Return a line with the titles of the sections, and a thin rule below each; nothing if there are none."""
+    rules, first = [], 1
+    for section, width in sections(columns):
+        if section:
+            rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
+        first += width
+    return [_line(_wide(escape(section), width) for section, width in sections(columns)), *rules] if rules else []
 
 
 def escape(text: str) -> str:
@@ -96,78 +108,46 @@ def _sign(sign: str) -> str:
     return "".join(_SIGNS.get(letter, letter) for letter in plain if letter.isprintable()) or "?"
 
 
-def _said(board: Board, analysis: Analysis) -> list[str]:
-    """Return what an analysis says, and its tables."""
+def leaderboard(board: Board, analysis: Analysis | None = None) -> str:
+    """Return a document that compiles with pdflatex, booktabs and geometry.
+
+    With an analysis it has the intervals, and ends with what can be told apart.
+    """
+    if not board.groups:
+        return f"{_HEAD}{EMPTY}\n\\end{{document}}\n"
+    facts = " · ".join(f"{name}: {text}" for name, text in summary(board))
+    parts = [f"{escape(facts)}\n\n{escape(NUMBERS)} {escape(MARKS)}\n"]
+    analyses = [None] * len(board.groups) if analysis is None else analysis.groups
+    for group, own in zip(board.groups, analyses, strict=True):
+        shown = group_table(group, own)
+        parts.append(
+            f"\\section*{{{escape(shown.title)}}}\n{escape(ranking(group))}\\par\\medskip\n{_small(shown)}"
+            + _items(f"{name}: {remark}" for name, remark in remarks(group))
+        )
+    if analysis is not None:
+        parts += _analysed(board, analysis)
+    return _HEAD + "\n".join(parts) + "\\end{document}\n"
+
+
+def _analysed(board: Board, analysis: Analysis) -> list[str]:
+    """Return the sentences and tables of an analysis."""
     parts = ["\\section*{What can be told apart}\n", _items(analysis.sentences)]
-    tables = list(titled(board, analysis))
+    tables = list(comparison_tables(board, analysis))
     if tables:
         parts.append(f"{escape(FACTS)}\n")
-    parts += map(_small, tables)
+    parts += [f"\\subsection*{{{escape(shown.title)}}}\n{_small(shown)}" for shown in tables]
     if analysis.images_without:
         parts += ["No intervals, for want of statistics of images:\n", _items(analysis.images_without)]
     return parts
 
 
-def _small(table: TextTable) -> str:
-    lines = [
-        f"\\subsection*{{{escape(table.title)}}}",
-        f"{{\\scriptsize\\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-        "\\toprule",
-        " & ".join(map(escape, table.header)) + " \\\\",
-        "\\midrule",
-        *(" & ".join(map(escape, row)) + " \\\\" for row in table.rows),
-        "\\bottomrule",
-        "\\end{tabular}\\par}",
-    ]
-    return "\n".join(lines) + "\n"
+def _small(shown: Table) -> str:
+    return "{\\scriptsize" + "\n".join(table(shown)) + "\\par}\n"
 
 
-def _items(texts: Sequence[str]) -> str:
-    """Return a list, nothing where it would be empty: LaTeX refuses an empty one."""
-    if not texts:
+def _items(texts: Iterable[str]) -> str:
+    """Return a list; nothing if it would be empty, which LaTeX refuses."""
+    lines = [f"\\item {escape(text)}" for text in texts]
+    if not lines:
         return ""
-    lines = ["\\begin{itemize}\\footnotesize", *(f"\\item {escape(text)}" for text in texts), "\\end{itemize}"]
-    return "\n".join(lines) + "\n"
-
-
-def _table(group: Group, columns: tuple[Column, ...]) -> str:
-    layout = "".join("r" if column.number else "l" for column in columns)
-    lines = [
-        f"\\section*{{{escape(group_title(group))}}}",
-        f"{escape(ranking(group))}\\par\\medskip",
-        f"{{\\scriptsize\\begin{{tabular}}{{{layout}}}",
-        "\\toprule",
-        " & ".join(_wide(escape(section), width, "c") for section, width in sections(columns)) + " \\\\",
-        *_rules(columns),
-        " & ".join(escape(column.title) for column in columns) + " \\\\",
-        "\\midrule",
-        *(_row(row, columns) for row in group.rows),
-        "\\bottomrule",
-        "\\end{tabular}\\par}",
-    ]
-    listed = [f"\\item {escape(name)}: {escape(remark)}" for name, remark in remarks(group)]
-    if listed:
-        lines += ["\\begin{itemize}\\footnotesize", *listed, "\\end{itemize}"]
-    return "\n".join(lines) + "\n"
-
-
-def _rules(columns: tuple[Column, ...]) -> list[str]:
-    """Return a thin rule below the title of each section of columns."""
-    rules, first = [], 1
-    for section, width in sections(columns):
-        if section:
-            rules.append(f"\\cmidrule(lr){{{first}-{first + width - 1}}}")
-        first += width
-    return rules
-
-
-def _row(row: Row, columns: tuple[Column, ...]) -> str:
-    texts = []
-    for cell in cells(row, columns):
-        text = escape(cell.text)
-        texts.append(_wide(f"\\textbf{{{text}}}" if cell.marked else text, cell.width, "c"))
-    return " & ".join(texts) + " \\\\"
-
-
-def _wide(text: str, width: int, layout: str) -> str:
-    return text if width == 1 else f"\\multicolumn{{{width}}}{{{layout}}}{{{text}}}"
+    return "\n".join(["\\begin{itemize}\\footnotesize", *lines, "\\end{itemize}"]) + "\n"

@@ -1,15 +1,15 @@
-"""Comparisons and average ranks as tables of texts, for Markdown and LaTeX, and all comparisons as CSV."""
+"""Comparisons and average ranks as tables, and all comparisons as CSV."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.figures.figure import comma_separated_rows
 from seedbed.leaderboard.tables.columns import group_title, percent_limits, points
+from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded
 
 FACTS = (
     "p is two-sided, from the paired bootstrap, and not corrected for the number of comparisons. Two rows cannot "
@@ -18,24 +18,16 @@ FACTS = (
 )
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A small table; its first column is text, the others are numbers."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def against_the_first(group: Group, analysis: GroupAnalysis) -> TextTable | None:
+def against_the_first(group: Group, analysis: GroupAnalysis) -> Table | None:
     """Return how far the first row of a group is before each other one, in points; None without comparisons."""
     if not analysis.comparisons:
         return None
     first = analysis.comparisons[0].first
-    return TextTable(
+    over_images, over_both = "95 % over images", "95 % over images and random seeds"
+    return text_table(
+        text_columns("Row", "Difference", over_images, "p", over_both, "p", "Told apart"),
+        [_row(group, pair) for pair in analysis.comparisons if pair.first == first],
         f"Differences from {group.rows[first].name}, in points of {group.measure.title}",
-        ("Row", "Difference", "95 % over images", "p", "95 % over images and random seeds", "p", "Told apart"),
-        tuple(_row(group, pair) for pair in analysis.comparisons if pair.first == first),
     )
 
 
@@ -56,14 +48,13 @@ def _p(p: float) -> str:
     return f"{p:.3f}"
 
 
-def average_table(analysis: Analysis) -> TextTable | None:
+def average_table(analysis: Analysis) -> Table | None:
     """Return the average ranks; None where there are none."""
     if not analysis.average_ranks:
         return None
-    return TextTable(
-        "Average rank over data sets",
-        ("Method", "Average rank", "95 %", "Data sets"),
-        tuple(
+    return text_table(
+        text_columns("Method", "Average rank", "95 %", "Data sets"),
+        [
             (
                 f"{rank.method} + {rank.refiner}",
                 f"{rank.mean:.2f}",
@@ -71,19 +62,20 @@ def average_table(analysis: Analysis) -> TextTable | None:
                 str(rank.datasets),
             )
             for rank in analysis.average_ranks
-        ),
+        ],
+        "Average rank over data sets",
     )
 
 
 def comparisons(board: Board, analysis: Analysis) -> str:
-    """Return every comparison as CSV, one a line: `first` minus `second`, unrounded fractions."""
+    """Return every comparison as CSV, one per line: `first` minus `second`, unrounded fractions."""
     header = [
         *("dataset", "supervision", "backbone", "initialisation"),
         *("segmentation_backbone", "segmentation_initialisation", "measure"),
         *(f"{which}_{name}" for which in ("first", "second") for name in ("method", "refiner", "settings")),
         *("difference", "image_low", "image_high", "image_p", "seed_low", "seed_high", "seed_p", "together"),
     ]
-    return comma_separated_rows(header, _rows(board, analysis))
+    return unrounded(header, _rows(board, analysis))
 
 
 def _rows(board: Board, analysis: Analysis) -> Iterator[list[object]]:
@@ -98,13 +90,11 @@ def _rows(board: Board, analysis: Analysis) -> Iterator[list[object]]:
             yield [*conditions, *names, *over_images, *over_seeds, str(pair.together).lower()]
 
 
-def titled(board: Board, analysis: Analysis) -> Iterator[TextTable]:
-    """Yield all tables, those of groups with the group's title where there are several groups."""
+def comparison_tables(board: Board, analysis: Analysis) -> Iterator[Table]:
+    """Yield all tables, those of groups with the group's title if there are several groups."""
     for group, own in zip(board.groups, analysis.groups, strict=True):
         if (table := against_the_first(group, own)) is not None:
             several = len(board.groups) > 1
-            yield (
-                TextTable(f"{table.title} ({group_title(group)})", table.header, table.rows) if several else table
-            )
+            yield replace(table, title=f"{table.title} ({group_title(group)})") if several else table
     if (table := average_table(analysis)) is not None:
         yield table

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from seedbed.benchmark.studies.result import ClaimResult, StudyCell, StudyResult, signed
 from seedbed.benchmark.sweeps.trial_files import write_text
 from seedbed.leaderboard.analysis.ranking import NOTHING
-from seedbed.leaderboard.tables.latex import escape as latex_escape
-from seedbed.leaderboard.tables.text import escape as markdown_escape
+from seedbed.leaderboard.tables import latex, markdown, terminal
+from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded
 
 EXPLAINED = (
     "Each cell: ours ± standard deviation over random seeds, in brackets what the paper reports, then the "
@@ -22,7 +18,7 @@ EXPLAINED = (
 
 
 def cell_text(cell: StudyCell, digits: int) -> str:
-    """Return "41.20 ± 0.31 (48.30, −7.10)"; what is missing is told in its place."""
+    """Return "41.20 ± 0.31 (48.30, −7.10)"; a dash stands for a missing number."""
     paper = NOTHING if cell.paper is None else f"{cell.paper:.{digits}f}"
     if cell.ours is None:
         return f"{NOTHING} ({paper})"
@@ -35,7 +31,7 @@ def cell_text(cell: StudyCell, digits: int) -> str:
 
 
 def claim_text(claim: ClaimResult, digits: int) -> str:
-    """Return a claim with what was found of it."""
+    """Return a claim with its verdict, our difference and the paper's."""
     paper = "" if claim.paper is None else f"; the paper has {signed(claim.paper, digits)}"
     if claim.difference is None:
         return f"{claim.verdict}: {claim.text} (not measured{paper})"
@@ -61,65 +57,54 @@ def remarks(study: StudyResult) -> list[str]:
 
 
 def facts(study: StudyResult) -> list[str]:
-    """Return the conditions of ours and of the paper's numbers, a line each."""
+    """Return the conditions of our numbers and of the paper's, one per line."""
     named = (("ours", study.protocol["ours"]), ("the paper", study.protocol["paper"]))
     return [f"{who}: " + ", ".join(f"{name} {text}" for name, text in told.items()) for who, told in named]
 
 
-def markdown(study: StudyResult) -> str:
-    """Return the table as GitHub's Markdown."""
+def table(study: StudyResult) -> Table:
+    """Return the study's table, with one column per column of the paper's."""
+    rows = [[row.label, *(cell_text(cell, study.digits) for cell in row.cells)] for row in study.rows]
+    return text_table(text_columns("", *study.columns), rows, f"{study.label}: {study.title}")
 
-    def line(texts: list[str]) -> str:
-        return f"| {' | '.join(map(markdown_escape, texts))} |"
 
-    lines = [f"# {markdown_escape(study.label)}: {markdown_escape(study.title)}", ""]
-    lines += [
-        f"{markdown_escape(study.paper)}, on {markdown_escape(study.dataset)}, in {study.unit}. {EXPLAINED}",
-        "",
-    ]
-    lines += [line(["", *study.columns]), f"| --- |{' ---: |' * len(study.columns)}"]
-    lines += [line([row.label, *(cell_text(cell, study.digits) for cell in row.cells)]) for row in study.rows]
+def as_markdown(study: StudyResult) -> str:
+    """Return the table as GitHub's Markdown, with claims, conditions and remarks."""
+    shown = table(study)
+    described = ", on ".join(map(markdown.escape, (study.paper, study.dataset)))
+    lines = [f"# {markdown.escape(shown.title)}", "", f"{described}, in {study.unit}. {EXPLAINED}", ""]
+    lines += markdown.table(shown)
     for title, texts in (
         ("What the paper says", [claim_text(claim, study.digits) for claim in study.claims]),
         ("Conditions", facts(study)),
         ("Remarks", remarks(study)),
     ):
         if texts:
-            lines += ["", f"## {title}", "", *(f"- {markdown_escape(text)}" for text in texts)]
+            lines += ["", f"## {title}", "", *markdown.items(texts)]
     lines += ["", f"Made by `{study.command}`, code {study.code}."]
     return "\n".join(lines) + "\n"
 
 
-def latex(study: StudyResult) -> str:
+def as_latex(study: StudyResult) -> str:
     """Return the table as LaTeX with booktabs, to be put into a paper."""
-    lines = [
-        f"% {study.label}, made by: {study.command}".replace("\n", " "),
-        f"\\begin{{tabular}}{{l{'r' * len(study.columns)}}}",
-        "\\toprule",
-        " & ".join(["", *map(latex_escape, study.columns)]) + " \\\\",
-        "\\midrule",
-    ]
-    for row in study.rows:
-        texts = [row.label, *(cell_text(cell, study.digits) for cell in row.cells)]
-        lines.append(" & ".join(map(latex_escape, texts)) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"% {EXPLAINED}"]) + "\n"
+    made = f"% {study.label}, made by: {study.command}".replace("\n", " ")
+    return "\n".join([made, *latex.table(table(study)), f"% {EXPLAINED}"]) + "\n"
 
 
-def comma_separated(study: StudyResult) -> str:
-    """Return one line a cell, unrounded."""
-    out = io.StringIO()
+def as_csv(study: StudyResult) -> str:
+    """Return one line per cell, unrounded."""
     names = ["study", "dataset", "unit", "row", "column"]
     values = ["ours", "std", "low", "high", "seeds", "paper", "difference", "missing"]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *(name.replace("seeds", "random_seeds") for name in values)])
     head = [study.label, study.dataset, study.unit]
-    for row in study.rows:
-        for column, cell in zip(study.columns, row.cells, strict=True):
-            writer.writerow([*head, row.label, column, *(asdict(cell)[name] for name in values)])
-    return out.getvalue()
+    rows = (
+        [*head, row.label, column, *(getattr(cell, name) for name in values)]
+        for row in study.rows
+        for column, cell in zip(study.columns, row.cells, strict=True)
+    )
+    return unrounded([*names, *(name.replace("seeds", "random_seeds") for name in values)], rows)
 
 
-FORMATS = {"md": markdown, "tex": latex, "csv": comma_separated}
+FORMATS = {"md": as_markdown, "tex": as_latex, "csv": as_csv}
 """By the suffix of their files."""
 
 
@@ -129,16 +114,14 @@ def write_tables(folder: Path, study: StudyResult) -> None:
         write_text(folder / f"table.{suffix}", text_of(study))
 
 
-def terminal(study: StudyResult) -> str:
-    """Return the table for a terminal. Many columns stand one below the other."""
+def as_text(study: StudyResult) -> str:
+    """Return the table for a terminal; if it has many columns, its columns become rows."""
     title = f"{study.label}: {study.title} ({study.paper}; {study.dataset}, in {study.unit})"
-    rows = [[row.label, *(cell_text(cell, study.digits) for cell in row.cells)] for row in study.rows]
-    table = [["", *study.columns], *rows]
+    shown = table(study)
     if len(study.columns) > 8:
-        table = [list(line) for line in zip(*table, strict=True)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(table[0]))]
-    align: Callable[[int, str], str] = lambda i, text: text.rjust(widths[i]) if i else text.ljust(widths[i])  # noqa: E731
-    lines = [title, *("  ".join(align(i, text) for i, text in enumerate(line)).rstrip() for line in table), ""]
+        header, *rows = zip(*[shown.titles, *shown.rows], strict=True)
+        shown = text_table(text_columns(*header), rows)
+    lines = [title, *terminal.table(shown), ""]
     lines += [f"  {claim_text(claim, study.digits)}" for claim in study.claims]
     lines += [f"  note: {text}" for text in remarks(study)]
     return "\n".join([*lines, f"  {EXPLAINED}"]) + "\n"

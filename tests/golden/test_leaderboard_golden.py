@@ -26,7 +26,7 @@ from seedbed.leaderboard.build import FORMATS, INDEX, write_leaderboard
 from seedbed.leaderboard.data.collect import run_of
 from seedbed.leaderboard.data.expected import Plan
 from seedbed.leaderboard.data.snapshot import Run, table_of
-from seedbed.leaderboard.tables.text import terminal
+from seedbed.leaderboard.tables.compact import leaderboard as terminal
 
 GOLDEN = Path(__file__).with_name("leaderboard")
 TABLES = (INDEX, *FORMATS)

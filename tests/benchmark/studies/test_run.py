@@ -25,7 +25,7 @@ from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.sweeps.trial_files import SPEC, write_text
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
-from seedbed.leaderboard.tables.study import FORMATS, terminal
+from seedbed.leaderboard.tables.study import FORMATS, as_text
 from tests.conftest import CHECKOUT
 
 TOY = {
@@ -110,7 +110,7 @@ def test_every_study_fills_its_table(name, world):
             assert found["difference"] == pytest.approx(numbers[0] - numbers[1])
         assert (found["low"] is None) == (found["p"] is None)
     check_ratios(study, settings, work, classes)
-    for text in (*FORMATS.values(), terminal):
+    for text in (*FORMATS.values(), as_text):
         assert study.name in text(study_of(result))
 
 

@@ -29,7 +29,7 @@ from seedbed.benchmark.studies.reported import papers, table
 from seedbed.benchmark.studies.result import StudyCell, study_of
 from seedbed.benchmark.studies.run import StudyRequest, sweep_of, verdict
 from seedbed.benchmark.studies.study import FOLDER, measure_of, read_study, study_names
-from seedbed.leaderboard.tables.study import cell_text, claim_text, comma_separated, latex, markdown, terminal
+from seedbed.leaderboard.tables.study import as_csv, as_latex, as_markdown, as_text, cell_text, claim_text
 from tests.conftest import CHECKOUT
 
 
@@ -343,14 +343,14 @@ def test_a_table_tells_ours_the_papers_and_the_difference():
 
 
 def test_the_forms_of_a_table_escape_what_a_user_named():
-    page = markdown(study_of(RESULT))
+    page = as_markdown(study_of(RESULT))
     assert "A \\| B" in page
     assert "\\<b\\>small" in page
     assert "| 41.20 ± 0.31 (48.30, −7.10) |" in page
     assert "- A \\| B, test: secret" in page
-    assert "m\\_IoU" in latex(study_of(RESULT))
-    rows = list(csv.DictReader(io.StringIO(comma_separated(study_of(RESULT)))))
+    assert "m\\_IoU" in as_latex(study_of(RESULT))
+    rows = list(csv.DictReader(io.StringIO(as_csv(study_of(RESULT)))))
     assert [row["column"] for row in rows] == ["m_IoU", "test"]
     assert (rows[0]["ours"], rows[1]["missing"]) == ("41.2", "secret")
-    assert "holds: it rises" in terminal(study_of(RESULT))
+    assert "holds: it rises" in as_text(study_of(RESULT))
     assert json.loads(json.dumps(RESULT)) == RESULT

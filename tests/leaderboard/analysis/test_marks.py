@@ -12,8 +12,8 @@ from seedbed.leaderboard.analysis.result import Analysis, analyse
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import table_of
-from seedbed.leaderboard.tables import latex
-from seedbed.leaderboard.tables import text as tables
+from seedbed.leaderboard.tables import compact, latex, markdown
+from seedbed.leaderboard.tables import csv as comma_separated
 from tests.helpers.board_with_images import confirmed, statistics
 
 SAME = confirmed(0.8)
@@ -70,7 +70,11 @@ def test_without_statistics_of_images_the_first_alone_is_marked_and_it_is_said_e
         board, analysis = marked(SAME, NEAR, FAR, images=images)
         assert marks(board) == {"cam": True, "near": False, "far": False}
         assert board.groups[0].caveat == FIRST_ALONE
-        for text in (tables.markdown(board, analysis), latex.latex(board, analysis), tables.terminal(board)):
+        for text in (
+            markdown.leaderboard(board, analysis),
+            latex.leaderboard(board, analysis),
+            compact.leaderboard(board),
+        ):
             assert FIRST_ALONE in text
 
 
@@ -105,5 +109,5 @@ def test_a_row_without_a_rank_is_not_marked():
 
 def test_the_csv_tells_the_marked_measures():
     board, analysis = marked(SAME, NEAR, FAR)
-    flat = csv.DictReader(io.StringIO(tables.comma_separated(board, analysis)))
+    flat = csv.DictReader(io.StringIO(comma_separated.leaderboard(board, analysis)))
     assert [row["marked"] for row in flat] == ["val_mIoU", "val_mIoU", ""]

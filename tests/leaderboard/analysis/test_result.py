@@ -21,8 +21,8 @@ from seedbed.leaderboard.figures import pareto as cost
 from seedbed.leaderboard.figures.budget import expected_best
 from seedbed.leaderboard.figures.figure import stems
 from seedbed.leaderboard.figures.importance import importance
-from seedbed.leaderboard.tables import latex
-from seedbed.leaderboard.tables import text as tables
+from seedbed.leaderboard.tables import csv as comma_separated
+from seedbed.leaderboard.tables import latex, markdown
 from seedbed.leaderboard.tables.pairwise import comparisons
 from tests.helpers.board_with_images import confirmed, images_of, searched, statistics
 
@@ -138,7 +138,7 @@ def test_a_row_without_statistics_is_told_and_has_no_interval(clear):
     assert dict(group.rank_intervals) == {}
     assert analysis.average_ranks == ()
     assert any("statistics of images are missing of cam + crf, default" in s for s in analysis.sentences)
-    assert "the disk ate it" in tables.markdown(board, analysis)
+    assert "the disk ate it" in markdown.leaderboard(board, analysis)
 
 
 def test_statistics_that_contradict_the_record_or_are_of_other_images_are_not_used():
@@ -164,7 +164,7 @@ def test_without_any_statistics_the_rest_is_still_said():
 def test_an_empty_board_has_an_empty_analysis():
     board, analysis = analysed([])
     assert analysis == Analysis((), (), (), ())
-    assert "Nothing has been measured yet" in tables.markdown(board, analysis)
+    assert "Nothing has been measured yet" in markdown.leaderboard(board, analysis)
 
 
 # Average ranks
@@ -358,7 +358,7 @@ def test_classes_and_intervals_are_in_the_csv_of_their_figures(clear):
 
 def test_tables_have_intervals_where_an_analysis_is_given(clear):
     board, analysis = clear
-    plain, text = tables.markdown(board), tables.markdown(board, analysis)
+    plain, text = markdown.leaderboard(board), markdown.leaderboard(board, analysis)
     assert "| # | Method" in plain
     assert "| # | # 95 % | Method" in text.replace("\\#", "#")
     low, high = analysis.groups[0].intervals[0]
@@ -367,14 +367,14 @@ def test_tables_have_intervals_where_an_analysis_is_given(clear):
     assert "### Differences from cam + none, default, in points of val mIoU" in text
     assert "### Average rank over data sets" in text
     assert text.count("95% interval") == 0
-    assert latex.latex(board, analysis).isascii()
-    assert r"val mIoU 95 \%" in latex.latex(board, analysis)
+    assert latex.leaderboard(board, analysis).isascii()
+    assert r"val mIoU 95 \%" in latex.leaderboard(board, analysis)
 
 
 def test_the_csv_gains_limits_and_keeps_what_it_had(clear):
     board, analysis = clear
-    plain = list(csv.DictReader(io.StringIO(tables.comma_separated(board))))
-    flat = list(csv.DictReader(io.StringIO(tables.comma_separated(board, analysis))))
+    plain = list(csv.DictReader(io.StringIO(comma_separated.leaderboard(board))))
+    flat = list(csv.DictReader(io.StringIO(comma_separated.leaderboard(board, analysis))))
     assert [{name: row[name] for name in plain[0]} for row in flat] == plain
     assert (flat[1]["rank_low"], flat[1]["rank_high"], flat[1]["interval_of"]) == ("2", "2", "val_mIoU")
     assert float(flat[1]["interval_low"]) == analysis.groups[0].intervals[1][0]
@@ -397,7 +397,7 @@ def test_rows_with_one_seed_have_intervals_over_images_alone():
     assert pair.seed_p is None
     assert not pair.together
     assert dict(analysis.groups[0].rank_intervals) == {}
-    assert "| – | – |" in tables.markdown(board, analysis)
+    assert "| – | – |" in markdown.leaderboard(board, analysis)
 
 
 def test_images_of_matches_the_confusion_it_came_from():

@@ -27,11 +27,10 @@ from seedbed.leaderboard.data.snapshot import table_of
 from seedbed.leaderboard.figures.quality import class_figure
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
-from seedbed.leaderboard.site.downloads import downloads
+from seedbed.leaderboard.site.downloads import FORMATS, downloads
 from seedbed.leaderboard.tables import claims
-from seedbed.leaderboard.tables import plain as exports
-from seedbed.leaderboard.tables.columns import percent
-from seedbed.leaderboard.tables.plain import Table
+from seedbed.leaderboard.tables.columns import percent, printed
+from seedbed.leaderboard.tables.table import Column, text_table
 from tests.helpers.site_content import HOSTILE, build_site, runs, study, write_study
 
 
@@ -248,7 +247,7 @@ def test_the_claims_of_all_studies_stand_in_one_table(site):
     folder, _ = site
     page = read(folder / "studies.html").table("rows claimed")
     row = ["svm_t2", "chimera", "0, 1, 2", "20 beats 0", "%", "–", "+1.50", "+0.50", "+2.50", "0.010", "holds"]
-    assert page == [list(claims.COLUMNS), row]
+    assert page == [[column.title for column in claims.COLUMNS], row]
     with (folder / "tables/claims.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == page
     assert "Claims: 1 (holds 1, does not hold 0, undecided 0)." in (folder / "studies.html").read_text("utf-8")
@@ -329,14 +328,14 @@ def test_differences_have_a_sign_and_no_negative_zero():
 
 
 def test_a_plain_table_is_escaped_in_each_format():
-    table = Table(("a|b", "50%"), (("<x>", "y_z & *q*"),))
-    assert exports.markdown(table) == "| a\\|b | 50% |\n| --- | --- |\n| \\<x\\> | y_z \\& \\*q\\* |\n"
-    assert r"\textless{}x\textgreater{} & y\_z \& {*}q{*} \\" in exports.latex(table)
-    assert exports.comma_separated(table) == "a|b,50%\n<x>,y_z & *q*\n"
+    table = text_table([Column("a|b"), Column("50%")], [("<x>", "y_z & *q*")])
+    assert FORMATS["md"](table) == "| a\\|b | 50% |\n| --- | --- |\n| \\<x\\> | y_z \\& \\*q\\* |\n"
+    assert r"\textless{}x\textgreater{} & y\_z \& {*}q{*} \\" in FORMATS["tex"](table)
+    assert FORMATS["csv"](table) == "a|b,50%\n<x>,y_z & *q*\n"
 
 
 def test_printed_numbers_have_a_decimal():
-    assert [exports.printed(value) for value in (48.0, 66.6, 0.125, None)] == ["48.0", "66.6", "0.125", "–"]
+    assert [printed(value) for value in (48.0, 66.6, 0.125, None)] == ["48.0", "66.6", "0.125", "–"]
 
 
 def test_figures_lie_beside_the_pages_with_their_numbers(site):

@@ -27,8 +27,8 @@ from seedbed.leaderboard.data.expected import Plan
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, schema_of, table_of, write_snapshot
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
-from seedbed.leaderboard.tables import columns, latex
-from seedbed.leaderboard.tables import text as tables
+from seedbed.leaderboard.tables import columns, compact, latex, markdown
+from seedbed.leaderboard.tables import csv as comma_separated
 
 DEFAULT = Run(
     sweep="s",
@@ -290,12 +290,12 @@ def test_the_segmentation_networks_backbone_and_initialisation_part_groups_and_a
         "chimera · supervision I+COCO masks · backbone tiny · initialisation none" + own + "coco",
     ]
     assert [columns.group_title(group) for group in shown.groups] == titles
-    page, text = overview(shown), tables.terminal(shown)
+    page, text = overview(shown), compact.leaderboard(shown)
     assert page.count("<span>segmentation backbone</span> resnet101") == 3
     assert page.count("<span>segmentation initialisation</span> coco") == 1
     assert max(map(len, text.splitlines())) <= 120
     assert " ".join(text.split()).count("segmentation initialisation coco") == 1
-    flat = list(csv.DictReader(io.StringIO(tables.comma_separated(shown))))
+    flat = list(csv.DictReader(io.StringIO(comma_separated.leaderboard(shown))))
     assert [row["segmentation_initialisation"][:6] for row in flat] == ["imagen", "sha256", "none", "coco"]
 
 
@@ -333,7 +333,13 @@ def test_a_row_that_lacks_a_seed_has_no_mean_and_says_why(status):
     assert row.values["val_mIoU"] == f"{status} (1 of 3)"
     assert row.bars == (f"seed 2 {status}: of a reason",)
     assert row_of(group, "b").rank == 1
-    for text in (tables.markdown, tables.terminal, tables.comma_separated, latex.latex, overview):
+    for text in (
+        markdown.leaderboard,
+        compact.leaderboard,
+        comma_separated.leaderboard,
+        latex.leaderboard,
+        overview,
+    ):
         shown = text(board(*runs, *line(0.5, 0.5, 0.5, method="b")))
         assert f"{status} (1 of 3)" in shown
         assert "of a reason" in shown
@@ -357,7 +363,7 @@ def test_a_split_without_a_counted_pixel_is_said_and_is_no_number():
     assert row.bars == (
         "no train mIoU of its pseudo-masks: every pixel of the true masks of train is 255, so none is counted",
     )
-    for text in (tables.markdown, tables.terminal, latex.latex, overview):
+    for text in (markdown.leaderboard, compact.leaderboard, latex.leaderboard, overview):
         assert "no counted pixel" in text(board(*runs))
 
 
@@ -582,16 +588,16 @@ def test_signs_are_escaped_in_every_format():
     reason = 'a|b <b>50%</b> x_y & $z {q} \\ # ~ ^ ± é 漢 "s"\nnext `c` *d*'
     runs = [*line(0.5, 0.5), make(seed=2, status="failed", reason=reason)]
     shown = board(*runs)
-    assert r"a\|b \<b\>50%\</b\> x_y \& \$z {q} \\ \# \~ ^ ± é 漢" in tables.markdown(shown)
-    assert r"next \`c\` \*d\*" in tables.markdown(shown)
+    assert r"a\|b \<b\>50%\</b\> x_y \& \$z {q} \\ \# \~ ^ ± é 漢" in markdown.leaderboard(shown)
+    assert r"next \`c\` \*d\*" in markdown.leaderboard(shown)
     page = overview(shown)
     assert "a|b &lt;b&gt;50%&lt;/b&gt; x_y &amp; $z" in page
     assert "<b>50" not in page
-    text = latex.latex(shown)
+    text = latex.leaderboard(shown)
     assert r"a\textbar{}b \textless{}b\textgreater{}50\%\textless{}/b\textgreater{} x\_y \& \$z \{q\}" in text
     assert r"\textbackslash{} \# \textasciitilde{} \textasciicircum{} $\pm$ e ? ''s'' next" in text
     assert text.isascii()
-    (flat, *_) = csv.DictReader(io.StringIO(tables.comma_separated(shown)))
+    (flat, *_) = csv.DictReader(io.StringIO(comma_separated.leaderboard(shown)))
     assert flat["not_ranked_because"] == f"seed 2 failed: {reason}"
 
 
@@ -599,13 +605,13 @@ def test_latex_takes_any_name_as_it_is():
     assert latex.escape("[a] *b* --set x---y – z") == r"{[}a] {*}b{*} -{}-set x-{}-{}-y -- z"
     assert latex.escape("a\x00b\x07c") == "a{}b?c"
     names = "a_b & 50% <b>bold</b> $x$ {y} #1 ~^\\ \"q\" 'p' | z [1] *"
-    text = latex.latex(board(*line(0.5, 0.6, 0.7, dataset=names, method=names, refiner=names)))
+    text = latex.leaderboard(board(*line(0.5, 0.6, 0.7, dataset=names, method=names, refiner=names)))
     for cell in re.split(r" & | \\\\", text):
         assert not re.search(r"(?<!\\)[%#&]|^[*\[]", cell.strip()), cell
 
 
 def test_the_csv_has_unrounded_numbers():
-    (flat,) = csv.DictReader(io.StringIO(tables.comma_separated(board(*line(0.1, 0.2, 0.4)))))
+    (flat,) = csv.DictReader(io.StringIO(comma_separated.leaderboard(board(*line(0.1, 0.2, 0.4)))))
     assert float(flat["val_mIoU_mean"]) == pytest.approx(0.7 / 3, abs=1e-15)
     assert float(flat["val_mIoU_std"]) == summarise([0.1, 0.2, 0.4]).std
     assert (flat["rank"], flat["random_seeds"], flat["pseudo_mask_mIoU_mean"]) == ("1", "0 1 2", "")
@@ -614,7 +620,7 @@ def test_the_csv_has_unrounded_numbers():
 def test_a_leaderboard_without_runs_says_so(tmp_path):
     for path in write_leaderboard(table_of([]), tmp_path / "new" / "folder").paths[1:4]:
         assert "Nothing has been measured yet." in path.read_text("utf-8")
-    assert tables.terminal(board()) == "Nothing has been measured yet.\n"
+    assert compact.leaderboard(board()) == "Nothing has been measured yet.\n"
     assert len((tmp_path / "new/folder/leaderboard.csv").read_text().splitlines()) == 1
 
 
@@ -639,7 +645,7 @@ def test_a_site_that_cannot_be_written_leaves_the_older_one_as_it_was(tmp_path, 
 
 def test_a_sweep_in_which_all_is_missing_is_shown():
     runs = [make(seed=seed, status="missing", reason="no run was recorded") for seed in range(3)]
-    assert "seeds 0, 1, 2 missing: no run was recorded" in tables.terminal(board(*runs))
+    assert "seeds 0, 1, 2 missing: no run was recorded" in compact.leaderboard(board(*runs))
 
 
 def test_the_package_imports_neither_torch_nor_mlflow_nor_pandas():

@@ -149,7 +149,7 @@ def result_of(
 ) -> dict[str, Any]:
     """Return the study's table as plain JSON values (docs/studies.md says what they are)."""
     trials = measured(work, settings.name)
-    table = Table(study, trials, settings.seeds, tuple(classes))
+    table = StudyTable(study, trials, settings.seeds, tuple(classes))
     columns = [*dict.fromkeys(("background", *classes, "mIoU"))] if study.by_class else list(study.table.columns)
     labels = [row.label for row in study.table.rows]
     own = {row.label: row.own for row in study.table.rows}
@@ -181,7 +181,7 @@ def _usual_name(study: Study, dataset: str) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """The numbers of a study's cells."""
 
     study: Study

@@ -14,7 +14,7 @@ SAMPLE = 500
 
 
 @dataclass(frozen=True)
-class Table:
+class StatisticsTable:
     """A title, column names and rows, all text."""
 
     title: str
@@ -22,12 +22,12 @@ class Table:
     rows: list[list[str]]
 
 
-def statistics(dataset: Dataset) -> list[Table]:
+def statistics(dataset: Dataset) -> list[StatisticsTable]:
     """Return two tables: images and sizes a split, and images a class in `weak`, `train` and `val`."""
     sources = f"tags from {dataset.tag_source}; masks from {dataset.mask_source}"
     title = f"{dataset.display_name} at {dataset.root}: {sources}"
     header = ["split", "images", "tags an image", "width min/median/max", "height min/median/max"]
-    return [Table(title, header, [_split_row(dataset, split) for split in Split]), _class_table(dataset)]
+    return [StatisticsTable(title, header, [_split_row(dataset, split) for split in Split]), _class_table(dataset)]
 
 
 def _split_row(dataset: Dataset, split: Split) -> list[str]:
@@ -40,14 +40,14 @@ def _split_row(dataset: Dataset, split: Split) -> list[str]:
     return [str(split), str(len(ids)), tagged, _range(widths), _range(heights)]
 
 
-def _class_table(dataset: Dataset) -> Table:
+def _class_table(dataset: Dataset) -> StatisticsTable:
     splits = [split for split in (Split.WEAK, Split.TRAIN, Split.VAL) if dataset.ids(split)]
     counts = np.zeros((len(dataset.classes), len(splits)), np.int64)
     for column, split in enumerate(splits):
         for image_id in dataset.ids(split):
             counts[[tag - 1 for tag in dataset.tags(image_id)], column] += 1
     rows = [[name, *map(str, row)] for name, row in zip(dataset.classes, counts.tolist(), strict=True)]
-    return Table("images a class", ["class", *map(str, splits)], rows)
+    return StatisticsTable("images a class", ["class", *map(str, splits)], rows)
 
 
 def _range(values: np.ndarray) -> str:

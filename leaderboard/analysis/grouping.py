@@ -16,7 +16,7 @@ BOTH = "default = best"
 
 
 @dataclass(frozen=True)
-class Entry:
+class RowRuns:
     """The runs of one line: a method with a refiner, at one kind of settings."""
 
     method: str
@@ -38,7 +38,7 @@ class Entry:
         return self.confirm if self.settings == BOTH else self.runs
 
 
-def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
+def rows_by_scope(runs: Iterable[Run]) -> dict[Scope, list[RowRuns]]:
     """Return the lines of each scope, both in alphabetical order, `default` before `best`.
 
     If `best` has the default settings, the two are one line, `default = best`.
@@ -46,13 +46,13 @@ def entries(runs: Iterable[Run]) -> dict[Scope, list[Entry]]:
     cells: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
-    scopes: dict[Scope, list[Entry]] = {}
+    scopes: dict[Scope, list[RowRuns]] = {}
     for _, members in sorted(cells.items()):
         scopes.setdefault(members[0].scope, []).extend(_lines(members))
     return {scope: lines for scope, lines in scopes.items() if lines}
 
 
-def _lines(cell: Sequence[Run]) -> list[Entry]:
+def _lines(cell: Sequence[Run]) -> list[RowRuns]:
     """Return the lines of one cell."""
     search = tuple(run for run in cell if run.phase == "search")
     confirmed = {
@@ -65,7 +65,7 @@ def _lines(cell: Sequence[Run]) -> list[Entry]:
     if same_settings(default, best, search):
         confirmed = {BOTH: _either(default, best)}
     return [
-        Entry(cell[0].method, cell[0].refiner, settings, tuple(runs), () if settings == "default" else search)
+        RowRuns(cell[0].method, cell[0].refiner, settings, tuple(runs), () if settings == "default" else search)
         for settings, runs in confirmed.items()
         if runs
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from seedbed.benchmark.evaluation.bootstrap import ranks_of
 from seedbed.benchmark.evaluation.records import RecordName
-from seedbed.leaderboard.analysis.grouping import BOTH, Entry, entries, seconds_by_device, spent
+from seedbed.leaderboard.analysis.grouping import BOTH, RowRuns, rows_by_scope, seconds_by_device, spent
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.data.conditions import RANK_NEEDS, column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES, PSEUDO_MASK, VAL, Measure, measures
@@ -115,11 +115,11 @@ def board_of(table: Any) -> Board:
         seeds=tuple(sorted({run.seed for run in runs if run.phase == "confirm"})),
         hardware=tuple(_known(run.hardware for run in runs)),
         code=tuple(_known(run.code for run in runs)),
-        groups=tuple(_group(scope, lines, conditions) for scope, lines in entries(runs).items()),
+        groups=tuple(_group(scope, lines, conditions) for scope, lines in rows_by_scope(runs).items()),
     )
 
 
-def _group(scope: Scope, lines: list[Entry], conditions: Sequence[str]) -> Group:
+def _group(scope: Scope, lines: list[RowRuns], conditions: Sequence[str]) -> Group:
     confirmed = [run for line in lines for run in line.confirm]
     present = [m for m in MEASURES if any(m.of(run) is not None or m.uncounted(run) for run in confirmed)]
     measure = measures(confirmed)[scope]
@@ -131,7 +131,7 @@ def _group(scope: Scope, lines: list[Entry], conditions: Sequence[str]) -> Group
     return Group(*scope, measure, _ranked(rows, measure))
 
 
-def _bars_of_group(scope: Scope, lines: list[Entry]) -> list[str]:
+def _bars_of_group(scope: Scope, lines: list[RowRuns]) -> list[str]:
     named = {"data set": scope.dataset, "supervision": scope.supervision, "backbone": scope.backbone}
     named["initialisation"] = scope.initialisation
     bars = [f"its {name} was not recorded" for name, value in named.items() if not value]
@@ -142,8 +142,8 @@ def _bars_of_group(scope: Scope, lines: list[Entry]) -> list[str]:
 
 
 def _row(
-    line: Entry,
-    default: Entry | None,
+    line: RowRuns,
+    default: RowRuns | None,
     present: list[Measure],
     measure: Measure,
     conditions: Sequence[str],
@@ -188,7 +188,7 @@ def _status(confirm: Sequence[Run]) -> str:
     return ", ".join(lacking) or "complete"
 
 
-def _value(line: Entry, measure: Measure, status: str) -> Summary | str:
+def _value(line: RowRuns, measure: Measure, status: str) -> Summary | str:
     if status != "complete":
         return status
     known = [value for run in line.confirm if (value := measure.of(run)) is not None]
@@ -198,12 +198,12 @@ def _value(line: Entry, measure: Measure, status: str) -> Summary | str:
     return f"absent ({lacking} of {len(line.confirm)})" if lacking else summarise(known)
 
 
-def _finished(line: Entry) -> list[Run]:
+def _finished(line: RowRuns) -> list[Run]:
     """Return the runs that show the line's conditions: the complete ones, if there are any."""
     return [run for run in line.confirm if run.status == "complete"] or list(line.confirm)
 
 
-def _gain(line: Entry, default: Entry | None) -> tuple[str, Summary | None]:
+def _gain(line: RowRuns, default: RowRuns | None) -> tuple[str, Summary | None]:
     if line.settings == "default" or default is None:
         return "", None
     for measure in (VAL, PSEUDO_MASK):
@@ -212,7 +212,7 @@ def _gain(line: Entry, default: Entry | None) -> tuple[str, Summary | None]:
     return "", None
 
 
-def _by_seed(line: Entry, measure: Measure) -> dict[int, float]:
+def _by_seed(line: RowRuns, measure: Measure) -> dict[int, float]:
     return {run.seed: value for run in line.confirm if (value := measure.of(run)) is not None}
 
 
@@ -228,7 +228,7 @@ def _unfinished(confirm: Sequence[Run]) -> list[str]:
     ]
 
 
-def _bars(line: Entry, conditions: Mapping[str, Sequence[str]]) -> list[str]:
+def _bars(line: RowRuns, conditions: Mapping[str, Sequence[str]]) -> list[str]:
     bars = []
     seeds = [run.seed for run in line.confirm]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
@@ -248,7 +248,7 @@ def _bars(line: Entry, conditions: Mapping[str, Sequence[str]]) -> list[str]:
     return bars
 
 
-def _notes(line: Entry) -> list[str]:
+def _notes(line: RowRuns) -> list[str]:
     notes = []
     code = _known(run.code for run in line.runs)
     if len(code) > 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from seedbed.leaderboard.analysis.average_rank import AverageRank, average_ranks
-from seedbed.leaderboard.analysis.grouping import entries, searches
+from seedbed.leaderboard.analysis.grouping import rows_by_scope, searches
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis, Resampled, compare, resample
 from seedbed.leaderboard.analysis.ranking import Board, Group
 from seedbed.leaderboard.data.measures import Measure
@@ -16,9 +16,10 @@ from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 from seedbed.leaderboard.figures import pareto as cost
 from seedbed.leaderboard.figures.budget import budget_figure
-from seedbed.leaderboard.figures.figure import Figure, scope_of, stems
+from seedbed.leaderboard.figures.classes import class_figure
 from seedbed.leaderboard.figures.importance import importance_figures
-from seedbed.leaderboard.figures.quality import class_figure, interval_figure
+from seedbed.leaderboard.figures.intervals import interval_figure
+from seedbed.leaderboard.figures.style import Figure, scope_of, stems
 from seedbed.leaderboard.tables.columns import group_title
 
 __all__ = ["Analysis", "AverageRank", "Comparison", "Figure", "GroupAnalysis", "analyse"]
@@ -87,7 +88,7 @@ def _confirmed(board: Board, runs: Sequence[Run]) -> list[list[tuple[Run, ...]]]
     """Return the confirming runs of each row of each group."""
     lines = {
         (scope, line.method, line.refiner, line.settings): line.confirm
-        for scope, found in entries(runs).items()
+        for scope, found in rows_by_scope(runs).items()
         for line in found
     }
     return [

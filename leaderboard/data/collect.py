@@ -18,7 +18,7 @@ from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import sqlite_file, without_folders
 from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
 from seedbed.leaderboard.data.conditions import CONDITIONS
-from seedbed.leaderboard.data.expected import Plan
+from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
     Raises ConfigError for an unknown sweep, DataError for runs that contradict each other, within a sweep or
     between two.
     """
-    store = Store(tracking_uri)
+    store = SweepReader(tracking_uri)
     names = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
     runs = [run for name in names for run in _runs_of_sweep(store, name)]
     _refuse_doubles(runs)
     return table_of(runs)
 
 
-def _runs_of_sweep(store: Store, sweep: str) -> list[Run]:
-    plan = store.plan(sweep)
+def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:
+    plan = store.expected(sweep)
     with _no_garbage_collection():
         runs = [run_of(run.data.tags, run.data.metrics, plan) for run in store.trials(sweep)]
     twice = sorted(key for key, count in Counter(run.key for run in runs).items() if count > 1)
@@ -67,7 +67,7 @@ def _refuse_doubles(runs: Iterable[Run]) -> None:
             )
 
 
-class Store:
+class SweepReader:
     """An MLflow store that sweeps were recorded in, to read."""
 
     def __init__(self, tracking_uri: str) -> None:
@@ -101,7 +101,7 @@ class Store:
             confirmed = self._search(f"{_trials_of(sweep)} and tags.phase = 'confirm'")
             return {run.data.tags.get("seedbed.key", ""): run.info.run_id for run in confirmed}
 
-    def plan(self, sweep: str) -> Plan:
+    def expected(self, sweep: str) -> ExpectedTrials:
         """Return the plan of a sweep. Raises ConfigError for an unknown one, DataError for one without a plan."""
         parents: dict[str, list[str]] = {}
         for run in self._search("tags.`seedbed.kind` = 'sweep'"):
@@ -118,7 +118,7 @@ class Store:
             except (OSError, ValueError, MlflowException) as error:
                 plan = f"the plan of sweep {sweep!r}, its artifact sweep.json,"
                 raise DataError(f"{plan} cannot be read: {error}") from None
-        return Plan.parse(content)
+        return ExpectedTrials.parse(content)
 
     def download(self, run: str, artifact: str, folder: Path) -> Path | None:
         """Return a run's artifact as a file, in its place or downloaded to `folder`; None if there is none."""
@@ -163,7 +163,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Plan) -> Run:
+def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: ExpectedTrials) -> Run:
     """Make a run from the tags and metrics of a trial. Raises DataError for tags that cannot be read.
 
     Loss curves, costs and system metrics are left out. A trial without a status has not finished.

@@ -16,7 +16,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExpectedTrials:
     """What a sweep was to run."""
 
     name: str
@@ -32,7 +32,7 @@ class Plan:
         return [*dict.fromkeys([*CONDITIONS, *(name for cell in self.cells for name in conditions_in(cell))])]
 
     @classmethod
-    def parse(cls, plan: Mapping[str, Any]) -> Plan:
+    def parse(cls, plan: Mapping[str, Any]) -> ExpectedTrials:
         """Read the content of `sweep.json`.
 
         Raises DataError for another version or a missing entry, ConfigError for a sweep of variants: its cells

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.per_image import file_name, read_cells
-from seedbed.leaderboard.data.collect import Store
+from seedbed.leaderboard.data.collect import SweepReader
 from seedbed.leaderboard.data.measures import measures
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 
@@ -88,7 +88,7 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
     They are the artifacts `per_image/…` of the runs in MLflow. A run that lacks them is in `without`. Raises
     ConfigError for a store or a sweep that is not there.
     """
-    store = Store(tracking_uri)
+    store = SweepReader(tracking_uri)
     places = {key: run for sweep in sweeps for key, run in store.places(sweep).items()}
     found: dict[str, RunImages] = {}
     without: dict[str, str] = {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from seedbed.leaderboard.analysis.grouping import objective
 from seedbed.leaderboard.analysis.ranking import Group
 from seedbed.leaderboard.data.snapshot import Run
-from seedbed.leaderboard.figures.figure import (
+from seedbed.leaderboard.figures.style import (
     COLOURS,
     Figure,
     canvas,
@@ -19,7 +19,7 @@ from seedbed.leaderboard.figures.figure import (
 from seedbed.leaderboard.tables.columns import group_title
 from seedbed.leaderboard.tables.table import unrounded
 
-Cells = Mapping[tuple[str, str], Sequence[Run]]
+Searches = Mapping[tuple[str, str], Sequence[Run]]
 """Search trials by method and refiner."""
 
 
@@ -36,7 +36,7 @@ def expected_best(values: Sequence[float]) -> list[float]:
     ]
 
 
-def budget_figure(group: Group, cells: Cells, stem: str) -> Figure | None:
+def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
     """Return the curves of a group's searches, a panel a method; None where no search trial came to an end."""
     curves = {cell: known for cell, runs in cells.items() if (known := _known(runs))}
     if not curves:
@@ -91,7 +91,7 @@ def _default(runs: Sequence[Run]) -> float | None:
     return next((objective(run) for run in runs if run.settings == "default"), None)
 
 
-def _left_out(cells: Cells) -> str:
+def _left_out(cells: Searches) -> str:
     """Say how many trials have no score: they took a place in the search, and are in no curve."""
     count = sum(objective(run) is None for runs in cells.values() for run in runs)
     if not count:

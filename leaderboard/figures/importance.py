@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from seedbed.leaderboard.analysis.grouping import objective
 from seedbed.leaderboard.analysis.ranking import Group
 from seedbed.leaderboard.data.snapshot import Run
-from seedbed.leaderboard.figures.figure import (
+from seedbed.leaderboard.figures.style import (
     COLOURS,
     Figure,
     canvas,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from seedbed.leaderboard.analysis.ranking import Group, Row
 from seedbed.leaderboard.analysis.summary import Summary
-from seedbed.leaderboard.figures.figure import (
+from seedbed.leaderboard.figures.style import (
     COLOURS,
     INK,
     Figure,

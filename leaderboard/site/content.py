@@ -8,11 +8,11 @@ from functools import cached_property
 from seedbed.benchmark.paths import slug
 from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable
 from seedbed.benchmark.studies.result import StudyResult
-from seedbed.leaderboard.analysis.grouping import Entry, entries
+from seedbed.leaderboard.analysis.grouping import RowRuns, rows_by_scope
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.data.snapshot import Run, Scope
-from seedbed.leaderboard.figures.figure import Figure
+from seedbed.leaderboard.figures.style import Figure
 from seedbed.leaderboard.site.gallery import FOLDER, DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, group_views
 
@@ -37,9 +37,9 @@ class Content:
         return group_views(self.board, self.analysis)
 
     @cached_property
-    def entries(self) -> dict[Scope, list[Entry]]:
+    def rows_by_scope(self) -> dict[Scope, list[RowRuns]]:
         """The runs of each row, by what rows may be compared within."""
-        return entries(self.runs)
+        return rows_by_scope(self.runs)
 
     @property
     def methods(self) -> list[str]:

@@ -27,7 +27,7 @@ from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import IGNORE_INDEX, SplitView
 from seedbed.datasets.io.images import decode_mask, palette
-from seedbed.leaderboard.analysis.grouping import entries
+from seedbed.leaderboard.analysis.grouping import rows_by_scope
 from seedbed.leaderboard.data.snapshot import Run
 
 FOLDER = "gallery"
@@ -42,7 +42,7 @@ Predict = Callable[[Path, Sequence[str]], Path | None]
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryRun:
     """What one run made of one image; paths are relative to the gallery's folder, None without a picture."""
 
     method: str
@@ -75,7 +75,7 @@ class GalleryImage:
     """Further classes of the image."""
     image: str
     truth: str
-    runs: tuple[Shown, ...]
+    runs: tuple[GalleryRun, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class DatasetGallery:
 
 
 @dataclass(frozen=True)
-class Trial:
+class GalleryTrial:
     """The folder of a confirming trial in a sweep, and what its files say."""
 
     folder: Path
@@ -134,16 +134,16 @@ def draw_gallery(
     Shown is every complete confirming run of the lowest seed whose trial is in the work folder; what has left the
     store is left out.
     """
-    trials: dict[str, list[Trial]] = {}
+    trials: dict[str, list[GalleryTrial]] = {}
     for trial in _trials(runs, work):
         trials.setdefault(trial.run.dataset, []).append(trial)
     return tuple(_draw(name, found, work, out / FOLDER, count, predict) for name, found in sorted(trials.items()))
 
 
-def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
+def _trials(runs: Iterable[Run], work: WorkFolder) -> list[GalleryTrial]:
     confirmed = [
         (run, entry.settings)
-        for lines in entries(runs).values()
+        for lines in rows_by_scope(runs).values()
         for entry in lines
         for run in entry.confirm
         if run.status == "complete"
@@ -160,12 +160,12 @@ def _trials(runs: Iterable[Run], work: WorkFolder) -> list[Trial]:
         paths = {name: work.store.path(key) for name, key in config["artifacts"].items()}
         kept = {name: path for name, path in paths.items() if path.is_dir()}
         if {"scores", "masks"} & set(kept):
-            found.append(Trial(folder, run, settings, job["place"], kept))
+            found.append(GalleryTrial(folder, run, settings, job["place"], kept))
     return sorted(found, key=lambda trial: (trial.run.method, trial.run.refiner, trial.settings != "default"))
 
 
 def _draw(
-    name: str, trials: Sequence[Trial], work: WorkFolder, out: Path, count: int, predict: Predict
+    name: str, trials: Sequence[GalleryTrial], work: WorkFolder, out: Path, count: int, predict: Predict
 ) -> DatasetGallery:
     try:
         first = trials[0]
@@ -206,13 +206,13 @@ def _draw(
 
 def _shown(
     files: _Files,
-    trial: Trial,
+    trial: GalleryTrial,
     number: int,
     predicted: Path | None,
     image_id: str,
     label: int,
     picture: NDArray[np.uint8],
-) -> Shown:
+) -> GalleryRun:
     run, threshold = trial.run, threshold_of(trial.run)
     grey = None
     if "scores" in trial.artifacts and (trial.artifacts["scores"] / MAPS).is_file():
@@ -222,7 +222,7 @@ def _shown(
         what: None if folder is None else files.mask(f"{number}-{what}", decode_mask(folder / f"{image_id}.png"))
         for what, folder in masks.items()
     }
-    return Shown(
+    return GalleryRun(
         method=run.method,
         refiner=run.refiner,
         settings=trial.settings,

@@ -69,7 +69,7 @@ def _method(content: Content, method: str) -> str:
         method=method,
         description=METHODS.description(method).split("\n\n") if known else [],
         views=[_only(view, method) for view in content.views if _only(view, method).main],
-        repeats=[repeat for view in content.views for repeat in repeats(view, content.entries, method)],
+        repeats=[repeat for view in content.views for repeat in repeats(view, content.rows_by_scope, method)],
         figures=[figure for figure in content.analysis.figures if method in figure.methods],
         studies=[study for study in content.studies if study.method == method],
         papers=[paper for paper in content.papers if paper.method == method],

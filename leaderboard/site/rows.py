@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedbed.benchmark.paths import slug
-from seedbed.leaderboard.analysis.grouping import Entry
+from seedbed.leaderboard.analysis.grouping import RowRuns
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.snapshot import Run, Scope
-from seedbed.leaderboard.figures.figure import scope_of
+from seedbed.leaderboard.figures.style import scope_of
 from seedbed.leaderboard.tables.columns import (
     GAIN,
     MEASURED,
@@ -44,7 +44,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PageCell:
     """A cell of a page: `46.20`, spread `0.31`, detail `[45.8, 46.7]`."""
 
     text: str
@@ -63,7 +63,7 @@ class Line:
     """A row of a table, with the place on its page that says how to repeat it."""
 
     row: Row
-    cells: tuple[Cell, ...]
+    cells: tuple[PageCell, ...]
     page: str
     anchor: str
 
@@ -140,7 +140,7 @@ def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
     columns, shown = main_columns(group), columns_of(group)
     texts = list(group_table(group).cells)
 
-    def lines(make: Callable[[int, Row], Iterable[Cell]]) -> tuple[Line, ...]:
+    def lines(make: Callable[[int, Row], Iterable[PageCell]]) -> tuple[Line, ...]:
         return tuple(
             Line(row, tuple(make(index, row)), f"methods/{slug(row.method)}.html", f"row-{number}-{index + 1}")
             for index, row in enumerate(group.rows)
@@ -169,40 +169,40 @@ def _heading(column: RowColumn, group: Group) -> Heading:
     return Heading(title, column.meaning.replace("`", ""), column.number)
 
 
-def all_cells(row: Row, cells: Iterable[TableCell], columns: Sequence[RowColumn]) -> list[Cell]:
+def all_cells(row: Row, cells: Iterable[TableCell], columns: Sequence[RowColumn]) -> list[PageCell]:
     """Return the page's cells of a row in all columns."""
     found, position = [], 0
     for cell in cells:
         column = columns[position]
         position += cell.width
         if cell.missing:
-            found.append(Cell(cell.text, missing=True, width=cell.width))
+            found.append(PageCell(cell.text, missing=True, width=cell.width))
         else:
             found.append(_cell(row, column))
     return found
 
 
-def _main_cell(index: int, row: Row, column: RowColumn, group: Group, analysis: GroupAnalysis) -> Cell:
+def _main_cell(index: int, row: Row, column: RowColumn, group: Group, analysis: GroupAnalysis) -> PageCell:
     cell = _cell(row, column)
     if column is RANK and row.rank is not None and index in analysis.rank_intervals:
         low, high = analysis.rank_intervals[index]
         # Only one possible rank: show no interval.
         detail = "" if low == high else f"{low}–{high}"
-        return Cell(cell.text, detail=detail, value=cell.value, number=True)
+        return PageCell(cell.text, detail=detail, value=cell.value, number=True)
     if column.measure == group.measure.name and index in analysis.intervals:
         bounds = ", ".join(f"{100 * bound:.2f}" for bound in analysis.intervals[index])
-        return Cell(cell.text, cell.spread, f"[{bounds}]", cell.value, True, cell.marked)
+        return PageCell(cell.text, cell.spread, f"[{bounds}]", cell.value, True, cell.marked)
     return cell
 
 
-def _cell(row: Row, column: RowColumn) -> Cell:
+def _cell(row: Row, column: RowColumn) -> PageCell:
     text = column.text(row)
     missing = column.measure != "" and isinstance(row.values[column.measure], str) and text != NOTHING
     if missing:
-        return Cell(text, missing=True)
+        return PageCell(text, missing=True)
     main, _, spread = text.partition(" ± ") if column.number else (text, "", "")
     main, _, detail = main.partition(" (") if column.number else (main, "", "")
-    return Cell(
+    return PageCell(
         main,
         spread,
         detail.removesuffix(")"),
@@ -228,14 +228,14 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def repeats(view: GroupView, lines: Mapping[Scope, Sequence[Entry]], method: str) -> list[Repeat]:
+def repeats(view: GroupView, lines: Mapping[Scope, Sequence[RowRuns]], method: str) -> list[Repeat]:
     """Return how to repeat each row of a method in a group."""
     own = {(line.method, line.refiner, line.settings): line for line in lines.get(scope_of(view.group), ())}
     found = [line for line in view.main if line.row.method == method]
     return [_repeat(line, view, own.get((line.row.method, line.row.refiner, line.row.settings))) for line in found]
 
 
-def _repeat(line: Line, view: GroupView, entry: Entry | None) -> Repeat:
+def _repeat(line: Line, view: GroupView, entry: RowRuns | None) -> Repeat:
     row, own = line.row, () if entry is None else entry.confirm
     return Repeat(
         line=line,
@@ -265,7 +265,7 @@ def _known(values: Iterable[str]) -> tuple[str, ...]:
 def main_table(view: GroupView) -> Table:
     """Return a group's main table."""
 
-    def text(cell: Cell) -> str:
+    def text(cell: PageCell) -> str:
         spread = f" ± {cell.spread}" if cell.spread else ""
         return cell.text + spread + (f" {cell.detail}" if cell.detail.startswith("[") else "")
 

@@ -25,7 +25,7 @@ from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import DATASET, generate
 from seedbed.datasets.io.images import write_mask
 from seedbed.leaderboard.build import build
-from seedbed.leaderboard.data.collect import Store
+from seedbed.leaderboard.data.collect import SweepReader
 from tests.helpers.sweeping import end, scheduler_of, small
 
 folder = Path.cwd()
@@ -50,7 +50,7 @@ write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.de
 work = WorkFolder(folder / "work")
 sync(work, None, Reporter())
 build(default_uri(work), "small", folder / "site")
-(run, *_) = Store(default_uri(work)).trials("small")
+(run, *_) = SweepReader(default_uri(work)).trials("small")
 print(json.dumps({name: value for name, value in run.data.metrics.items() if "F2" in name}))
 """
 COLUMN = """
@@ -63,7 +63,7 @@ from seedbed.benchmark.tracking.delivery import sync
 from seedbed.benchmark.tracking.mlflow_store import default_uri
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.build import build
-from seedbed.leaderboard.data.collect import Store
+from seedbed.leaderboard.data.collect import SweepReader
 from tests.helpers.sweeping import end, scheduler_of, small
 
 folder = Path.cwd()
@@ -76,7 +76,7 @@ write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.de
 work = WorkFolder(folder / "work")
 sync(work, None, Reporter())
 build(default_uri(work), "small", folder / "site")
-(run, *_) = Store(default_uri(work)).trials("small")
+(run, *_) = SweepReader(default_uri(work)).trials("small")
 print({name: text for name, text in run.data.tags.items() if name == "colour_jitter"})
 """
 

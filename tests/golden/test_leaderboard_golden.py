@@ -24,7 +24,7 @@ import pytest
 from seedbed.leaderboard.analysis.ranking import Board, board_of
 from seedbed.leaderboard.build import FORMATS, INDEX, write_leaderboard
 from seedbed.leaderboard.data.collect import run_of
-from seedbed.leaderboard.data.expected import Plan
+from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import Run, table_of
 from seedbed.leaderboard.tables.compact import leaderboard as terminal
 
@@ -57,7 +57,7 @@ def tracked() -> list[tuple[dict[str, str], dict[str, float]]]:
 
 def runs() -> list[Run]:
     """Return all runs of the golden sweep, missing ones included."""
-    plan = Plan.parse(PLAN)
+    plan = ExpectedTrials.parse(PLAN)
     found = [run_of(tags, metrics, plan) for tags, metrics in tracked()]
     return [*found, *plan.missing(found)]
 

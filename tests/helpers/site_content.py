@@ -18,7 +18,7 @@ from seedbed.datasets.io.images import write_mask
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import Analysis, AverageRank, Comparison, GroupAnalysis
 from seedbed.leaderboard.data.snapshot import Run, table_of
-from seedbed.leaderboard.figures.figure import Figure
+from seedbed.leaderboard.figures.style import Figure
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import draw_gallery
 from seedbed.leaderboard.site.write import write_site

@@ -18,7 +18,7 @@ from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome, write_text
 from seedbed.benchmark.tracking.delivery import METRICS_A_CALL, MlflowUploader, Tracker, sync, uri_of
 from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, default_uri, unusable
-from seedbed.leaderboard.data.collect import Store
+from seedbed.leaderboard.data.collect import SweepReader
 from tests.helpers.sweeping import Heard, scheduler_of, small
 
 
@@ -318,8 +318,8 @@ def test_a_moved_work_folder_is_read_without_a_change_to_it(work, trials, tmp_pa
         (work.root / name).rename(moved / name)
     database = moved / "mlflow/mlflow.db"
     before = database.read_bytes()
-    store = Store(default_uri(WorkFolder(moved)))
-    assert store.plan("small").name == "small"
+    store = SweepReader(default_uri(WorkFolder(moved)))
+    assert store.expected("small").name == "small"
     for run in store.trials("small"):
         assert store.download(run.info.run_id, "stages.json", tmp_path) is not None
     assert database.read_bytes() == before
@@ -357,13 +357,13 @@ def test_a_tracking_uri_that_mlflow_cannot_use_is_refused_at_once(uri, work):
     with pytest.raises(ConfigError, match="tracking URI"):
         sync(work, uri, Reporter())
     with pytest.raises(ConfigError, match="tracking URI"):
-        Store(uri)
+        SweepReader(uri)
 
 
 def test_a_server_that_does_not_answer_is_one_line(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConfigError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used: ") as caught:
-        Store("http://127.0.0.1:9")
+        SweepReader("http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
 
 

@@ -19,8 +19,8 @@ from seedbed.leaderboard.data.per_image import ImageStatistics, RunImages
 from seedbed.leaderboard.data.snapshot import Run, table_of
 from seedbed.leaderboard.figures import pareto as cost
 from seedbed.leaderboard.figures.budget import expected_best
-from seedbed.leaderboard.figures.figure import stems
 from seedbed.leaderboard.figures.importance import importance
+from seedbed.leaderboard.figures.style import stems
 from seedbed.leaderboard.tables import csv as comma_separated
 from seedbed.leaderboard.tables import latex, markdown
 from seedbed.leaderboard.tables.pairwise import comparisons

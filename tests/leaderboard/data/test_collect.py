@@ -13,7 +13,7 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.leaderboard.build import build, write_leaderboard
 from seedbed.leaderboard.data import collect as module
 from seedbed.leaderboard.data.collect import collect, is_record, run_of
-from seedbed.leaderboard.data.expected import Plan
+from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import read_snapshot, runs_of, table_of
 from tests.golden.test_leaderboard_golden import GOLDEN, PLAN, TABLES, runs, tracked, without_figures
 
@@ -169,13 +169,13 @@ def test_what_a_record_is(name, record):
 def test_what_was_drawn_and_the_command_are_those_of_the_tags():
     tags, _ = tracked()[0]
     told = {"parameters": '{"A.b": 1}', "space": '{"A.b": {}}', "command": "seedbed run --set A.b=1"}
-    run = run_of(tags | told, {}, Plan.parse(PLAN))
+    run = run_of(tags | told, {}, ExpectedTrials.parse(PLAN))
     assert {name: getattr(run, name) for name in told} == told
-    assert (run_of(tags, {}, Plan.parse(PLAN)).command, run.seed) == ("", int(tags["seed"]))
+    assert (run_of(tags, {}, ExpectedTrials.parse(PLAN)).command, run.seed) == ("", int(tags["seed"]))
 
 
 def test_a_trial_that_runs_has_not_finished_and_broken_tags_are_named():
-    plan = Plan.parse(PLAN)
+    plan = ExpectedTrials.parse(PLAN)
     tags, _ = tracked()[0]
     running = {name: text for name, text in tags.items() if name not in ("status", "reason")}
     assert run_of(running, {}, plan).status == "unfinished"

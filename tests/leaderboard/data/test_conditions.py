@@ -16,7 +16,7 @@ from seedbed.benchmark.tracking.delivery import sync
 from seedbed.benchmark.tracking.mlflow_store import default_uri
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.build import write_leaderboard
-from seedbed.leaderboard.data.collect import Store, collect
+from seedbed.leaderboard.data.collect import SweepReader, collect
 from seedbed.leaderboard.data.conditions import CONDITIONS, SHOWN, column_names, shown
 from seedbed.leaderboard.data.snapshot import read_snapshot, runs_of, schema_of, table_of, write_snapshot
 from seedbed.methods.cam import TrainCam
@@ -51,7 +51,7 @@ def recorded(reported, chimera_root, tmp_path):
 
 def test_a_new_condition_is_in_mlflow_in_the_snapshot_and_a_column(recorded, tmp_path):
     uri = default_uri(recorded)
-    assert {run.data.tags["training_epochs"] for run in Store(uri).trials("small")} == {"7"}
+    assert {run.data.tags["training_epochs"] for run in SweepReader(uri).trials("small")} == {"7"}
     table = collect(uri, "small")
     assert table["training_epochs"].unique().to_pylist() == ["7"]
     assert [run.status for run in runs_of(table)] == ["complete", "complete", "missing"]

@@ -24,7 +24,7 @@ from seedbed.leaderboard.analysis.result import analyse
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.build import write_leaderboard
 from seedbed.leaderboard.data.snapshot import table_of
-from seedbed.leaderboard.figures.quality import class_figure
+from seedbed.leaderboard.figures.classes import class_figure
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.downloads import FORMATS, downloads

@@ -23,7 +23,7 @@ from seedbed.leaderboard.analysis.ranking import Board, Group, Row, board_of
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.build import FORMATS, write_leaderboard
-from seedbed.leaderboard.data.expected import Plan
+from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, schema_of, table_of, write_snapshot
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
@@ -222,7 +222,7 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
     cell |= {name: DEFAULT.conditions[name] for name in ("supervision", "backbone")}
     cell |= {"initialisation": "none", "crf_preset": "irn", "tuning_masks": 40}
     entries = {"version": 1, "name": "s", "seeds": [0, 1], "cells": [cell]}
-    missing = Plan.parse(entries | {"trials": 2}).missing([make(0.5, seed=1)])
+    missing = ExpectedTrials.parse(entries | {"trials": 2}).missing([make(0.5, seed=1)])
     assert [(run.settings, run.seed, run.status) for run in missing] == [
         ("default", 0, "missing"),
         ("best", 0, "missing"),
@@ -231,13 +231,13 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
     assert {run.conditions["crf_preset"] for run in missing} == {"irn"}
     assert {run.cell for run in missing} == {make().cell}
     own = {"segmentation_backbone": "resnet101", "segmentation_initialisation": "coco"}
-    missing = Plan.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
+    missing = ExpectedTrials.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
     assert {run.scope[-2:] for run in missing} == {("resnet101", "coco")}
-    assert len(Plan.parse(entries | {"trials": 0}).missing([])) == 2
+    assert len(ExpectedTrials.parse(entries | {"trials": 0}).missing([])) == 2
     with pytest.raises(DataError, match="version 2"):
-        Plan.parse(entries | {"trials": 2, "version": 2})
+        ExpectedTrials.parse(entries | {"trials": 2, "version": 2})
     with pytest.raises(DataError, match="no entry 'trials'"):
-        Plan.parse(entries)
+        ExpectedTrials.parse(entries)
 
 
 # Rows

@@ -1,4 +1,4 @@
-"""A figure of the leaderboard: a picture that reads on light and dark pages, and the numbers under it."""
+"""The style of the figures: pictures for light and dark pages, each with its numbers."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 INK = "#010203"
-"""Stands for the colour of the page's text: no figure has it otherwise."""
+"""Placeholder for the colour of the page's text; no figure uses it for anything else."""
 COLOURS = ("#0f8b8d", "#d1495b", "#7b6dd0", "#c98a00", "#5b8c3a", "#3b7dd8", "#b04fa0", "#8a6d55")
 """Readable on white and on black."""
 WIDTH = 4.6
-"""Inches. With text of 8 points all is readable where the figure is 360 pixels wide."""
+"""Inches. Text of 8 points stays readable if the figure is 360 pixels wide."""
 LONGEST = 44
-"""Letters of a name in a figure."""
+"""Maximum number of letters of a name in a figure."""
 _SHOWN = 1.35
-"""So many times its own size a figure is shown at most."""
+"""Maximum magnification of a figure on a page."""
 _UNWANTED = re.compile(
     r"<metadata>.*?</metadata>\s*"
-    # Its style is for every element: on a page, for the page's too.
+    # The SVG's style rules would apply to the whole page.
     r"|<style.*?</style>\s*"
-    # Nothing is drawn outside its axes, and a page that refers to nothing is easily checked.
+    # Clip paths are not needed, and a page without references is easy to check.
     r'|<clipPath.*?</clipPath>\s*|\sclip-path="[^"]*"|\sxmlns:xlink="[^"]*"',
     re.DOTALL,
 )
@@ -49,11 +49,11 @@ class Figure:
     svg: str
     """A whole `<svg>` element, transparent, with text and axes in the colour of the text around it."""
     csv: str
-    """The numbers, not rounded, with a header."""
+    """The numbers, unrounded, with a header."""
     methods: tuple[str, ...] = ()
-    """The methods that it is about; empty: all."""
+    """The methods that it shows; empty: all."""
     dataset: str = ""
-    """The data set that it is about; empty: all."""
+    """The data set that it shows; empty: all."""
 
 
 def scope_of(group: Group) -> Scope:
@@ -69,12 +69,12 @@ def scope_of(group: Group) -> Scope:
 
 
 def slug(text: str) -> str:
-    """Return text in the letters of a figure's name."""
+    """Return text as part of a figure's name, [a-z0-9_-]."""
     return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "unnamed"
 
 
 def stems(groups: Sequence[Group]) -> list[str]:
-    """Return what the names of each group's figures end with: the data set, numbered where it has more groups."""
+    """Return the end of the names of each group's figures: the data set, numbered if it has several groups."""
     names: list[str] = []
     for group in groups:
         name, number = slug(group.dataset), 1
@@ -90,12 +90,17 @@ def ordinal(row: Row) -> str:
 
 
 def short(name: str) -> str:
-    """Return a name that leaves room for the numbers: the whole one is in the CSV."""
+    """Return a name cut to LONGEST letters; the CSV has the whole name."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
+def label(row: Row) -> str:
+    """Return a row's rank and short name."""
+    return f"{ordinal(row)} · {short(row.name)}"
+
+
 def of_group(group: Group) -> str:
-    """Return how a caption says which group it is about."""
+    """Return the start of a caption, which names the group."""
     return f"{group_title(group)}."
 
 
@@ -111,7 +116,7 @@ def canvas(height: float, rows: int = 1, columns: int = 1, **options: Any) -> It
 
 
 def svg_of(figure: Canvas, name: str, title: str) -> str:
-    """Return a canvas as an SVG element with ids of its own, the same bytes for the same content."""
+    """Return a canvas as an SVG element with unique ids; the same content gives the same bytes."""
     from matplotlib import style
 
     out = io.StringIO()
@@ -148,8 +153,8 @@ def _style() -> list[Any]:
         "grid.linewidth": 0.5,
         "legend.frameon": False,
         "svg.fonttype": "none",
-        # Names are shown as they are, dollar signs too.
+        # Show dollar signs in names as they are.
         "text.parse_math": False,
     }
-    # Whatever the user's own matplotlibrc says, the bytes are the same.
+    # "default" keeps the bytes independent of the user's matplotlibrc.
     return ["default", own]

@@ -1,4 +1,4 @@
-"""The command line as a user types it: in processes of its own, with the messages that a person reads."""
+"""The command line as a user types it, with the messages that a person reads."""
 
 from __future__ import annotations
 
@@ -19,18 +19,9 @@ from seedbed.benchmark.pipeline.store import Store
 from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import DATASET
 from seedbed.datasets.io.images import decode_mask
+from tests.helpers.command_line import seedbed, seedbed_process, start_seedbed
 
 TINY = ["--set", "TrainCam.epochs=2", "--set", "TrainSegmentation.epochs=2", "--workers", "0", "--device", "cpu"]
-
-
-def seedbed(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder` as `seedbed …` would."""
-    program = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
-    command = [sys.executable, "-c", program, *map(str, words)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def numbers(output: str) -> list[str]:
@@ -88,7 +79,8 @@ def test_a_run_goes_from_images_to_the_networks_miou(work, finished):
 
 
 def test_the_same_command_executes_no_stage_and_prints_the_same_numbers(work, finished):
-    again = seedbed(work, "run", "--dataset", "small", "--refiner", "crf", *TINY)
+    again = seedbed_process(work, "run", "--dataset", "small", "--refiner", "crf", *TINY)
+    assert again.returncode == 0, again.stderr
     assert "every stage was in the store" in again.stdout
     assert "▸" not in again.stderr
     assert "tags from Annotations/*.xml; masks from SegmentationClass/" in again.stderr
@@ -103,12 +95,9 @@ def test_other_processes_and_another_work_folder_change_no_number(work, finished
 @pytest.mark.slow
 def test_kill_minus_nine_anywhere_then_the_same_numbers(work, finished):
     words = ["run", "--dataset", "small", "--refiner", "crf", *TINY, "--work", "killed"]
-    program = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
     waits = np.random.default_rng(0).uniform(3, 14, 4)
     for wait in waits:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, *words], cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start_seedbed(work, *words)
         time.sleep(float(wait))
         process.kill()
         process.wait()
@@ -224,6 +213,13 @@ def test_every_mistake_is_one_line_that_says_what_to_do(work, words, message):
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
     assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_mistake_ends_the_process_with_code_one_and_no_traceback(work):
+    done = seedbed_process(work, "run", "--method", "kam")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unknown method 'kam'. Did you mean 'cam'? Valid: ")
 
 
 def test_methods_show_tells_every_setting_with_its_source(work):

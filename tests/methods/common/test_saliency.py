@@ -25,8 +25,8 @@ from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import table_of
 from seedbed.methods.common.saliency_masks import SaliencyMasks, combined, salient_area
-from tests.benchmark.cli.test_cli import seedbed
 from tests.contracts.test_contracts import contents, pipeline, tiny
+from tests.helpers.command_line import seedbed
 from tests.helpers.fakes import FolderDataset, random_scene
 from tests.helpers.sweeping import scheduler_of, small
 from tests.helpers.voc_folder import make_voc

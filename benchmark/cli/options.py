@@ -28,12 +28,6 @@ Workers = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, no progress.")]
-AllowVal = Annotated[
-    bool,
-    typer.Option(
-        "--allow-val-in-training", help="Run even if val contains training images; the result is marked."
-    ),
-]
 AcceptChangedCode = Annotated[
     bool,
     typer.Option(

@@ -11,17 +11,16 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
-    AllowVal,
     Quiet,
     Root,
     Work,
-    parse_settings,
     print_table,
     work_folder,
 )
 from seedbed.benchmark.cli.sweep import INCOMPLETE, print_forecast, print_result
+from seedbed.benchmark.cli.trial_options import trial_options
 from seedbed.benchmark.progress import Reporter
-from seedbed.benchmark.training.initialisation import is_file
+from seedbed.benchmark.trials.options import DECIDED, words_of
 
 
 def studies() -> None:
@@ -37,7 +36,9 @@ def studies() -> None:
     print("\nseedbed study NAME --dataset voc2012 --root DIR runs one; --dry-run says what it would cost")
 
 
+@trial_options(without=DECIDED)
 def study(
+    *,
     name: Annotated[str, typer.Argument(help="A study of `seedbed studies`, or a YAML file of your own.")],
     dataset: Annotated[str, typer.Option(help="A data set.")] = "chimera",
     root: Root = None,
@@ -45,32 +46,7 @@ def study(
     sweep_name: Annotated[
         str, typer.Option("--name", help="The sweep's name.", show_default="the study's and the data set's")
     ] = "",
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="A backbone.", show_default="the paper's; tiny for images of at most 128 pixels"),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
-    ] = None,
-    segmentation_backbone: Annotated[
-        str | None, typer.Option(help="Of the segmentation networks.", show_default="the paper's")
-    ] = None,
-    segmentation_weights: Annotated[
-        str | None,
-        typer.Option(help="imagenet, none, coco, or a state-dict file.", show_default="as for `seedbed run`"),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=0, help="Longer image side in pixels that networks see; 0: its own.")
-    ] = 0,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Fix a hyper-parameter for all trials.",
-            metavar="STAGE.FIELD=VALUE",
-            show_default="none is fixed",
-        ),
-    ] = None,
+    options: dict[str, Any],
     cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="GPUs per trial.", show_default="1 if there are any, else 0")
@@ -82,7 +58,6 @@ def study(
         ),
     ] = None,
     accept_changed_code: AcceptChangedCode = False,
-    allow_val_in_training: AllowVal = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
     work: Work = WORK,
     quiet: Quiet = False,
@@ -104,14 +79,8 @@ def study(
         root=root,
         seeds=tuple(seeds or (0, 1, 2)),
         name=sweep_name,
-        backbone=backbone,
-        weights=weights,
-        segmentation_backbone=segmentation_backbone,
-        segmentation_weights=segmentation_weights,
-        size=size,
-        allow_val_in_training=allow_val_in_training,
-        settings=parse_settings(setting or []),
         where={key: value for key, value in machines.items() if value is not None},
+        **options,
     )
     settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder, reporter)
     if dry_run:
@@ -140,12 +109,5 @@ def command_of(name: str, request: Any) -> str:
     words += ["--root", "DIR"] if request.root else []
     words += ["--name", request.name] if request.name else []
     words += ["--seeds", *map(str, request.seeds)]
-    for option in ("backbone", "weights", "segmentation_backbone", "segmentation_weights"):
-        if value := getattr(request, option):
-            file = option.endswith("weights") and is_file(value)
-            words += [f"--{option.replace('_', '-')}", "FILE" if file else value]
-    words += ["--size", str(request.size)] if request.size else []
-    words += ["--allow-val-in-training"] if request.allow_val_in_training else []
-    for key, value in request.settings.items():
-        words += ["--set", f"{key}={value}"]
+    words += words_of(request, {})
     return shlex.join(words)

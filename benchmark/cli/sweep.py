@@ -13,13 +13,13 @@ from typer.core import TyperCommand
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
-    AllowVal,
     Quiet,
     Work,
-    parse_settings,
     print_table,
     work_folder,
 )
+from seedbed.benchmark.cli.trial_options import LISTS as TRIAL_LISTS
+from seedbed.benchmark.cli.trial_options import trial_options
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.progress import Reporter
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 3
 """Exit code of a sweep that came to its end although not all of its trials finished."""
-LISTS = ("--sweep", "--methods", "--refiners", "--datasets", "--seeds", "--tune", "--selections", "--set")
+LISTS = ("--sweep", "--methods", "--refiners", "--datasets", "--seeds", "--tune", *TRIAL_LISTS)
 
 
 class SpacedLists(TyperCommand):
@@ -52,7 +52,9 @@ class SpacedLists(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
+@trial_options()
 def sweep(
+    *,
     file: Annotated[
         Path | None, typer.Argument(help="A YAML file with these options as keys.", show_default="none")
     ] = None,
@@ -92,42 +94,7 @@ def sweep(
             "--early-stopping", help="Stop search trials inside their first training.", show_default="off"
         ),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="A backbone.", show_default="as for `seedbed run`")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="imagenet, none, or a state-dict file.", show_default="as for `seedbed run`")
-    ] = None,
-    segmentation_backbone: Annotated[
-        str | None, typer.Option(help="Of the segmentation networks.", show_default="that of --backbone")
-    ] = None,
-    segmentation_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="imagenet, none, a state-dict file, or coco, which marks the rows.",
-            show_default="as for `seedbed run`",
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Longer image side in pixels that networks see.", show_default="0: that of the images"),
-    ] = None,
-    segment: Annotated[
-        bool | None,
-        typer.Option("--segment/--no-segment", help="Train segmentation networks.", show_default="segment"),
-    ] = None,
-    selections: Annotated[
-        list[str] | None,
-        typer.Option(help="Thresholds at which pseudo-masks are reported.", show_default="fixed tuned oracle"),
-    ] = None,
-    setting: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Fix a hyper-parameter for all trials.",
-            metavar="STAGE.FIELD=VALUE",
-            show_default="none is fixed",
-        ),
-    ] = None,
-    allow_val_in_training: AllowVal = False,
+    options: dict[str, Any],
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="0.5: two trials share one.", show_default="1 if there are any, else 0")
     ] = None,
@@ -161,7 +128,7 @@ def sweep(
 
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the sweep was refused or stopped.
     """
-    options: dict[str, Any] = {
+    sweep_options: dict[str, Any] = {
         "name": name,
         "methods": methods,
         "refiners": refiners,
@@ -172,22 +139,13 @@ def sweep(
         "search_seed": search_seed,
         "window": window,
         "early_stopping": early_stopping,
-        "backbone": backbone,
-        "weights": weights,
-        "segmentation_backbone": segmentation_backbone,
-        "segmentation_weights": segmentation_weights,
-        "size": size,
-        "segment": segment,
-        "selections": selections,
-        "settings": parse_settings(setting) if setting else None,
-        "allow_val_in_training": allow_val_in_training or None,
         "gpus_per_trial": gpus_per_trial,
         "cpus_per_trial": cpus_per_trial,
         "workers": workers,
         "address": address,
         "tracking_uri": tracking_uri,
     }
-    given = {key: value for key, value in options.items() if value not in (None, [])}
+    given = {key: value for key, value in sweep_options.items() if value not in (None, [])} | options
     folder = work_folder(work.resolve())
     settings = _settings(folder, file, resume, given)
     reporter = Reporter(quiet)

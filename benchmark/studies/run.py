@@ -30,6 +30,7 @@ from seedbed.benchmark.studies.intervals import (
 from seedbed.benchmark.studies.study import Spot, Study, measure_of
 from seedbed.benchmark.sweeps.settings import NAME, SweepSettings, settings_of
 from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_outcome, read_spec
+from seedbed.benchmark.trials.options import DECIDED, TrialOptions, options_of
 from seedbed.benchmark.trials.trial import SMALL_IMAGES
 from seedbed.datasets.tools.check import preflight
 
@@ -41,22 +42,14 @@ CITED = "reported only"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRequest:
-    """How a user wants a study run."""
+class StudyRequest(TrialOptions):
+    """How a user wants a study run. Options that are not given are the paper's."""
 
     dataset: str
     root: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     name: str = ""
     """The sweep's; empty: the study's and the data set's."""
-    backbone: str | None = None
-    """None: the paper's, or `tiny` for small images."""
-    weights: str | None = None
-    segmentation_backbone: str | None = None
-    segmentation_weights: str | None = None
-    size: int = 0
-    allow_val_in_training: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a sweep that are about the machines: workers, cores, address."""
 
@@ -80,6 +73,7 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
     second = None if small else study.segmentation_backbone
     needed = any(variant.segment for variant in variants.values())
     content: dict[str, Any] = {
+        **{name: value for name, value in options_of(request).items() if name not in DECIDED},
         "name": request.name or _usual_name(study, request.dataset),
         "datasets": [f"{request.dataset}={request.root}" if request.root else request.dataset],
         "variants": variants,
@@ -88,12 +82,8 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
         "maps_on": list(study.maps_on),
         "selections": list(study.selections),
         "backbone": request.backbone or (None if small else study.backbone),
-        "weights": request.weights,
         "segmentation_backbone": (request.segmentation_backbone or second) if needed else None,
         "segmentation_weights": request.segmentation_weights if needed else None,
-        "size": request.size,
-        "allow_val_in_training": request.allow_val_in_training,
-        "settings": dict(request.settings),
         **request.where,
     }
     return settings_of({key: value for key, value in content.items() if value is not None})

@@ -25,7 +25,8 @@ from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable, table
-from seedbed.benchmark.sweeps.settings import Variant, check_table
+from seedbed.benchmark.sweeps.settings import Variant
+from seedbed.benchmark.trials.options import check_table
 
 FOLDER = Path(__file__).parent / "tables"
 CLASSES = "classes"

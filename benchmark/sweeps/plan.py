@@ -20,6 +20,7 @@ from seedbed.benchmark.sweeps.search import Settings, Space, check_tune, search_
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
 from seedbed.benchmark.trials.conditions import conditions_of
+from seedbed.benchmark.trials.options import options_of
 from seedbed.benchmark.trials.plan import Plan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
@@ -177,24 +178,18 @@ def _check_settings(plan: SweepPlan, known: set[str], reporter: Reporter) -> Non
 
 
 def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:
-    variant = settings.variants[cell.variant] if cell.variant else None
-    own = None if variant is None else variant.segmentation_backbone
+    options = options_of(settings) | {"settings": dict(changes)}
+    if cell.variant:
+        variant = settings.variants[cell.variant]
+        options["segment"] = variant.segment
+        options["segmentation_backbone"] = variant.segmentation_backbone or settings.segmentation_backbone
     return Trial(
         dataset=cell.dataset,
         method=cell.method,
         refiner=cell.refiner,
         seed=seed,
-        backbone=settings.backbone,
-        weights=settings.weights,
-        segmentation_backbone=own or settings.segmentation_backbone,
-        segmentation_weights=settings.segmentation_weights,
-        size=settings.size,
-        segment=settings.segment if variant is None else variant.segment,
-        selections=settings.selections,
-        maps_on=settings.maps_on,
-        allow_val_in_training=settings.allow_val_in_training,
-        settings=dict(changes),
         measure_on="tune" if phase == "search" else "report",
+        **options,
     )
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.training.initialisation import is_file
+from seedbed.benchmark.trials.options import TrialOptions, check_table
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """A sweep's name is a folder's name, which no file system takes if it is much longer."""
 ALL = "all"
-WEIGHTS = ("weights", "segmentation_weights")
+WEIGHTS = tuple(one.name for one in fields(TrialOptions) if one.metadata["file"])
 """The settings that may be files."""
 
 
@@ -53,7 +53,7 @@ def setting(default: Any, *, where: bool = False, low: float | None = None) -> A
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepSettings:
+class SweepSettings(TrialOptions):
     """The settings of a sweep; the names are the keys of a YAML file and the options of the command."""
 
     name: str
@@ -73,19 +73,6 @@ class SweepSettings:
     """Search trials of a cell under way at once: each suggestion sees all trials but the last `window − 1`."""
     early_stopping: bool = False
     """Stop search trials whose first training has a loss above the median of the earlier ones."""
-    backbone: str | None = None
-    weights: str | None = None
-    segmentation_backbone: str | None = None
-    segmentation_weights: str | None = None
-    size: int = setting(0, low=0)
-    segment: bool = True
-    selections: tuple[Literal["fixed", "tuned", "oracle"], ...] = ("fixed", "tuned", "oracle")
-    maps_on: tuple[Literal["train", "val"], ...] = ("train",)
-    """The splits on which maps and pseudo-masks are measured."""
-    allow_val_in_training: bool = False
-    """Run on data sets that train on images of `val`; their rows are marked."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Changed hyper-parameters of all trials, `Stage.field: value`; these are not searched."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     """The cells by name, where they differ in more than method and refiner, which then do not count."""
     gpus_per_trial: float | None = setting(None, where=True, low=0)
@@ -99,22 +86,9 @@ class SweepSettings:
     """An MLflow server. None: SQLite in the work folder."""
 
     def __post_init__(self) -> None:
-        for declared in fields(self):
-            value = getattr(self, declared.name)
-            if declared.name in ("settings", "variants"):
-                if not isinstance(value, Mapping):
-                    raise ConfigError(f"{declared.name}: expected a table")
-                if declared.name == "settings":
-                    check_table("settings", value)
-                continue
-            if isinstance(value, list):
-                value = tuple(value)
-            value = conform(declared.name, value, _hints()[declared.name])
-            low = declared.metadata.get("low")
-            for number in value if isinstance(value, tuple) else (value,):
-                if low is not None and number is not None and not low <= number < math.inf:
-                    raise ConfigError(f"{declared.name} = {number}: at least {low:g}")
-            object.__setattr__(self, declared.name, value)
+        if not isinstance(self.variants, Mapping):
+            raise ConfigError("variants: expected a table")
+        super().__post_init__()
         check_name(self.name)
         for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune", "maps_on"):
             values = getattr(self, what)
@@ -207,9 +181,9 @@ class SweepSettings:
         return {**values, "datasets": self.dataset_names(), **weights}
 
     def differences(self, other: SweepSettings) -> list[str]:
-        """Return the names of the settings that decide the numbers and differ."""
+        """Return the names of the settings that decide the numbers and differ, sorted."""
         mine, others = _plain(self.what()), _plain(other.what())
-        return [name for name in mine if mine[name] != others[name]]
+        return sorted(name for name in mine if mine[name] != others[name])
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, by one rename."""
@@ -305,18 +279,6 @@ def check_name(name: str) -> None:
             f"name = {shown}: expected up to 200 letters, digits, points, dashes and underscores, "
             "the first a letter or a digit"
         )
-
-
-def check_table(where: str, content: Any) -> None:
-    """Raise ConfigError unless `content` is a table of `Stage.field: value`."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: expected a table of `Stage.field: value`")
-    for key, value in content.items():
-        if isinstance(value, Mapping) and "." not in str(key):
-            field_name = next(iter(value), "field")
-            raise ConfigError(f"{where}: {key} is a table; write {key}.{field_name}: value")
-        if not isinstance(key, str) or not all(key.partition(".")):
-            raise ConfigError(f"{where}: {key!r} is no setting; write Stage.field: value")
 
 
 def _plain(value: Any) -> Any:

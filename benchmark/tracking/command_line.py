@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from seedbed.benchmark.sweeps.trial_files import TrialSpec
-from seedbed.benchmark.training.initialisation import is_file
-from seedbed.benchmark.trials.trial import SELECTIONS
+from seedbed.benchmark.trials.options import TrialOptions, words_of
 
 
 def command_line(spec: TrialSpec, generated: bool) -> str:
@@ -32,35 +32,12 @@ def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     yield from ("--seed", str(trial.seed))
     if trial.supervision != "weak":
         yield from ("--supervision", trial.supervision)
-    yield from (
-        "--backbone",
-        str(spec.conditions["backbone"]),
-        *_weights("--weights", str(spec.conditions["initialisation"])),
-    )
-    if trial.segmentation_backbone is not None and not searching:
-        yield from ("--segmentation-backbone", trial.segmentation_backbone)
-    if trial.segmentation_weights is not None and not searching:
-        yield from _weights("--segmentation-weights", trial.segmentation_weights)
-    if trial.size:
-        yield from ("--size", str(trial.size))
-    if searching or not trial.segment:
-        yield "--no-segment"
-    if tuple(trial.selections) != SELECTIONS:
-        yield from ("--selections", ",".join(trial.selections))
-    if tuple(trial.maps_on) != ("train",):
-        yield from ("--maps-on", ",".join(trial.maps_on))
-    if trial.allow_val_in_training:
-        yield "--allow-val-in-training"
-    for key, value in sorted(trial.settings.items()):
-        yield from ("--set", f"{key}={_text(value)}")
-
-
-def _weights(option: str, weights: str) -> tuple[str, str]:
-    return option, "FILE" if is_file(weights) else weights
-
-
-def _text(value: Any) -> str:
-    """Return a setting as `seedbed.benchmark.pipeline.hparams.parse` reads it."""
-    if isinstance(value, list | tuple):
-        return ",".join(map(_text, value))
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    # The command of another machine is to take the same backbone and weights, also if its defaults differ.
+    values: dict[str, Any] = {
+        declared.name: spec.conditions[declared.metadata["report_as"]]
+        for declared in fields(TrialOptions)
+        if declared.metadata.get("report_as") in spec.conditions
+    }
+    if searching:
+        values |= {"segment": False} | {d.name: d.default for d in fields(TrialOptions) if d.metadata["network"]}
+    yield from words_of(trial, values)

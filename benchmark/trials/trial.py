@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.hparams import declared, override
@@ -12,16 +11,15 @@ from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Meta, Method, Stage
 from seedbed.benchmark.training.initialisation import method_weights, segmentation_weights
+from seedbed.benchmark.trials.options import TrialOptions
 from seedbed.datasets.base import Dataset
 
-Selection = Literal["fixed", "tuned", "oracle"]
-SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
 SMALL_IMAGES = 128
 """Data sets whose images are at most so many pixels long get the backbone `tiny` unless told otherwise."""
 
 
-@dataclass(frozen=True)
-class Trial:
+@dataclass(frozen=True, kw_only=True)
+class Trial(TrialOptions):
     """What is run. Everything here is recorded; nothing else changes the numbers."""
 
     dataset: str
@@ -30,26 +28,6 @@ class Trial:
     seed: int = 0
     supervision: Literal["weak", "full"] = "weak"
     """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
-    backbone: str | None = field(default=None, metadata={"report_as": "backbone"})
-    """None: `tiny` for images of at most 128 pixels, else `resnet50`."""
-    weights: str | None = field(default=None, metadata={"report_as": "initialisation"})
-    """`none`, `imagenet`, or the path of a state dict; None: `imagenet` where the backbone has it."""
-    segmentation_backbone: str | None = None
-    """Of the segmentation network; None: `backbone`."""
-    segmentation_weights: str | None = None
-    """As `weights`, or `coco`, which are extra supervision; None: `weights` where the backbone is the same."""
-    size: int = 0
-    """Networks see images with this longer side in pixels; 0 is their own size. Measured at full size always."""
-    segment: bool = True
-    """Whether a segmentation network is trained on the pseudo-masks."""
-    selections: Sequence[Selection] = SELECTIONS
-    """The thresholds at which pseudo-masks are reported."""
-    maps_on: Sequence[Literal["train", "val"]] = ("train",)
-    """The splits on which maps and pseudo-masks are measured: some papers' tables are about `val`."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Changed hyper-parameters, `{"Stage.field": value}`."""
-    allow_val_in_training: bool = False
-    """Whether images of `val` may be in `weak` or `train`; else such a data set is refused."""
     measure_on: Literal["report", "tune"] = "report"
     """`report`: all levels on `train` and `val`. `tune`: the pseudo-masks on `tune` alone, for a search."""
 

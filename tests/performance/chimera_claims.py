@@ -65,7 +65,9 @@ def measured(
     """Return the numbers of one run by column, in percent; NaN where there is none."""
     settings = dict(line)
     method = settings.pop("method", claim.method)
-    trial = Trial("chimera", method, seed=seed, segment=False, selections=("tuned",), settings=settings)
+    trial = Trial(
+        dataset="chimera", method=method, seed=seed, segment=False, selections=("tuned",), settings=settings
+    )
     records = {r.name: r.value for r in run_trial(trial, data, work, Machine(reporter=Reporter(True))).records}
     found = {title: records.get(name) for title, name in claim.measures.items()}
     return {title: float("nan") if value is None else 100 * value for title, value in found.items()}

@@ -140,7 +140,7 @@ def test_maps_masks_and_own_measurements_are_measured_on_the_splits_that_are_ask
 
 
 def test_what_is_about_superpixels_or_clusters_is_measured_on_train(chimera, tmp_path):
-    own = Trial("chimera", method="icd", segment=False, maps_on=("val",))
+    own = Trial(dataset="chimera", method="icd", segment=False, maps_on=("val",))
     steps = plan_trial(own, chimera, WorkFolder(tmp_path), Machine(), digest="d").steps().values()
     assert {str(s.split) for s in steps if type(s.stage).__name__ == "MeasureIcd"} == {"train"}
     assert {str(s.split) for s in steps if type(s.stage).__name__ == "MeasureMaps"} == {"val"}
@@ -196,7 +196,7 @@ def test_a_one_step_method_takes_no_refiner(odd):
 
 @pytest.mark.parametrize("measure_on", ["report", "tune"])
 def test_a_refiner_that_learns_reads_the_methods_maps_from_weak(measure_on, chimera, tmp_path):
-    trial = Trial("chimera", refiner="irn", segment=False, measure_on=measure_on)
+    trial = Trial(dataset="chimera", refiner="irn", segment=False, measure_on=measure_on)
     plan = plan_trial(trial, chimera, WorkFolder(tmp_path), Machine(), digest="d")
     where = {(type(step.stage).__name__, str(step.split)) for step in plan.steps().values()}
     own = "tune" if measure_on == "tune" else "train"
@@ -207,7 +207,7 @@ def test_a_refiner_that_learns_reads_the_methods_maps_from_weak(measure_on, chim
 
 def test_a_refiners_own_threshold_is_not_that_of_the_seeds(chimera, tmp_path):
     """IRN cuts its own maps at 0.25; CAM's stay at 0.15."""
-    trial = Trial("chimera", refiner="irn", segment=False, settings={"SelectThreshold.value": "0.3"})
+    trial = Trial(dataset="chimera", refiner="irn", segment=False, settings={"SelectThreshold.value": "0.3"})
     plan = plan_trial(trial, chimera, WorkFolder(tmp_path), Machine(), digest="d")
     stages = [step.stage for step in plan.steps().values()]
     assert [s.settings()["fixed"] for s in stages if type(s).__name__ == "MeasureMaps"] == [0.15]

@@ -61,13 +61,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> WorkFolder:
 @pytest.fixture(scope="module")
 def supervised(chimera: Dataset, work: WorkFolder) -> Result:
     """Return the cheapest run with a segmentation network; its inference is not the default one."""
-    return run_trial(Trial("chimera", supervision="full", settings=SUPERVISED), chimera, work, Machine())
+    return run_trial(Trial(dataset="chimera", supervision="full", settings=SUPERVISED), chimera, work, Machine())
 
 
 @pytest.fixture(scope="module")
 def rrm(chimera: Dataset, work: WorkFolder) -> Result:
     """Return a run of a one-step method without a segmentation network."""
-    return run_trial(Trial("chimera", method="rrm", segment=False, settings=RRM), chimera, work, Machine())
+    return run_trial(Trial(dataset="chimera", method="rrm", segment=False, settings=RRM), chimera, work, Machine())
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_one_step_method_predicts_with_its_own_network_and_without_the_tags(wo
 
 
 def test_the_two_step_form_of_a_one_step_method_is_its_segmentation_network(chimera, tmp_path):
-    plan = plan_trial(Trial("chimera", method="rrm"), chimera, WorkFolder(tmp_path), Machine())
+    plan = plan_trial(Trial(dataset="chimera", method="rrm"), chimera, WorkFolder(tmp_path), Machine())
     (named,) = [target.step.stage for target in plan.targets() if target.name == "network"]
     assert type(named).__name__ == "TrainSegmentation"
     assert type(recorded_prediction(plan.describe())) is PredictMasks
@@ -119,7 +119,7 @@ def test_the_two_step_form_of_a_one_step_method_is_its_segmentation_network(chim
 
 def test_naming_the_network_computes_nothing_and_a_removed_one_is_computed_again(chimera, supervised, tmp_path):
     settings = SUPERVISED | {"TrainSupervised.epochs": 1}
-    trial, work = Trial("chimera", supervision="full", settings=settings), WorkFolder(tmp_path)
+    trial, work = Trial(dataset="chimera", supervision="full", settings=settings), WorkFolder(tmp_path)
     first = run_trial(trial, chimera, work, Machine())
     assert [entry.stage for entry in first.executed] == ["TrainSupervised", "PredictMasks", "MeasureMasks"]
     key = described(first)["artifacts"]["network"]
@@ -265,7 +265,7 @@ def test_a_run_does_not_go_with_a_data_set_of_other_classes(work, supervised, tm
 
 def test_a_run_without_a_segmentation_network_says_what_to_do(chimera, tmp_path):
     work = WorkFolder(tmp_path)
-    trial = Trial("chimera", segment=False, selections=["fixed"], settings={"TrainCam.epochs": 1})
+    trial = Trial(dataset="chimera", segment=False, selections=["fixed"], settings={"TrainCam.epochs": 1})
     result = run_trial(trial, chimera, work, Machine())
     assert "network" not in described(result)["artifacts"]
     with pytest.raises(ConfigError, match=r"run\.json: names no segmentation network; .*without --no-segment"):

@@ -224,5 +224,5 @@ def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
 def test_a_run_looks_before_it_trains(voc: Path, tmp_path: Path):
     (voc / "SegmentationClass" / f"{VAL[0]}.png").unlink()
     with pytest.raises(DataError, match=rf"{VAL[0]}\.png: no such file"):
-        run_trial(Trial("voc2012"), DATASET.open(voc), WorkFolder(tmp_path / "work"), Machine())
+        run_trial(Trial(dataset="voc2012"), DATASET.open(voc), WorkFolder(tmp_path / "work"), Machine())
     assert not (tmp_path / "work").exists()

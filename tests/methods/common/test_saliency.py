@@ -38,7 +38,7 @@ VARIANTS = {"splitting_merging": "SplittingMerging", "icd": "Icd", "esol": "Esol
 def chain(method: str, **settings: Any) -> Any:
     """Return the chain of a method with settings `Method.name=value`."""
     named = {f"{VARIANTS[method]}.{name}": value for name, value in settings.items()}
-    return build_chain(Trial("chimera", method, segment=False, settings=named), META)
+    return build_chain(Trial(dataset="chimera", method=method, segment=False, settings=named), META)
 
 
 # Masks and saliency maps
@@ -117,7 +117,7 @@ def test_the_variant_shares_the_training_and_gives_other_masks(name, chimera, tm
 
 def test_settings_of_the_stage_on_masks_reach_it_and_the_search_measures_it(chimera, tmp_path):
     settings = {"Esol.saliency": "true", "SaliencyMasks.threshold": "0.5"}
-    trial = Trial("chimera", "esol", refiner="crf", settings=settings, measure_on="tune")
+    trial = Trial(dataset="chimera", method="esol", refiner="crf", settings=settings, measure_on="tune")
     plan = plan_trial(trial, chimera, WorkFolder(tmp_path), Machine())
     assert [type(stage).__name__ for stage in plan.chain.refine] == [
         "SelectThreshold",
@@ -128,7 +128,7 @@ def test_settings_of_the_stage_on_masks_reach_it_and_the_search_measures_it(chim
     measured = next(step for step in plan.steps().values() if type(step.stage).__name__ == "MeasureMasks")
     assert type(measured.inputs[Kind.MASKS].stage) is SaliencyMasks
     with pytest.raises(ConfigError, match="unknown stage 'SaliencyMasks'"):
-        build_chain(Trial("chimera", "esol", settings={"SaliencyMasks.threshold": 0.5}), META)
+        build_chain(Trial(dataset="chimera", method="esol", settings={"SaliencyMasks.threshold": 0.5}), META)
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_ignored_pixels_go_through_measurements_and_the_segmentation_network(chi
     short = {"TrainEsolClassifier.epochs": 2, "Expand.epochs": 1, "Shrink.epochs": 1}
     settings = {"Esol.saliency": True, "TrainSegmentation.epochs": 1, **short}
     work = WorkFolder(tmp_path)
-    result = run_trial(Trial("chimera", "esol", settings=settings), chimera, work, Machine())
+    result = run_trial(Trial(dataset="chimera", method="esol", settings=settings), chimera, work, Machine())
     description = read_run(work, result.run)
     assert description["supervision"] == "I+S"
     mask = decode_mask(work.store.path(description["artifacts"]["masks"]) / f"{chimera.ids(Split.TRAIN)[0]}.png")
@@ -154,7 +154,7 @@ def test_data_without_saliency_maps_is_refused_before_anything_is_read_or_traine
     images, masks = ({i: scene[k] for i, scene in scenes.items()} for k in (0, 1))
     training = dict.fromkeys((Split.WEAK, Split.TUNE, Split.TRAIN), list(scenes)[:3])
     data: Dataset = FolderDataset(tmp_path / "data", images, masks, splits={**training, Split.VAL: ["i3"]})
-    trial = Trial("mine", name, settings={f"{VARIANTS[name]}.saliency": True})
+    trial = Trial(dataset="mine", method=name, settings={f"{VARIANTS[name]}.saliency": True})
     monkeypatch.setattr(type(data), "digest", lambda *_: pytest.fail("the files were read"))
     with pytest.raises(
         ConfigError, match=rf"mine: {name} .*needs saliency maps.*--saliency DIR.*\[datasets\.mine\]"

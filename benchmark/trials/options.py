@@ -1,0 +1,162 @@
+"""The options of a trial, each declared once.
+
+`seedbed run`, `sweep` and `study` take them on the command line (benchmark/cli/trial_options.py), a sweep's YAML
+file and the files of its trials have them as keys, and the command that repeats a trial names them. A new option
+is one field here and the code that reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.hparams import conform
+from seedbed.benchmark.training.initialisation import is_file
+
+Selection = Literal["fixed", "tuned", "oracle"]
+SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
+
+DECIDED = ("segment", "selections", "maps_on")
+"""Options of a trial that the file of a study decides."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    shown: str = "",
+    low: float | None = None,
+    report_as: str | None = None,
+    file: bool = False,
+    network: bool = False,
+) -> Any:
+    """Declare an option: its default and what `--help` says of it.
+
+    `shown` is the default in words, if it depends on other things; `low` the smallest valid number; `report_as`
+    the condition of a row that the option is (trials/conditions.py). `file` says that the value may be the path of
+    a weights file, `network` that the option is about the segmentation network alone.
+    """
+    metadata: dict[str, Any] = {"help": help, "shown": shown, "low": low, "file": file, "network": network}
+    if report_as is not None:
+        metadata["report_as"] = report_as
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions:
+    """What a trial, all trials of a sweep, and those of a study have in common.
+
+    Raises ConfigError for values of the wrong type and below their bounds, naming the option.
+    """
+
+    backbone: str | None = option(
+        None, "A backbone.", shown="tiny for images of at most 128 pixels, else resnet50", report_as="backbone"
+    )
+    weights: str | None = option(
+        None,
+        "Initial weights: none, imagenet, or a state-dict file.",
+        shown="imagenet if the backbone has them, else none",
+        report_as="initialisation",
+        file=True,
+    )
+    segmentation_backbone: str | None = option(
+        None, "Backbone of the segmentation network.", shown="that of --backbone", network=True
+    )
+    segmentation_weights: str | None = option(
+        None,
+        "Initial weights of the segmentation network; coco (trained on masks) marks the result.",
+        shown="those of --weights; with another backbone its own default",
+        file=True,
+        network=True,
+    )
+    size: int = option(
+        0, "Longer image side in pixels that networks see; 0: the image's own. Metrics use the full size.", low=0
+    )
+    segment: bool = option(True, "Train a segmentation network on the pseudo-masks.")
+    selections: tuple[Selection, ...] = option(SELECTIONS, "Thresholds at which pseudo-masks are reported.")
+    maps_on: tuple[Literal["train", "val"], ...] = option(
+        ("train",), "Splits on which maps and pseudo-masks are measured."
+    )
+    allow_val_in_training: bool = option(False, "Run even if training images are in val; marks the result.")
+    settings: Mapping[str, Any] = option(
+        {}, "Set a hyper-parameter: --set TrainCam.lr=0.05", shown="none is changed"
+    )
+
+    def __post_init__(self) -> None:
+        holder: Any = type(self)
+        hints = type_hints(holder)
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            if declared.name == "settings":
+                check_table("settings", value)
+            elif (hint := hints[declared.name]) is not Any:
+                value = conform(declared.name, tuple(value) if isinstance(value, list) else value, hint)
+                check_low(declared.name, value, declared.metadata.get("low"))
+                object.__setattr__(self, declared.name, value)
+
+
+def options_of(holder: TrialOptions) -> dict[str, Any]:
+    """Return the options of a trial, sweep or study by name."""
+    return {declared.name: getattr(holder, declared.name) for declared in fields(TrialOptions)}
+
+
+def words_of(holder: TrialOptions, values: Mapping[str, Any]) -> list[str]:
+    """Return the options that differ from their defaults as words of a command line.
+
+    `values` are those of options that are not to be taken from `holder`. A weights file is `FILE`.
+    """
+    words = []
+    for declared in fields(TrialOptions):
+        value = values.get(declared.name, getattr(holder, declared.name))
+        name = "--" + declared.name.replace("_", "-")
+        if declared.name == "settings":
+            for key, setting in sorted(value.items()):
+                words += ["--set", f"{key}={text_of(setting)}"]
+        elif value == declared.default or value is None:
+            continue
+        elif isinstance(value, bool):
+            words.append(name if value else f"--no-{name[2:]}")
+        elif isinstance(value, tuple):
+            words += [name, ",".join(value)]
+        else:
+            words += [name, "FILE" if declared.metadata["file"] and is_file(value) else str(value)]
+    return words
+
+
+def text_of(value: Any) -> str:
+    """Return a setting as `seedbed.benchmark.pipeline.hparams.parse` reads it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(text_of, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def check_low(name: str, value: Any, low: float | None) -> None:
+    """Raise ConfigError if a number, or one of several, is below `low` or infinite."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if low is not None and number is not None and not low <= number < math.inf:
+            raise ConfigError(f"{name} = {number}: at least {low:g}")
+
+
+def check_table(where: str, content: Any) -> None:
+    """Raise ConfigError unless `content` is a table of `Stage.field: value`."""
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{where}: expected a table of `Stage.field: value`")
+    for key, value in content.items():
+        if isinstance(value, Mapping) and "." not in str(key):
+            field_name = next(iter(value), "field")
+            raise ConfigError(f"{where}: {key} is a table; write {key}.{field_name}: value")
+        if not isinstance(key, str) or not all(key.partition(".")):
+            raise ConfigError(f"{where}: {key!r} is no setting; write Stage.field: value")
+
+
+@functools.cache
+def type_hints(holder: Any) -> dict[str, Any]:
+    """Return the resolved types of the fields of a dataclass; Any for tables, which have checks of their own."""
+    hints = get_type_hints(holder)
+    return {name: Any if "Mapping" in str(hint) else hint for name, hint in hints.items()}

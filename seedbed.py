@@ -211,7 +211,7 @@ def load_sweep(
         DataError: Runs contradict each other.
     """
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
-    from seedbed.benchmark.tracking.delivery import uri_of
+    from seedbed.benchmark.tracking.sync import uri_of
     from seedbed.leaderboard.data.collect import collect
 
     names = [name] if isinstance(name, str) else list(name)
@@ -325,7 +325,7 @@ def build_leaderboard(
         DataError: Runs contradict each other.
     """
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
-    from seedbed.benchmark.tracking.delivery import uri_of
+    from seedbed.benchmark.tracking.sync import uri_of
     from seedbed.leaderboard.build import INDEX, build
 
     names = [sweep] if isinstance(sweep, str) else list(sweep)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from seedbed.benchmark.pipeline.stage import Context
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,13 +38,6 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def for_each_image(task: Callable[[str], object], ids: Sequence[str], ctx: Context, label: str) -> None:
-    """Call `task` with each id in the context's processes, and show how far that is."""
-    with ctx.reporter.bar(label, len(ids)) as bar:
-        for _ in map_in_order(task, ids, ctx.workers):
-            bar.advance()
-
-
 @contextmanager
 def task_map(processes: int) -> Iterator[TaskMap]:
     """Give a `map` whose processes live as long as the context: for little work many times.
@@ -66,5 +56,5 @@ def task_map(processes: int) -> Iterator[TaskMap]:
 
 
 def _executor(processes: int) -> ProcessPoolExecutor:
-    # Not `fork`: the parent may hold torch's threads, whose locks a forked child would wait for in vain.
+    # Not `fork`: a forked child could deadlock on torch's locks.
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))

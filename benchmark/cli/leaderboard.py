@@ -52,7 +52,7 @@ def leaderboard(
 
 def _uri(folder: WorkFolder, sweeps: list[str]) -> str:
     """Return where all of the sweeps are recorded."""
-    from seedbed.benchmark.tracking.delivery import uri_of
+    from seedbed.benchmark.tracking.sync import uri_of
 
     uris = {uri_of(folder, name) for name in sweeps}
     if len(uris) > 1:

@@ -70,6 +70,7 @@ def study(
     from seedbed.benchmark.studies.result import study_of, write_result
     from seedbed.benchmark.studies.run import StudyRequest, result_of, run_study, sweep_of
     from seedbed.benchmark.studies.study import read_study
+    from seedbed.benchmark.tracking.uploader import MlflowUploader
     from seedbed.leaderboard.tables.study import as_text, write_tables
 
     reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
@@ -89,7 +90,8 @@ def study(
         else:
             print(f"{chosen.name}: nothing to run")
         return
-    ran = run_study(settings, folder, reporter, accept_changed_code) if chosen.variants else None
+    uploader = MlflowUploader(settings.tracking_uri, folder, reporter)
+    ran = run_study(settings, folder, reporter, [uploader], accept_changed_code) if chosen.variants else None
     classes = folder.locate(dataset, root, reporter).open().classes
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
@@ -99,7 +101,7 @@ def study(
     print(f"the same as JSON, Markdown, LaTeX and CSV: {out}")
     if ran is not None and not ran.whole:
         print()
-        print_result(ran, work)
+        print_result(ran, uploader.left, work)
         raise typer.Exit(INCOMPLETE)
 
 

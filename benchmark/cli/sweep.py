@@ -153,11 +153,18 @@ def sweep(
         print_forecast(settings, folder, reporter)
         return
     from seedbed.benchmark.sweeps.driver import run_sweep
+    from seedbed.benchmark.tracking.uploader import MlflowUploader
 
+    uploader = MlflowUploader(settings.tracking_uri, folder, reporter)
     result = run_sweep(
-        settings, folder, reporter, retry_failed=resume is not None, accept_changed_code=accept_changed_code
+        settings,
+        folder,
+        reporter,
+        [uploader],
+        retry_failed=resume is not None,
+        accept_changed_code=accept_changed_code,
     )
-    print_result(result, work)
+    print_result(result, uploader.left, work)
     if result.confirmed:
         print(f"next: seedbed leaderboard --sweep {settings.name} --out DIR{where_of(work)}")
     if not result.whole:
@@ -169,13 +176,13 @@ def where_of(work: Path) -> str:
     return "" if work == WORK else f" --work {shlex.quote(str(work))}"
 
 
-def print_result(result: SweepResult, work: Path) -> None:
+def print_result(result: SweepResult, not_uploaded: int, work: Path) -> None:
     """Print how many trials finished and failed, why, and where everything is."""
     for line in result.lines(where_of(work)):
         print(line)
     print(f"records: {result.folder}")
-    if result.undelivered:
-        print(f"MLflow did not take {result.undelivered} trials; when it is back: seedbed sync{where_of(work)}")
+    if not_uploaded:
+        print(f"MLflow did not take {not_uploaded} trials; when it is back: seedbed sync{where_of(work)}")
 
 
 def _settings(

@@ -24,7 +24,7 @@ def ui(
     """Open the MLflow UI on the work folder's own store (stop it with Ctrl-C)."""
     import os
 
-    from seedbed.benchmark.tracking.mlflow_store import database_of, default_uri, relocate_artifacts
+    from seedbed.benchmark.tracking.store import database_of, default_uri, relocate_artifacts
 
     folder = work_folder(work.resolve())
     uri = default_uri(folder)
@@ -55,15 +55,16 @@ def _check_free(host: str, port: int) -> None:
 def sync(
     tracking_uri: Uri = None,
     again: Annotated[
-        bool, typer.Option("--all", help="Also what was delivered before, for example to another server.")
+        bool,
+        typer.Option("--all", help="Also upload trials that were uploaded before, for example to another server."),
     ] = False,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Deliver to MLflow what sweeps could not deliver while the server was away."""
-    from seedbed.benchmark.tracking.delivery import sync as deliver
+    """Upload to MLflow what sweeps could not upload, for example while the server was unreachable."""
+    from seedbed.benchmark.tracking.sync import sync as upload
 
-    delivered, left = deliver(work_folder(work.resolve()), tracking_uri, Reporter(quiet), again)
-    print(f"{delivered} trials delivered, {left} left")
+    uploaded, left = upload(work_folder(work.resolve()), tracking_uri, Reporter(quiet), again)
+    print(f"{uploaded} trials uploaded, {left} left")
     if left:
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.hparams import validate, values
 from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import Dataset, Split
@@ -96,6 +97,12 @@ class Context:
     """Paths of the state-dict files, by their `sha256:…` initialisation."""
     reporter: Reporter = field(default_factory=Reporter)
     on_epoch: OnEpoch = ignore_epochs
+
+    def for_each_image(self, task: Callable[[str], object], ids: Sequence[str], label: str) -> None:
+        """Call `task`, importable by name, with each id in `workers` processes, and show the progress."""
+        with self.reporter.bar(label, len(ids)) as bar:
+            for _ in map_in_order(task, ids, self.workers):
+                bar.advance()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from seedbed.benchmark.trials.trial import SMALL_IMAGES
 from seedbed.datasets.tools.check import preflight
 
 if TYPE_CHECKING:
-    from seedbed.benchmark.sweeps.progress import SweepResult
+    from seedbed.benchmark.sweeps.progress import SweepListener, SweepResult
 
 HOURS = "cost/hours"
 CITED = "reported only"
@@ -90,12 +90,18 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
 
 
 def run_study(
-    settings: SweepSettings, work: WorkFolder, reporter: Reporter, accept_changed_code: bool = False
+    settings: SweepSettings,
+    work: WorkFolder,
+    reporter: Reporter,
+    listeners: Sequence[SweepListener] = (),
+    accept_changed_code: bool = False,
 ) -> SweepResult:
     """Run the trials of a study, or go on with them, as `run_sweep`; those that failed before run again."""
     from seedbed.benchmark.sweeps.driver import run_sweep
 
-    return run_sweep(settings, work, reporter, retry_failed=True, accept_changed_code=accept_changed_code)
+    return run_sweep(
+        settings, work, reporter, listeners, retry_failed=True, accept_changed_code=accept_changed_code
+    )
 
 
 @dataclass(frozen=True)

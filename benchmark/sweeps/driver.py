@@ -6,8 +6,8 @@
 
 What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a
 new Tune run over what is left. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
-workers run trials (benchmark/sweeps/worker.py), and the driver delivers their records to MLflow
-(benchmark/tracking/delivery.py).
+workers run trials (benchmark/sweeps/worker.py), and the driver tells listeners
+(`SweepListener`), one of which uploads the records to MLflow (benchmark/tracking/uploader.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +39,7 @@ from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
 from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
 from seedbed.benchmark.sweeps.failures import WorkerFailures
 from seedbed.benchmark.sweeps.plan import SweepPlan, plan_sweep
-from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult
+from seedbed.benchmark.sweeps.progress import SweepListener, SweepProgress, SweepResult
 from seedbed.benchmark.sweeps.resume import (
     check_same_sweep,
     describe,
@@ -52,8 +52,6 @@ from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read_outcome, write_text
 from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
-from seedbed.benchmark.tracking.delivery import MlflowUploader
-from seedbed.benchmark.tracking.mlflow_store import check_uri
 from seedbed.benchmark.training.initialisation import check_weights
 
 
@@ -61,6 +59,7 @@ def run_sweep(
     settings: SweepSettings,
     work: WorkFolder,
     reporter: Reporter,
+    listeners: Sequence[SweepListener] = (),
     retry_failed: bool = False,
     accept_changed_code: bool = False,
 ) -> SweepResult:
@@ -75,8 +74,6 @@ def run_sweep(
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
     settings = settings.resolved()
-    if settings.tracking_uri is not None:
-        check_uri(settings.tracking_uri)
     folder = work.sweeps / settings.name
     folder.mkdir(parents=True, exist_ok=True)
     with _only_driver(folder):
@@ -99,17 +96,15 @@ def run_sweep(
         scheduler.refresh()
         for change in scheduler.changes():
             reporter.say(f"note: {change}")
-        uploader = MlflowUploader(settings.tracking_uri, work, settings.name, reporter)
-        uploader.start()
-        status = "KILLED"
+        for listener in listeners:
+            listener.sweep_started(folder)
         try:
             if not scheduler.done:
-                _tune(plan, scheduler, uploader, reporter, accept_changed_code)
-            status = "FINISHED" if scheduler.done else "KILLED"
+                _tune(plan, scheduler, listeners, reporter, accept_changed_code)
         finally:
-            uploader.stop(status)
+            _stop(listeners, scheduler.done)
     seconds = time.monotonic() - started
-    return SweepResult(settings.name, folder, plan.expected(), scheduler.ended, uploader.undelivered, seconds)
+    return SweepResult(settings.name, folder, plan.expected(), scheduler.ended, seconds)
 
 
 class TrialActor(Trainable):
@@ -152,13 +147,13 @@ class SchedulerSearcher(Searcher):
     def __init__(
         self,
         scheduler: Scheduler,
-        progress: SweepProgress,
+        ended: Callable[[TrialSpec, Outcome], None],
         constants: Mapping[str, Any],
         check: Callable[[TrialSpec], None] = lambda _: None,
     ) -> None:
-        """`check` is given each trial before it starts, and may raise."""
+        """`check` is called with each trial before it starts, and may raise; `ended` when it has ended."""
         super().__init__(metric="outcome", mode="max")
-        self._scheduler, self._progress, self._constants, self._check = scheduler, progress, dict(constants), check
+        self._scheduler, self._notify, self._constants, self._check = scheduler, ended, dict(constants), check
         self._specs: dict[str, TrialSpec] = {}
         self.failures = WorkerFailures()
         self.broken: Exception | None = None
@@ -204,7 +199,7 @@ class SchedulerSearcher(Searcher):
             self._scheduler.take_back(spec.key)
             return
         self._scheduler.finish(outcome)
-        self._progress.ended(spec, outcome)
+        self._notify(spec, outcome)
 
     def _lost(self, spec: TrialSpec) -> Outcome | None:
         """Return how a trial ended whose worker was lost, None where it is tried again."""
@@ -237,7 +232,11 @@ def _check_weights(plan: SweepPlan) -> None:
 
 
 def _tune(
-    plan: SweepPlan, scheduler: Scheduler, uploader: MlflowUploader, reporter: Reporter, accept_changed_code: bool
+    plan: SweepPlan,
+    scheduler: Scheduler,
+    listeners: Sequence[SweepListener],
+    reporter: Reporter,
+    accept_changed_code: bool,
 ) -> None:
     """Run what is left of a sweep as one Tune run."""
     settings = plan.settings
@@ -257,7 +256,13 @@ def _tune(
             settings.weights,
             settings.segmentation_weights,
         )
-        progress = SweepProgress(scheduler, uploader, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
+        progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
+
+        def ended(spec: TrialSpec, outcome: Outcome) -> None:
+            for listener in listeners:
+                listener.trial_ended(scheduler.folder(spec))
+            progress.ended(spec, outcome)
+
         constants = {
             "work": str(plan.work.root),
             "device": "cuda" if gpus else "cpu",
@@ -265,7 +270,7 @@ def _tune(
             "token": str(plan.folder / "sweep.json"),
         }
         check = functools.partial(check_trial, plan, accepted=accept_changed_code)
-        searcher = SchedulerSearcher(scheduler, progress, constants, check)
+        searcher = SchedulerSearcher(scheduler, ended, constants, check)
         ray_folder = plan.folder / "ray"
         shutil.rmtree(ray_folder, ignore_errors=True)
         tuner = ray.tune.Tuner(
@@ -287,7 +292,7 @@ def _tune(
             ),
         )
         try:
-            with RayWatchdog(lambda: _ray_died(settings.name, uploader)):
+            with RayWatchdog(lambda: _ray_died(settings.name, listeners)):
                 tuner.fit()
             if searcher.broken is not None:
                 raise searcher.broken
@@ -304,13 +309,18 @@ def _stopped(name: str) -> str:
     return f"The sweep stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
 
 
-def _ray_died(name: str, uploader: MlflowUploader) -> None:
+def _ray_died(name: str, listeners: Sequence[SweepListener]) -> None:
     """End this process: Tune waits for ever for a Ray that is gone. All that counts is in files."""
     print(f"error: {_stopped(name)}", file=sys.stderr, flush=True)
     try:
-        uploader.stop("KILLED")
+        _stop(listeners, finished=False)
     finally:
         os._exit(1)
+
+
+def _stop(listeners: Sequence[SweepListener], finished: bool) -> None:
+    for listener in listeners:
+        listener.sweep_stopped(finished)
 
 
 class _Causes(Callback):

@@ -1,4 +1,4 @@
-"""How far a sweep is: a line for each trial that ends, the time that is left, and what came of it all."""
+"""How far a sweep is: who is told, a line for each trial that ends, the time that is left, and the result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 import ray
 
@@ -16,24 +17,33 @@ from seedbed.benchmark.sweeps.resume import to_retry
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, Phase, TrialSpec
-from seedbed.benchmark.tracking.delivery import MlflowUploader
 
 SHOWN_REASONS = 5
 
 
-class SweepProgress:
-    """Tells the user how far the sweep is and how long it will still take, and hands trials to the tracker."""
+class SweepListener(Protocol):
+    """Follows a sweep in the driver's process. `trial_ended` must return at once: it holds up the next trial."""
 
-    def __init__(
-        self, scheduler: Scheduler, uploader: MlflowUploader, wanted: Mapping[str, float], reporter: Reporter
-    ) -> None:
+    def sweep_started(self, folder: Path) -> None:
+        """The sweep in `folder` begins or goes on; its `sweep.json` is written."""
+
+    def trial_ended(self, trial: Path) -> None:
+        """The trial in a folder has ended, in whatever way; its `result.json` is written."""
+
+    def sweep_stopped(self, finished: bool) -> None:
+        """The driver stops; `finished` if all trials have ended."""
+
+
+class SweepProgress:
+    """Prints a line when a trial ends: its numbers, and the time that the sweep still needs."""
+
+    def __init__(self, scheduler: Scheduler, wanted: Mapping[str, float], reporter: Reporter) -> None:
         """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
-        self._scheduler, self._uploader, self._wanted, self._reporter = scheduler, uploader, wanted, reporter
+        self._scheduler, self._wanted, self._reporter = scheduler, wanted, reporter
 
     def ended(self, spec: TrialSpec, outcome: Outcome) -> None:
-        """Tell of a trial's end and deliver its records."""
+        """Print how a trial ended."""
         folder = self._scheduler.folder(spec)
-        self._uploader.put(folder)
         count = f"[{self._scheduler.finished}/{self._scheduler.plan.expected()}]"
         self._reporter.say(
             f"{count} {spec.label}{self._numbers(spec, outcome)}"
@@ -121,7 +131,6 @@ class SweepResult:
     folder: Path
     expected: int
     ended: Sequence[tuple[TrialSpec, Outcome]]
-    undelivered: int
     seconds: float
 
     @property

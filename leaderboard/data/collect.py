@@ -16,7 +16,7 @@ import pyarrow as pa
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import sqlite_file, without_folders
-from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
+from seedbed.benchmark.tracking.store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
 from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of

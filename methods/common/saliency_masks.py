@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.parallel import for_each_image
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Stage
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
@@ -66,7 +65,7 @@ class SaliencyMasks(Stage):
         """
         view = data.split(ctx.split)
         task = _Combine(view, inputs[Kind.MASKS], self.threshold, out)
-        for_each_image(task, view.ids, ctx, "SaliencyMasks")
+        ctx.for_each_image(task, view.ids, "SaliencyMasks")
 
 
 @dataclass(frozen=True)

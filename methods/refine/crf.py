@@ -18,7 +18,6 @@ from optuna.distributions import FloatDistribution
 
 from seedbed.benchmark.evaluation.maps import ScoreMaps, opened
 from seedbed.benchmark.evaluation.threshold import SelectThreshold, read_threshold, seed_mask, threshold_mask
-from seedbed.benchmark.parallel import for_each_image
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
@@ -151,7 +150,7 @@ class CrfMasks(Stage):
         """Write one palette PNG an image of the context's split."""
         view = data.split(ctx.split)
         task = _RefineImage(self, view, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        for_each_image(task, view.ids, ctx, "CrfMasks")
+        ctx.for_each_image(task, view.ids, "CrfMasks")
 
 
 def crf_mask(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from seedbed.benchmark.evaluation.maps import opened
 from seedbed.benchmark.evaluation.threshold import SelectThreshold, read_threshold, seed_mask
-from seedbed.benchmark.parallel import for_each_image
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.io.images import write_mask
@@ -27,7 +26,7 @@ class ThresholdMasks(Stage):
         """Write one palette PNG an image of the context's split."""
         ids = data.split(ctx.split).ids
         task = _Threshold(inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        for_each_image(task, ids, ctx, "ThresholdMasks")
+        ctx.for_each_image(task, ids, "ThresholdMasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class ArgmaxMasks(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG an image of the context's split."""
         ids = data.split(ctx.split).ids
-        for_each_image(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, ctx, "ArgmaxMasks")
+        ctx.for_each_image(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, "ArgmaxMasks")
 
 
 @dataclass(frozen=True)

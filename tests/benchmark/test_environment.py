@@ -80,7 +80,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):
 def test_a_port_in_use_is_said(tmp_path, monkeypatch):
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow/mlflow.db").touch()
-    monkeypatch.setattr("seedbed.benchmark.tracking.mlflow_store.relocate_artifacts", lambda database: None)
+    monkeypatch.setattr("seedbed.benchmark.tracking.store.relocate_artifacts", lambda database: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         result = CliRunner().invoke(app, ["ui", f"--work={tmp_path}", f"--port={port}"])

@@ -19,8 +19,8 @@ from seedbed.benchmark.pipeline.stage import Context, Kind
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import write_text
-from seedbed.benchmark.tracking.delivery import sync
-from seedbed.benchmark.tracking.mlflow_store import default_uri
+from seedbed.benchmark.tracking.sync import sync
+from seedbed.benchmark.tracking.store import default_uri
 from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import DATASET, generate
 from seedbed.datasets.io.images import write_mask
@@ -59,8 +59,8 @@ from pathlib import Path
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import write_text
-from seedbed.benchmark.tracking.delivery import sync
-from seedbed.benchmark.tracking.mlflow_store import default_uri
+from seedbed.benchmark.tracking.sync import sync
+from seedbed.benchmark.tracking.store import default_uri
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.build import build
 from seedbed.leaderboard.data.collect import SweepReader

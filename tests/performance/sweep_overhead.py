@@ -17,6 +17,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.driver import run_sweep
 from seedbed.benchmark.sweeps.settings import settings_of
+from seedbed.benchmark.tracking.uploader import MlflowUploader
 from seedbed.datasets.chimera import generate
 
 
@@ -40,7 +41,8 @@ def main() -> None:
             }
         )
         work = WorkFolder(root / "work")
-        result = run_sweep(settings, work, Reporter(quiet=True))
+        uploader = MlflowUploader(None, work, Reporter(quiet=True))
+        result = run_sweep(settings, work, Reporter(quiet=True), [uploader])
         ended = time.time()
         outcomes = [json.loads(p.read_text()) for p in result.folder.glob("trials/*/result.json")]
         outcomes.sort(key=lambda outcome: outcome["finished"])
@@ -49,7 +51,7 @@ def main() -> None:
         count = len(outcomes) - 2
         print(f"{count} trials after the first two: {wall:.1f} s of wall time, {wall / count:.3f} s a trial")
         print(f"own work {own:.1f} s, {own / count:.3f} s a trial; two ran at a time")
-        print(f"beyond their own work: {(wall - own / 2) / count:.3f} s a trial, undelivered {result.undelivered}")
+        print(f"beyond their own work: {(wall - own / 2) / count:.3f} s a trial, not uploaded {uploader.left}")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ from torch import Tensor
 
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps, opened
 from seedbed.benchmark.evaluation.threshold import SelectThreshold
-from seedbed.benchmark.parallel import for_each_image
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.benchmark.training.augmentation import Examples, segmentation
@@ -94,7 +93,7 @@ class IrnLabels(Stage):
         """Write the labels of every image of `weak`."""
         view = data.split(ctx.split)
         task = _Label(self, view, inputs[Kind.SCORES], out)
-        for_each_image(task, view.ids, ctx, "IrnLabels")
+        ctx.for_each_image(task, view.ids, "IrnLabels")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from torch import Tensor, nn
 
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps, opened
-from seedbed.benchmark.parallel import for_each_image
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.benchmark.pipeline.store import reading
@@ -91,7 +90,7 @@ class PsaLabels(Stage):
         """Write the probabilities of every image of `weak`."""
         view = data.split(ctx.split)
         task = _Label(self, view, inputs[Kind.SCORES], out)
-        for_each_image(task, view.ids, ctx, "PsaLabels")
+        ctx.for_each_image(task, view.ids, "PsaLabels")
 
 
 @dataclass(frozen=True)

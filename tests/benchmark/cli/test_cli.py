@@ -297,7 +297,7 @@ def test_commands_of_a_sweep_say_what_is_missing(work, tmp_path, words, message)
 
 
 def test_nothing_to_deliver_is_no_error(tmp_path):
-    assert seedbed(tmp_path, "sync").stdout == "0 trials delivered, 0 left\n"
+    assert seedbed(tmp_path, "sync").stdout == "0 trials uploaded, 0 left\n"
 
 
 def test_the_number_of_classes_says_that_background_is_one_of_them(capsys):

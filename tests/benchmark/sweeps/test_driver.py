@@ -405,7 +405,7 @@ def test_what_goes_wrong_when_a_trial_ends_stops_the_sweep_and_is_told():
         def finish(self, outcome):
             raise OSError("no space left")
 
-    searcher = SchedulerSearcher(Scheduler(), None, {})
+    searcher = SchedulerSearcher(Scheduler(), lambda spec, outcome: None, {})
     assert searcher.suggest("a") == {"spec": "{}"}
     searcher.on_trial_complete("a", {"outcome": json.dumps(dataclasses.asdict(Outcome("k", "complete")))})
     with pytest.raises(OSError, match="no space left"):

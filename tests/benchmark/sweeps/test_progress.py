@@ -65,27 +65,25 @@ def test_without_records_there_is_no_number(tmp_path):
     assert ranked_number(tmp_path) == ""
 
 
-class Deliveries:
+class NoUploader:
     """Stands in for MLflow."""
 
-    undelivered = 0
+    left = 0
 
-    def __init__(self, *_: object) -> None:
-        self.folders: list[Path] = []
+    def __init__(self, *_: object) -> None: ...
 
-    def start(self) -> None: ...
+    def sweep_started(self, folder: Path) -> None: ...
 
-    def put(self, folder: Path) -> None:
-        self.folders.append(folder)
+    def trial_ended(self, trial: Path) -> None: ...
 
-    def stop(self, status: str) -> None: ...
+    def sweep_stopped(self, finished: bool) -> None: ...
 
 
 def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkeypatch):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0]), tmp_path)
-    heard, uploader = Heard(), Deliveries()
-    progress = SweepProgress(scheduler, uploader, {"CPU": 1.0, "GPU": 0.0}, heard)
+    heard = Heard()
+    progress = SweepProgress(scheduler, {"CPU": 1.0, "GPU": 0.0}, heard)
 
     def ended(**outcome) -> None:
         spec = scheduler.next_trial()
@@ -100,7 +98,6 @@ def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkey
     ended()
     cell = "cam × none × chimera-voc"
     folders = [scheduler.plan.folder / "trials" / spec.key for spec, _ in scheduler.ended]
-    assert uploader.folders == folders
     assert heard.lines == [
         f"[1/4] {cell}: search 0  tune mIoU 25.00 (best 25.00)  120 s; about 60 s left, and the 2 confirming "
         "trials, which are not timed yet",
@@ -111,7 +108,7 @@ def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkey
 
 
 def result(scheduler, seconds=30.0) -> SweepResult:
-    return SweepResult("small", scheduler.plan.folder, scheduler.plan.expected(), scheduler.ended, 0, seconds)
+    return SweepResult("small", scheduler.plan.folder, scheduler.plan.expected(), scheduler.ended, seconds)
 
 
 def test_the_last_lines_count_failures_by_reason_and_say_what_resume_does(chimera_root, tmp_path):
@@ -148,7 +145,7 @@ def test_of_many_reasons_the_commonest_are_told(chimera_root, tmp_path):
 @pytest.fixture
 def seedbed(tmp_path, monkeypatch):
     """Return a function that runs `seedbed` in this process on the test's work folder, without MLflow."""
-    monkeypatch.setattr("seedbed.benchmark.sweeps.driver.MlflowUploader", Deliveries)
+    monkeypatch.setattr("seedbed.benchmark.tracking.uploader.MlflowUploader", NoUploader)
 
     def run(*words: str):
         return CliRunner().invoke(app, [*words, "--work", str(tmp_path)])

@@ -13,7 +13,7 @@ from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import Outcome, write_outcome
 from seedbed.benchmark.tracking.command_line import command_line
-from seedbed.benchmark.tracking.delivery import search_tags
+from seedbed.benchmark.tracking.run_content import search_tags
 from tests.helpers.sweeping import run_to_its_end, scheduler_of, small
 
 

@@ -12,8 +12,8 @@ from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_spec, write_text
-from seedbed.benchmark.tracking.delivery import sync
-from seedbed.benchmark.tracking.mlflow_store import default_uri
+from seedbed.benchmark.tracking.store import default_uri
+from seedbed.benchmark.tracking.sync import sync
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.build import write_leaderboard
 from seedbed.leaderboard.data.collect import SweepReader, collect

@@ -1,4 +1,4 @@
-"""Delivery to MLflow: one run a trial whatever happens, whole, in batches, and never in a trial's way."""
+"""Upload to MLflow: one run per trial whatever happens, whole, in batches, and never in a trial's way."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome, write_text
-from seedbed.benchmark.tracking.delivery import METRICS_A_CALL, MlflowUploader, Tracker, sync, uri_of
-from seedbed.benchmark.tracking.mlflow_store import EXPERIMENT, default_uri, unusable
+from seedbed.benchmark.tracking.client import METRICS_A_CALL, Tracker
+from seedbed.benchmark.tracking.store import EXPERIMENT, default_uri, unusable
+from seedbed.benchmark.tracking.sync import sync, uri_of
+from seedbed.benchmark.tracking.uploader import MlflowUploader
 from seedbed.leaderboard.data.collect import SweepReader
 from tests.helpers.sweeping import Heard, scheduler_of, small
 
@@ -92,15 +94,15 @@ def runs_of(work, kind="trial"):
     return client, client.search_runs([experiment], f"tags.`seedbed.kind` = '{kind}'", ViewType.ALL)
 
 
-def deliver_all(work, reporter=None):
-    uploader = MlflowUploader(None, work, "small", reporter or Reporter())
-    uploader.start()
-    uploader.stop("FINISHED")
+def upload_all(work, reporter=None):
+    uploader = MlflowUploader(None, work, reporter or Reporter())
+    uploader.sweep_started(work.sweeps / "small")
+    uploader.sweep_stopped(finished=True)
     return uploader
 
 
 def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
-    deliver_all(work)
+    upload_all(work)
     client, runs = runs_of(work)
     assert len(runs) == 2
     run = next(r for r in runs if r.data.tags["status"] == "complete")
@@ -131,7 +133,7 @@ def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
 
 
 def test_a_failed_trial_is_a_failed_run_with_its_reason(work, trials):
-    deliver_all(work)
+    upload_all(work)
     _, runs = runs_of(work)
     failed = next(r for r in runs if r.data.tags["status"] == "failed")
     assert failed.info.status == "FAILED"
@@ -139,7 +141,7 @@ def test_a_failed_trial_is_a_failed_run_with_its_reason(work, trials):
 
 
 def test_the_parent_run_is_the_sweep(work, trials):
-    deliver_all(work)
+    upload_all(work)
     client, (parent,) = runs_of(work, "sweep")
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "small"
@@ -153,16 +155,16 @@ def test_another_sweep_of_the_same_name_is_not_mixed_with_it(work, trials):
     """On a server that a group shares."""
     Tracker(None, work).sweep("small", {"id": "a colleague's"}, "abc")
     assert sync(work, None, Reporter()) == (0, 2)
-    assert deliver_all(work).undelivered == 2
+    assert upload_all(work).left == 2
     assert runs_of(work)[1] == []
 
 
-def test_delivering_again_makes_no_second_run_and_no_second_number(work, trials):
+def test_uploading_again_makes_no_second_run_and_no_second_number(work, trials):
     """The trap: after a kill and a restore there must be no duplicates."""
     for _ in range(3):
         for folder in trials:
             (folder / "delivered.json").unlink(missing_ok=True)
-        deliver_all(work)
+        upload_all(work)
     client, runs = runs_of(work)
     assert len(runs) == 2
     assert len(runs_of(work, "sweep")[1]) == 1
@@ -170,16 +172,16 @@ def test_delivering_again_makes_no_second_run_and_no_second_number(work, trials)
     assert len(client.get_metric_history(run.info.run_id, "seed.train/mIoU_tuned")) == 1
 
 
-def test_a_delivery_killed_in_the_middle_is_completed(work, trials, monkeypatch):
+def test_an_upload_killed_in_the_middle_is_completed(work, trials, monkeypatch):
     monkeypatch.setattr(Tracker, "_log_artifacts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     tracker = Tracker(None, work)
     parent = tracker.sweep("small", {}, "abc")
     with pytest.raises(KeyboardInterrupt):
-        tracker.deliver(parent, trials[0])
+        tracker.upload(parent, trials[0])
     _, (half,) = runs_of(work)
     assert half.info.status == "FAILED"  # Closed in any case.
     monkeypatch.undo()
-    deliver_all(work)
+    upload_all(work)
     _, runs = runs_of(work)
     assert len(runs) == 2
     assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
@@ -199,7 +201,7 @@ def test_metrics_go_in_calls_of_at_most_a_thousand(work, trials, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_batch", counted)
     tracker = Tracker(None, work)
-    run = tracker.deliver(tracker.sweep("small", {}, "abc"), trials[0])
+    run = tracker.upload(tracker.sweep("small", {}, "abc"), trials[0])
     assert max(calls) <= METRICS_A_CALL
     assert sum(size > 0 for size in calls) == 3
     assert len(tracker.client.get_run(run).data.metrics) > 2500
@@ -207,21 +209,21 @@ def test_metrics_go_in_calls_of_at_most_a_thousand(work, trials, monkeypatch):
 
 def test_numbers_that_are_not_finite_are_left_out(work, trials):
     write_text(trials[0] / "losses.json", '{"TrainCam": [{"classification": NaN}, {"classification": 0.5}]}')
-    deliver_all(work)
+    upload_all(work)
     client, runs = runs_of(work)
     run = next(r for r in runs if r.data.tags["status"] == "complete")
     history = client.get_metric_history(run.info.run_id, "TrainCam/classification")
     assert [(m.step, m.value) for m in history] == [(2, 0.5)]
 
 
-def test_a_server_that_is_away_delays_nothing_and_sync_delivers_later(work, trials, capsys, monkeypatch):
+def test_a_server_that_is_away_delays_nothing_and_sync_uploads_later(work, trials, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    uploader = MlflowUploader("http://127.0.0.1:9", work, "small", Reporter(quiet=False))
-    uploader.start()
-    uploader.put(trials[0])
-    uploader.stop("FINISHED")
-    assert uploader.undelivered == 2
-    assert "`seedbed sync` delivers them" in capsys.readouterr().err
+    uploader = MlflowUploader("http://127.0.0.1:9", work, Reporter(quiet=False))
+    uploader.sweep_started(work.sweeps / "small")
+    uploader.trial_ended(trials[0])
+    uploader.sweep_stopped(finished=True)
+    assert uploader.left == 2
+    assert "`seedbed sync` uploads them" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="cannot be used"):
         sync(work, "http://127.0.0.1:9", Reporter())
     assert sync(work, None, Reporter()) == (2, 0)
@@ -239,12 +241,12 @@ def test_sync_ends_the_parent_of_a_sweep_that_did_not_come_to_its_end(work, tria
 def test_a_trial_that_was_tried_again_leaves_nothing_of_its_first_run(work, trials):
     from dataclasses import replace
 
-    deliver_all(work)
+    upload_all(work)
     (trials[1] / "delivered.json").unlink()
     write_text(trials[1] / "config.json", '{"stages": [{"stage": "TrainCam", "version": 1, "lr": 0.2}]}')
     again = replace(read_outcome(trials[1]), status="complete", reason="", started=2e9, finished=2e9 + 1)
     write_outcome(trials[1], again)
-    assert deliver_all(work).undelivered == 0
+    assert upload_all(work).left == 0
     _, runs = runs_of(work)
     active = [run for run in runs if run.info.lifecycle_stage == "active"]
     assert len(active) == 2
@@ -252,7 +254,7 @@ def test_a_trial_that_was_tried_again_leaves_nothing_of_its_first_run(work, tria
     assert {run.data.params["TrainCam.lr"] for run in active} == {"0.1", "0.2"}
 
 
-def test_sync_delivers_to_where_the_sweep_was_told_to(work, trials):
+def test_sync_uploads_to_where_the_sweep_was_told_to(work, trials):
     settings = small(work.root, tracking_uri="http://127.0.0.1:9")
     settings.save(work.sweeps / "small" / "sweep.yaml")
     assert uri_of(work, "small") == "http://127.0.0.1:9"
@@ -262,7 +264,7 @@ def test_sync_delivers_to_where_the_sweep_was_told_to(work, trials):
 
 
 def test_sync_ends_a_parent_that_a_killed_driver_left_running(work, trials):
-    deliver_all(work)
+    upload_all(work)
     (work.sweeps / "small" / "closed").unlink()
     tracker = Tracker(None, work)
     tracker.client.update_run(tracker.find("sweep:small"), status="RUNNING")
@@ -278,7 +280,7 @@ def test_sync_leaves_the_parent_of_a_running_sweep_alone(work, trials):
     assert parent.info.status == "RUNNING"
 
 
-def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_delivered(work, trials):
+def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_uploaded(work, trials):
     Tracker(None, work).sweep("another", {"id": "theirs"}, "abc")
     import shutil
 
@@ -289,7 +291,7 @@ def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_delivered(wor
 def test_a_copied_work_folder_has_its_own_artifacts_and_never_writes_into_the_original(work, trials, tmp_path):
     import shutil
 
-    deliver_all(work)
+    upload_all(work)
     before = {path: path.read_bytes() for path in work.root.rglob("*") if path.is_file()}
     # All that a path may hold and a URL may misread.
     copy = WorkFolder(tmp_path / "copy" / "a b?c#d%20e'f{g}größe")
@@ -311,7 +313,7 @@ def test_a_copied_work_folder_has_its_own_artifacts_and_never_writes_into_the_or
 
 
 def test_a_moved_work_folder_is_read_without_a_change_to_it(work, trials, tmp_path):
-    deliver_all(work)
+    upload_all(work)
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("mlflow", "sweeps"):
@@ -344,7 +346,7 @@ def test_published_reasons_show_no_folder_of_the_machine(work, trials, chimera_r
     outcome = read_outcome(failed)
     reason = f"{chimera_root}/JPEGImages/a.jpg: broken (see /home/me/notes.txt)"
     write_outcome(failed, replace(outcome, reason=reason))
-    deliver_all(work)
+    upload_all(work)
     _, runs = runs_of(work)
     tags = next(run.data.tags for run in runs if run.data.tags["status"] == "failed")
     assert tags["reason"] == "DIR/JPEGImages/a.jpg: broken (see DIR/notes.txt)"
@@ -374,24 +376,24 @@ def test_the_default_store_is_sqlite_in_the_work_folder(work):
 
 
 def test_a_sweep_whose_description_was_lost_is_still_the_same_one(work, trials):
-    """It has a new id then; that its trials were delivered shows that the store's sweep is this one."""
+    """It has a new id then; that its trials were uploaded shows that the store's sweep is this one."""
     path = trials[0].parents[1] / "sweep.json"
     description = json.loads(path.read_text())
     write_text(path, json.dumps({**description, "id": "first"}))
-    deliver_all(work)
+    upload_all(work)
     write_text(path, json.dumps({**description, "id": "second"}))
     (trials[1] / "delivered.json").unlink()
-    assert deliver_all(work).undelivered == 0
+    assert upload_all(work).left == 0
     assert [run.data.tags["seedbed.id"] for run in runs_of(work, "sweep")[1]] == ["second"]
     # A colleague's sweep of this name stays one of its own.
     for trial in trials:
         (trial / "delivered.json").unlink()
     write_text(path, json.dumps({**description, "id": "third"}))
-    assert deliver_all(work).undelivered == 2
+    assert upload_all(work).left == 2
 
 
 @pytest.mark.parametrize(("name", "content"), [("sweep.json", ""), ("sweep.yaml", "\0\0"), ("sweep.json", "{")])
-def test_a_damaged_sweep_does_not_stop_the_delivery_of_others(work, trials, name, content):
+def test_a_damaged_sweep_does_not_stop_the_upload_of_others(work, trials, name, content):
     import shutil
 
     other = work.sweeps / "a-damaged-one"
@@ -402,7 +404,7 @@ def test_a_damaged_sweep_does_not_stop_the_delivery_of_others(work, trials, name
     assert str(other / name) in heard.lines[0]
 
 
-def test_a_damaged_result_is_not_delivered_and_told(work, trials):
+def test_a_damaged_result_is_not_uploaded_and_told(work, trials):
     (trials[0] / "result.json").write_text("")
     heard = Heard()
     assert sync(work, None, heard) == (1, 1)

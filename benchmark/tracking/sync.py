@@ -1,0 +1,89 @@
+"""`seedbed sync`: uploads to MLflow what running sweeps could not upload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.settings import read_saved
+from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
+from seedbed.benchmark.tracking.client import UPLOADED, Tracker
+from seedbed.benchmark.tracking.store import check_uri, default_uri, unusable
+from seedbed.benchmark.tracking.uploader import CLOSED, upload_once
+
+
+def uri_of(work: WorkFolder, sweep: str) -> str:
+    """Return where the records of a sweep go: the server that it was started with, or the work folder's store."""
+    path = work.sweeps / sweep / "sweep.yaml"
+    return (read_saved(path).tracking_uri if path.exists() else None) or default_uri(work)
+
+
+def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = False) -> tuple[int, int]:
+    """Upload all trials of the work folder that were not uploaded yet; `again` uploads every trial.
+
+    `uri` is an MLflow server; None: the one that each sweep was started with. Returns the numbers of trials
+    uploaded and left. Raises ConfigError if MLflow cannot be reached.
+    """
+    if uri is not None:
+        check_uri(uri)
+    trackers: dict[str, Tracker] = {}
+    uploaded = left = 0
+    for path in sorted(work.sweeps.glob("*/sweep.json")):
+        folder = path.parent
+        results = sorted(result.parent for result in folder.glob("trials/*/result.json"))
+        trials = [trial for trial in results if read_outcome(trial) is not None]
+        if damaged := len(results) - len(trials):
+            reporter.say(
+                f"note: {damaged} results are damaged; seedbed sweep --resume {folder.name} runs them again"
+            )
+            left += damaged
+        waiting = [trial for trial in trials if again or not (trial / UPLOADED).exists()]
+        running = _is_running(folder)
+        if not waiting and (running or (folder / CLOSED).exists()):
+            continue
+        try:
+            target, description = uri or uri_of(work, folder.name), json.loads(path.read_bytes())
+        except (ConfigError, ValueError) as error:
+            what = f"{path}: empty or cut off" if isinstance(error, ValueError) else str(error)
+            reporter.say(f"note: {what}; not uploaded. `seedbed sweep --resume {folder.name}` repairs sweep.json")
+            left += len(waiting)
+            continue
+        try:
+            if target not in trackers:
+                trackers[target] = Tracker(None if target == default_uri(work) else target, work)
+        except Exception as error:
+            raise unusable(target, error) from None
+        try:
+            parent = trackers[target].sweep(folder.name, description, description.get("code", ""), folder)
+        except ConfigError as error:
+            reporter.say(f"note: {error}")
+            left += len(waiting)
+            continue
+        with reporter.bar(f"uploading {folder.name}", len(waiting)) as bar:
+            for trial in waiting:
+                try:
+                    upload_once(trackers[target], parent, trial, again)
+                    uploaded += 1
+                except Exception as error:
+                    reporter.say(f"note: {trial}: {type(error).__name__}: {str(error)[:300]}")
+                    left += 1
+                bar.advance()
+        if not running:
+            status = "FINISHED" if len(trials) >= description.get("expected", 0) else "KILLED"
+            trackers[target].close(parent, status)
+            write_text(folder / CLOSED, status)
+    return uploaded, left
+
+
+def _is_running(folder: Path) -> bool:
+    """Return whether a driver is running the sweep."""
+    try:
+        with FileLock(folder / "driver.lock", timeout=0):
+            return False
+    except Timeout:
+        return True

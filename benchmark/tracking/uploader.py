@@ -1,0 +1,121 @@
+"""Uploads the trials of a running sweep to MLflow, from the files that the trials left.
+
+Only the sweep's driver and `seedbed sync` talk to MLflow, so a slow or unreachable server delays no trial. What
+could not be uploaded stays in the work folder. Uploading twice, or after a kill, makes no second run.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
+from seedbed.benchmark.tracking.client import UPLOADED, Tracker
+from seedbed.benchmark.tracking.store import check_uri
+
+CLOSED = "closed"
+"""In the folder of a sweep: its parent run was ended."""
+
+
+class MlflowUploader:
+    """Listens to a sweep, and uploads its trials in a thread of its own."""
+
+    def __init__(self, uri: str | None, work: WorkFolder, reporter: Reporter) -> None:
+        """`uri` is an MLflow server; None: the work folder's own store. Raises ConfigError for an invalid one."""
+        if uri is not None:
+            check_uri(uri)
+        self._uri, self._work, self._reporter = uri, WorkFolder(work.root.resolve()), reporter
+        self._folder = Path()
+        self._queue: queue.Queue[Path | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._tracker: Tracker | None = None
+        self._parent = ""
+        self._retry_at = 0.0
+        self.left = 0
+        """How many trials could not be uploaded; known once the sweep has stopped."""
+
+    def sweep_started(self, folder: Path) -> None:
+        """Begin with the trials that ended earlier and were not uploaded."""
+        self._folder = folder
+        (folder / CLOSED).unlink(missing_ok=True)
+        self._thread.start()
+
+    def trial_ended(self, trial: Path) -> None:
+        """Upload the trial in a folder when its turn comes."""
+        self._queue.put(trial)
+
+    def sweep_stopped(self, finished: bool) -> None:
+        """Upload the remaining trials, end the parent run, and return."""
+        status = "FINISHED" if finished else "KILLED"
+        self._queue.put(None)
+        self._thread.join()
+        self.left = len(self._waiting())
+        if self._tracker is not None:
+            with self._forgiving():
+                self._tracker.close(self._parent, status)
+                write_text(self._folder / CLOSED, status)
+        if self.left:
+            self._reporter.say(
+                f"note: {self.left} trials could not be uploaded to MLflow; their records are kept, "
+                "and `seedbed sync` uploads them"
+            )
+
+    def _run(self) -> None:
+        self._connect()
+        for folder in self._waiting():
+            self._upload(folder)
+        while (item := self._queue.get()) is not None:
+            self._upload(item)
+        self._retry_at = 0.0
+        for folder in self._waiting():
+            self._upload(folder)
+
+    def _connect(self) -> None:
+        if self._tracker is None:
+            with self._forgiving():
+                tracker = Tracker(self._uri, self._work)
+                description = json.loads((self._folder / "sweep.json").read_text())
+                self._parent = tracker.sweep(
+                    self._folder.name, description, description.get("code", ""), self._folder
+                )
+                self._tracker = tracker
+
+    def _upload(self, folder: Path) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        self._connect()
+        if self._tracker is not None:
+            with self._forgiving():
+                upload_once(self._tracker, self._parent, folder)
+
+    def _waiting(self) -> list[Path]:
+        results = sorted(self._folder.glob("trials/*/result.json"))
+        return [path.parent for path in results if not (path.parent / UPLOADED).exists()]
+
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Keep going if MLflow cannot be reached, and try again a minute later."""
+        try:
+            yield
+        except Exception as error:
+            self._retry_at = time.monotonic() + 60
+            text = (str(error).splitlines() or [""])[0]
+            self._reporter.say(f"note: MLflow did not take the records ({type(error).__name__}: {text[:300]})")
+
+
+def upload_once(tracker: Tracker, parent: str, folder: Path, again: bool = False) -> None:
+    """Upload the trial in `folder`, unless it was uploaded or has no result yet. One process at a time."""
+    with FileLock(folder / "delivery.lock"):
+        if read_outcome(folder) is None or ((folder / UPLOADED).exists() and not again):
+            return
+        run = tracker.upload(parent, folder)
+        write_text(folder / UPLOADED, json.dumps({"run": run, "uri": tracker.uri}))

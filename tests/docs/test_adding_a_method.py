@@ -27,7 +27,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The other methods are left out because recording their numbers takes minutes.
     """
     folder = tmp_path_factory.mktemp("copy")
-    for package in ("benchmark", "datasets", "methods", "tests"):
+    for package in ("benchmark", "datasets", "leaderboard", "methods", "tests"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "seedbed.py"):
         shutil.copy(CHECKOUT / name, folder)

@@ -8,10 +8,17 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 
-.PHONY: test demo docs lint lock format
+.PHONY: test quick demo docs lint lock format
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+
+# For while you work: lint, types, and tests of the core that finish within two minutes.
+QUICK := benchmark/pipeline benchmark/evaluation benchmark/source datasets/io datasets/tools leaderboard/analysis \
+	leaderboard/tables package/test_layout.py golden/test_earlier_work_folder.py
+
+quick: $(READY) lint
+	$(BIN)/python -m pytest -n 2 -q -m "not slow" $(addprefix tests/,$(QUICK))
 
 demo: $(READY)
 	@mkdir -p seedbed-work/demo

@@ -32,14 +32,14 @@ FORMATS = {
     "leaderboard.csv": csv.leaderboard,
     "comparisons.csv": comparisons,
 }
-NO_WORK_FOLDER = "It was made from a snapshot alone, without the work folder that has the runs' files."
-NOT_WANTED = "It was left out (`seedbed leaderboard --gallery 6` draws six images a data set)."
-NOT_THERE = "The work folder that it was made with has no finished run of these sweeps with its files."
+NO_WORK_FOLDER = "It was built from a snapshot, without the work folder that has the runs' files."
+NOT_WANTED = "It was switched off (`seedbed leaderboard --gallery 6` shows six images per data set)."
+NOT_THERE = "The work folder has no finished run of these sweeps with its files."
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What the site shows beside the snapshot: the studies of a work folder, and a gallery of its runs."""
+    """Further content of the site: the studies of a work folder and a gallery of its runs."""
 
     work: WorkFolder
     pictures: int
@@ -49,7 +49,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """What was written."""
+    """A leaderboard on disk."""
 
     board: Board
     paths: list[Path]
@@ -71,9 +71,9 @@ def write_leaderboard(
 ) -> Leaderboard:
     """Write snapshot, tables and site of a snapshot, given as table or as path.
 
-    All is made from the written file, so that nothing is in it that the snapshot does not hold: the same snapshot
-    gives the same bytes. Of a path, the statistics of images that lie beside it are read. Nothing in `out` changes
-    before everything has been written. Raises DataError for a file that is not a snapshot.
+    Everything is made from the written snapshot, so the same snapshot gives the same bytes. If `snapshot` is a
+    path, per-image statistics in the same folder are read, too. `out` changes only after everything is written.
+    Raises DataError for a file that is not a snapshot.
     """
     if isinstance(snapshot, Path) and (snapshot.parent / IMAGES).is_file():
         images = read_images(snapshot.parent / IMAGES)
@@ -83,12 +83,12 @@ def write_leaderboard(
         with TemporaryDirectory(prefix=".unfinished-", dir=out) as temporary:
             made = _write(table, Path(temporary), images, sources)
             names = [path.relative_to(temporary) for path in made.paths]
-            # The overview comes last: it is what makes a folder look like a finished site.
+            # The overview comes last: a folder with it looks like a finished site.
             for name in sorted(_files(Path(temporary)), key=lambda name: name == Path(INDEX)):
                 (out / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(temporary) / name).replace(out / name)
     except OSError as error:
-        # A write to a full disk fails without saying where.
+        # An error on a full disk does not name the file.
         error.filename = error.filename or str(out)
         raise
     return Leaderboard(made.board, [out / name for name in names])
@@ -129,7 +129,7 @@ def _write(table: Any, out: Path, images: ImageStatistics | None, sources: Sourc
 def _galleries(
     runs: tuple[Run, ...], out: Path, sources: Sources | None
 ) -> tuple[tuple[DatasetGallery, ...], str]:
-    """Draw the galleries, and return them and why there are none."""
+    """Draw the galleries; return them, and the reason if there are none."""
     if sources is None:
         return (), NO_WORK_FOLDER
     if not sources.pictures:

@@ -16,22 +16,22 @@ from seedbed.leaderboard.analysis.summary import Summary
 
 @dataclass(frozen=True)
 class AverageRank:
-    """A method with a refiner, ranked in every data set among those that are ranked in all."""
+    """The average rank of a method and refiner among those that are ranked in every data set."""
 
     method: str
     refiner: str
     mean: float
     low: float
     high: float
-    """95 % interval over images and random seeds, drawn in each data set for itself."""
+    """95 % interval over images and random seeds, resampled independently per data set."""
     datasets: int
 
 
 def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tuple[list[AverageRank], str]:
-    """Return the average ranks, best first, and a sentence that says what they are over; empty without any.
+    """Return the average ranks, best first, and a sentence that names their data sets; both may be empty.
 
-    Only groups under the same conditions are put together: those that most data sets have (of these, the ones with
-    most rows). Rows are those at one kind of settings: that with more rows in all these groups, else `best`.
+    Only groups under equal conditions are combined: the conditions with most data sets, then most rows. All
+    rows have the same kind of settings: the one with more rows in all these groups, else `best`.
     """
     conditions: dict[tuple[str, ...], list[int]] = {}
     for index, group in enumerate(groups):
@@ -54,7 +54,7 @@ def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tu
         if line[name] not in resampled[index].points
     ]
     if lacking:
-        return [], f"{what}; there are none, as statistics of images are missing of {', '.join(lacking)}."
+        return [], f"{what}; there are none, because per-image statistics are missing: {', '.join(lacking)}."
     points = np.array([_points(groups[index], line, common) for index, line in zip(chosen, lines, strict=True)])
     drawn = [
         ranks_of(np.stack([resampled[index].row(line[name]) for name in common], axis=1))

@@ -1,4 +1,4 @@
-"""Which runs make one line of the leaderboard, and which lines may be compared with each other."""
+"""Groups runs into rows, and rows into scopes that can be compared."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from seedbed.leaderboard.data.snapshot import Run, Scope
 
 SETTINGS = ("default", "best")
 BOTH = "default = best"
-"""The settings of a line whose search found nothing better than the default."""
+"""The settings of a row whose search found nothing better than the default."""
 
 
 @dataclass(frozen=True)
 class RowRuns:
-    """The runs of one line: a method with a refiner, at one kind of settings."""
+    """The runs of one row: a method and a refiner at one kind of settings."""
 
     method: str
     refiner: str
@@ -29,19 +29,19 @@ class RowRuns:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Return all runs that the line depends on."""
+        """Return all runs that the row depends on."""
         return self.search + self.confirm
 
     @property
     def paid(self) -> tuple[Run, ...]:
-        """Return the runs that the line's numbers cost. The default settings need no search."""
+        """Return the runs that count towards the row's cost. The default settings need no search."""
         return self.confirm if self.settings == BOTH else self.runs
 
 
 def rows_by_scope(runs: Iterable[Run]) -> dict[Scope, list[RowRuns]]:
-    """Return the lines of each scope, both in alphabetical order, `default` before `best`.
+    """Return the rows of each scope, both in alphabetical order, `default` before `best`.
 
-    If `best` has the default settings, the two are one line, `default = best`.
+    If `best` has the default settings, the two are one row, `default = best`.
     """
     cells: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
@@ -53,7 +53,7 @@ def rows_by_scope(runs: Iterable[Run]) -> dict[Scope, list[RowRuns]]:
 
 
 def _lines(cell: Sequence[Run]) -> list[RowRuns]:
-    """Return the lines of one cell."""
+    """Return the rows of one cell."""
     search = tuple(run for run in cell if run.phase == "search")
     confirmed = {
         settings: sorted(

@@ -1,4 +1,4 @@
-"""The marks of the leaderboard: the best number of a column, and what cannot be told apart from the first row.
+"""Marks the best number of a column and, in the ranking column, the rows that cannot be told apart from the first.
 
 Per-image statistics exist only for the number that ranks. In its column every ranked row is marked whose paired
 difference from the first row has a 95 % interval that includes 0. In the other columns the highest is marked.

@@ -54,7 +54,7 @@ class GroupAnalysis:
     """Intervals and comparisons of the numbers of a group."""
 
     intervals: Mapping[int, tuple[float, float]]
-    """95 % interval of each row's number over images and seeds (images alone for one seed), by its place."""
+    """95 % interval of each row's number over images and seeds (images only for one seed), by its place."""
     comparisons: tuple[Comparison, ...]
     """Every pair of rows with numbers, statistics of images, and a seed in common."""
     rank_intervals: Mapping[int, tuple[int, int]]
@@ -72,7 +72,7 @@ class Resampled:
     values: Mapping[int, Mapping[int, Values]]
     """(resamples,) each."""
     without: Mapping[int, str]
-    """Why a row with a number is not among them."""
+    """Why a row with a number is missing here."""
     seed: int
 
     def row(self, row: int) -> Values:
@@ -115,7 +115,7 @@ def resample(
 def _lacks(run: Run, group: Group, images: ImageStatistics, ids: tuple[str, ...]) -> str:
     """Return why the images of a run cannot be used; empty if they can."""
     if run.key not in images.runs:
-        return images.without.get(run.key, "no statistics of its images were collected")
+        return images.without.get(run.key, "its per-image statistics were not collected")
     own, recorded = images.runs[run.key], group.measure.of(run)
     if own.ids != ids:
         return "its images are not those of the other rows"

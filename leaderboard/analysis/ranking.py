@@ -1,6 +1,6 @@
-"""The leaderboard as data: groups of lines with their numbers, ranks and marks, and why a line has no rank.
+"""The leaderboard as data: groups of rows with their numbers, ranks and marks, and the reasons for missing ranks.
 
-A line is ranked only if nothing that its number depends on is missing: all expected seeds, at least three of them,
+A row is ranked only if nothing that its number depends on is missing: all expected seeds, at least three of them,
 the conditions of the protocol, and one digest of the data in the whole group.
 """
 
@@ -22,19 +22,19 @@ from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
 SEEDS_NEEDED = 3
 NOTHING = "–"
 UNCOUNTED = "no counted pixel"
-"""In place of a mIoU: every true pixel of the split is 255."""
+"""Shown instead of an mIoU if every true pixel of the split is 255."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a method with a refiner, at `default` settings, at the `best` of a search, or at both if equal."""
+    """One row: a method and a refiner at `default` settings, at the `best` of a search, or at both if equal."""
 
     method: str
     refiner: str
     settings: str
     seeds: tuple[int, ...]
     conditions: Mapping[str, str]
-    """Those that have a column, by name."""
+    """The conditions that have a column, by name."""
     ranked_on: str
     """The split that decides the rank."""
     values: Mapping[str, Summary | str]
@@ -52,26 +52,26 @@ class Row:
     status: str
     """`complete`, or what the seeds lack: `failed (1 of 3)`."""
     bars: tuple[str, ...]
-    """Why the line is not ranked."""
+    """Why the row is not ranked."""
     notes: tuple[str, ...]
-    """What a reader should know, and what does not keep the line from a rank."""
+    """Remarks that do not prevent a rank."""
     rank: int | None = None
     marked: frozenset[str] = frozenset()
     """The measures in which it is the best of its group, or cannot be told apart from the first (marks.py)."""
 
     @property
     def name(self) -> str:
-        """Return how a sentence names the line."""
+        """Return the row's name for a sentence."""
         return f"{self.method} + {self.refiner}, {self.settings}"
 
     def at(self, settings: str) -> bool:
-        """Return whether the line has the `default` settings, or the `best`."""
+        """Return whether the row has these settings, `default` or `best`."""
         return self.settings in (settings, BOTH)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines that may be compared, in order: ranked ones first."""
+    """Rows that can be compared, ranked ones first."""
 
     dataset: str
     supervision: str
@@ -80,7 +80,7 @@ class Group:
     segmentation_backbone: str
     segmentation_initialisation: str
     measure: Measure
-    """What the lines are ranked by."""
+    """The measure that ranks the rows."""
     rows: tuple[Row, ...]
     caveat: str = ""
     """Which ranked rows could not be compared with the first, and why; empty if all could."""
@@ -199,7 +199,7 @@ def _value(line: RowRuns, measure: Measure, status: str) -> Summary | str:
 
 
 def _finished(line: RowRuns) -> list[Run]:
-    """Return the runs that show the line's conditions: the complete ones, if there are any."""
+    """Return the runs that show the row's conditions: the complete ones, if there are any."""
     return [run for run in line.confirm if run.status == "complete"] or list(line.confirm)
 
 
@@ -217,7 +217,7 @@ def _by_seed(line: RowRuns, measure: Measure) -> dict[int, float]:
 
 
 def _unfinished(confirm: Sequence[Run]) -> list[str]:
-    """Say of each seed that is not complete why, seeds with the same reason together."""
+    """Return why seeds are not complete, one text per reason."""
     reasons: dict[tuple[str, str], list[int]] = {}
     for run in confirm:
         if run.status != "complete":
@@ -288,7 +288,7 @@ def _class_ious(run: Run, measure: Measure) -> dict[str, float | None]:
 
 
 def _ranked(rows: list[Row], measure: Measure) -> tuple[Row, ...]:
-    """Give ranks and marks to the rows that nothing bars, and put them first."""
+    """Rank and mark the rows without bars, and put them first."""
     eligible = [row for row in rows if not row.bars]
     means = [_mean(row, measure) for row in eligible]
     eligible = [replace(row, rank=rank) for row, rank in zip(eligible, ranks_of(means).tolist(), strict=True)]

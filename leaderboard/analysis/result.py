@@ -1,4 +1,4 @@
-"""All that the leaderboard says beyond its table: who can be told apart, at what cost, after how many trials."""
+"""The analysis of a board: differences between rows, Pareto fronts, average ranks and figures."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Analysis:
     """In the order of the board's groups."""
     average_ranks: tuple[AverageRank, ...]
     sentences: tuple[str, ...]
-    """What cannot be told apart, who is on the Pareto front, and what average ranks are over, in plain words."""
+    """Which rows cannot be told apart, the Pareto fronts, and the data sets of the average ranks."""
     figures: tuple[Figure, ...]
     images_without: tuple[str, ...] = ()
-    """Rows with a number of which no statistics of images could be used, with the reason."""
+    """Rows with a number but without usable per-image statistics, with the reason."""
 
 
 def analyse(
@@ -44,7 +44,7 @@ def analyse(
 ) -> Analysis:
     """Return the analysis of the board that was made of a snapshot. The same input gives the same result.
 
-    Without statistics of images there are no intervals and no comparisons.
+    Without per-image statistics there are no intervals and no comparisons.
     """
     runs = runs_of(snapshot)
     confirmed = _confirmed(board, runs)
@@ -70,7 +70,7 @@ def analyse(
         figures.append(class_figure(group, stem))
     sentences = [*_sentences(board, groups), *([over] if over else [])]
     if images is None and board.groups:
-        sentences.append("No statistics of images were given, so nothing is said of differences between rows.")
+        sentences.append("Per-image statistics are missing, so no rows are compared.")
     return Analysis(
         groups,
         tuple(averages),
@@ -104,7 +104,7 @@ def _sentences(board: Board, groups: Sequence[GroupAnalysis]) -> Iterator[str]:
 
 
 def _apart(group: Group, analysis: GroupAnalysis) -> Iterator[str]:
-    """Say which ranked rows the first cannot be told apart from, and how many pairs there are of this kind."""
+    """Yield which ranked rows cannot be told apart from the first, and the number of such pairs."""
     ranked = {index for index, row in enumerate(group.rows) if row.rank is not None}
     pairs = [c for c in analysis.comparisons if {c.first, c.second} <= ranked]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Mean, spread and comparison of a few numbers. Nothing here knows of runs or tables."""
+"""Mean, spread and comparison of a few numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def paired_gain(before: Mapping[int, float], after: Mapping[int, float]) -> Summ
 def highest(column: Mapping[int, Summary]) -> set[int]:
     """Return which entries of a column have the highest mean.
 
-    A column of one entry has nothing to beat, and none is marked.
+    A column with a single entry has no mark.
     """
     if len(column) < 2:
         return set()

@@ -68,7 +68,7 @@ def _refuse_doubles(runs: Iterable[Run]) -> None:
 
 
 class SweepReader:
-    """An MLflow store that sweeps were recorded in, to read."""
+    """Reads sweeps from an MLflow store."""
 
     def __init__(self, tracking_uri: str) -> None:
         """Raises ConfigError if there is no store, no sweep in it, or no answer."""
@@ -121,7 +121,7 @@ class SweepReader:
         return ExpectedTrials.parse(content)
 
     def download(self, run: str, artifact: str, folder: Path) -> Path | None:
-        """Return a run's artifact as a file, in its place or downloaded to `folder`; None if there is none."""
+        """Return the path of a run's artifact, downloaded to `folder` if needed; None if there is none."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -24,10 +24,10 @@ RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")
 
 @dataclass(frozen=True)
 class Shown:
-    """What a reader sees of a condition."""
+    """How a condition is shown."""
 
     title: str
-    """Of its column."""
+    """Title of its column."""
     meaning: str
     words: str
     """Its name in a sentence."""
@@ -40,7 +40,7 @@ SHOWN: Mapping[str, Shown] = {
     "selection": Shown("Selection", "how the threshold of the training masks was chosen", "selection"),
     "tuning_masks": Shown(
         "Tuning masks",
-        "how many true masks a choice of threshold or settings could see",
+        "number of true masks available to choose threshold and settings",
         "number of masks used for tuning",
         number=True,
     ),
@@ -48,11 +48,11 @@ SHOWN: Mapping[str, Shown] = {
 
 
 def shown(name: str) -> Shown:
-    """Return what a reader sees of a condition."""
+    """Return how a condition is shown."""
     words = name.replace("_", " ")
     return SHOWN.get(name) or Shown(words[:1].upper() + words[1:], f"the setting `{name}`", words)
 
 
 def column_names(names: Iterable[str]) -> list[str]:
-    """Return which of some conditions have a column: those that always have one, then others by name."""
+    """Return the conditions that have a column: those that always have one, then others by name."""
     return [*RANK_NEEDS, *sorted({*names} - {*CONDITIONS})]

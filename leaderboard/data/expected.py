@@ -1,4 +1,4 @@
-"""The plan of a sweep, `sweep.json`: which trials there should be, so that a missing one can be seen."""
+"""The trials that a sweep plans, from `sweep.json`; they show which runs are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ExpectedTrials:
-    """What a sweep was to run."""
+    """The trials that a sweep plans."""
 
     name: str
     trials: int

@@ -51,21 +51,21 @@ MEASURES = (
         "maps_mIoU_fixed",
         "Maps",
         "mIoU fixed",
-        "localisation maps on `train`, cut at the constant that the paper gives",
+        "localisation maps on `train`, cut at the threshold of the paper",
         _maps("mIoU", "fixed"),
     ),
     Measure(
         "maps_mIoU_tuned",
         "Maps",
         "mIoU tuned",
-        "the same maps, cut where it is best for the masks of `tune`",
+        "the same maps, cut at the threshold that is best on `tune`",
         _maps("mIoU", "tuned"),
     ),
     Measure(
         "maps_mIoU_oracle",
         "Maps",
         "mIoU oracle",
-        "the same maps, cut where it is best for `train` itself: it looks at the answer",
+        "the same maps, cut at the threshold that is best on `train` itself: an upper bound",
         _maps("mIoU", "oracle"),
     ),
     Measure(
@@ -93,7 +93,7 @@ MEASURES = (
         "pseudo_mask_mIoU",
         "Pseudo-masks",
         "mIoU",
-        "masks after the refiner on `train`, at the tuned threshold where there is one",
+        "masks after the refiner on `train`, at the tuned threshold if there is one",
         records.PSEUDO_MASK,
     ),
     Measure(

@@ -79,7 +79,7 @@ class ImageStatistics:
 
     runs: Mapping[str, RunImages] = field(default_factory=dict)
     without: Mapping[str, str] = field(default_factory=dict)
-    """Why a run has none."""
+    """Why a run has no statistics."""
 
 
 def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table) -> ImageStatistics:
@@ -94,12 +94,12 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
     without: dict[str, str] = {}
     for run, file in files_of(runs_of(snapshot)):
         if run.key not in places:
-            without[run.key] = "MLflow has no such run any more"
+            without[run.key] = "MLflow no longer has the run"
             continue
         with tempfile.TemporaryDirectory() as folder:
             path = store.download(places[run.key], f"per_image/{file}", Path(folder))
             if path is None:
-                without[run.key] = f"MLflow has no artifact per_image/{file} of it"
+                without[run.key] = f"MLflow does not have its artifact per_image/{file}"
                 continue
             try:
                 cells = read_cells(path)
@@ -124,7 +124,7 @@ def files_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
 
 
 def write_images(path: Path, images: ImageStatistics) -> None:
-    """Write the statistics, by one rename."""
+    """Write the statistics atomically."""
     keys = sorted(images.runs)
     ids = sorted({name for run in images.runs.values() for name in run.ids})
     number = {name: index for index, name in enumerate(ids)}

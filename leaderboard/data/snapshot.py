@@ -56,7 +56,7 @@ _SINCE = {
 
 
 class Scope(NamedTuple):
-    """What runs must share to be compared."""
+    """The properties that runs must share to be compared."""
 
     dataset: str
     supervision: str
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What a search belongs to: everything that identifies a trial except settings, phase and seed."""
+        """The key of a search: everything that identifies a trial except settings, phase and seed."""
         return *self.scope, self.method, self.refiner
 
     @property
@@ -123,7 +123,7 @@ _FIELDS = tuple(field.name for field in fields(Run) if field.name not in ("condi
 
 
 def schema_of(others: Iterable[str] = ()) -> pa.Schema:
-    """Return the schema of a snapshot whose runs have `others` as conditions besides those that all have."""
+    """Return the schema of a snapshot whose runs have `others` as further conditions."""
     # The conditions come after method, refiner and data set.
     place = [field.name for field in fields(Run)].index("conditions")
     names = (*_FIELDS[:place], *CONDITIONS, *sorted(others), *_FIELDS[place:])
@@ -177,7 +177,7 @@ def runs_of(table: pa.Table) -> list[Run]:
         measured = zip(codes[start:end], values[start:end], strict=True)
         found = {name: head.pop(name) for name in [*head] if name not in _FIELDS}
         conditions = {name: "" if value is None else str(value) for name, value in found.items()}
-        # One that only other runs have is no condition of this one.
+        # Drop conditions that only other runs have.
         conditions = {name: text for name, text in conditions.items() if text or name in CONDITIONS}
         own = {names[code]: value for code, value in measured if code is not None}
         runs.append(Run(**head, conditions=conditions, metrics=own))
@@ -185,7 +185,7 @@ def runs_of(table: pa.Table) -> list[Run]:
 
 
 def write_snapshot(path: Path, table: pa.Table) -> None:
-    """Write a snapshot, by one rename."""
+    """Write a snapshot atomically."""
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)
@@ -194,7 +194,7 @@ def write_snapshot(path: Path, table: pa.Table) -> None:
 def read_snapshot(path: Path) -> pa.Table:
     """Read a snapshot. Raises DataError for a missing file, another version or other columns.
 
-    One of an earlier version gets the columns that came later, empty.
+    A snapshot of an earlier version gets the later columns, empty.
     """
     try:
         table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""How the best of a search grows with its trials: what a method needs before it shines."""
+"""The expected best score of a search against its number of trials."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expected_best(values: Sequence[float]) -> list[float]:
 
 
 def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
-    """Return the curves of a group's searches, a panel a method; None where no search trial came to an end."""
+    """Return the curves of a group's searches, one panel per method; None if no search trial is complete."""
     curves = {cell: known for cell, runs in cells.items() if (known := _known(runs))}
     if not curves:
         return None
@@ -69,10 +69,10 @@ def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
         )
         svg = svg_of(figure, name, title)
     caption = (
-        f"{of_group(group)} The mIoU of the pseudo-masks on tune that the best of n search trials is expected to "
-        "have, were n of the trials that ran drawn without replacement; dotted: the default settings, trial 0. "
-        "Optuna's trials are no independent draws, as later ones know the earlier, so a curve says what these "
-        f"trials gave and not what other searches would. {_left_out(cells)}"
+        f"{of_group(group)} Expected best mIoU of the pseudo-masks on tune among n search trials, drawn without "
+        "replacement from the trials that ran; dotted: the default settings, trial 0. Optuna's trials are not "
+        "independent, because later ones depend on earlier ones, so a curve describes these trials and "
+        f"not other searches. {_left_out(cells)}"
     ).strip()
     header = ["method", "refiner", "trials", "expected_best", "default"]
     rows = [
@@ -92,7 +92,7 @@ def _default(runs: Sequence[Run]) -> float | None:
 
 
 def _left_out(cells: Searches) -> str:
-    """Say how many trials have no score: they took a place in the search, and are in no curve."""
+    """Return how many trials have no score and are therefore in no curve."""
     count = sum(objective(run) is None for runs in cells.values() for run in runs)
     if not count:
         return ""

@@ -42,7 +42,7 @@ def class_figure(group: Group, stem: str) -> Figure | None:
         svg = svg_of(figure, name, title)
     caption = (
         f"{of_group(group)} IoU of each class by {ranked_by(group)}, mean over random seeds; lighter is better. "
-        "A class of which some random seed has no IoU is left empty."
+        "A class without an IoU for one of the random seeds is empty."
     )
     table = unrounded(
         ["method", "refiner", "settings", "rank", *classes],

@@ -1,4 +1,4 @@
-"""Which hyper-parameters a search found to matter, by Optuna's fANOVA."""
+"""The importance of hyper-parameters in a search, by Optuna's fANOVA."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from seedbed.leaderboard.tables.columns import group_title
 from seedbed.leaderboard.tables.table import unrounded
 
 NEEDED = 4
-"""Complete trials with all parameters; of fewer nothing is said."""
+"""Minimum number of complete trials with all parameters."""
 SEED = 0
-"""Of the forest that fANOVA grows."""
+"""Random seed of fANOVA's forest."""
 
 
 class Drawn(NamedTuple):
-    """A complete search trial: what was drawn, from which distributions (JSON of Optuna's), and its score."""
+    """A complete search trial: its parameters, their distributions (Optuna's JSON) and its score."""
 
     parameters: Mapping[str, Any]
     space: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Drawn(NamedTuple):
 def drawn_of(search: Sequence[Run]) -> tuple[list[str], list[Drawn]]:
     """Return the names of all parameters of a search, and the complete trials that have them all.
 
-    The default settings may lack one, where its default lies outside the space.
+    The default settings may lack a parameter whose default is outside the space.
     """
     scored = [
         (run, value) for run in search if (value := objective(run)) is not None and run.parameters and run.space
@@ -50,11 +50,11 @@ def drawn_of(search: Sequence[Run]) -> tuple[list[str], list[Drawn]]:
 
 
 def importance(search: Sequence[Run]) -> dict[str, float] | str:
-    """Return the importance of each drawn parameter, of sum 1, highest first, or why there is none."""
+    """Return the importance of each drawn parameter, highest first, sum 1; or the reason why there is none."""
     names, whole = drawn_of(search)
     if not names:
         recorded = any(run.parameters for run in search)
-        return "nothing was drawn" if recorded or not search else "what was drawn was not recorded"
+        return "no parameter was searched" if recorded or not search else "the parameters were not recorded"
     if len(whole) < NEEDED:
         return f"{len(whole)} complete trials, and {NEEDED} are needed"
     if len({trial.score for trial in whole}) < 2:
@@ -90,7 +90,7 @@ def _fanova(trials: Sequence[Drawn], names: Sequence[str]) -> dict[str, float] |
 
 
 def importance_figures(group: Group, cells: Mapping[tuple[str, str], Sequence[Run]], stem: str) -> list[Figure]:
-    """Return a figure for each method of a group that was searched, with a panel a refiner."""
+    """Return one figure per searched method of a group, with one panel per refiner."""
     found = {cell: importance(runs) for cell, runs in sorted(cells.items())}
     trials = {cell: len(drawn_of(runs)[1]) for cell, runs in cells.items()}
     return [
@@ -117,7 +117,7 @@ def _figure(
     ):
         for axis, (cell, values) in zip(axes.flat, panels, strict=True):
             if isinstance(values, str):
-                axis.set_title(f"{short(' + '.join(cell))}: nothing can be said", loc="left")
+                axis.set_title(f"{short(' + '.join(cell))}: no result", loc="left")
                 axis.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
                 axis.spines[:].set_visible(False)
             else:

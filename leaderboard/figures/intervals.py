@@ -44,8 +44,8 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
         svg = svg_of(figure, name, title)
     caption = (
         f"{of_group(group)} Dots are means over random seeds, lines 95 % intervals over images and random seeds; "
-        "red: `best` settings; hollow: not ranked. Rows share images, so two lines that overlap may still be told "
-        "apart: the comparisons say which."
+        "red: `best` settings; hollow: not ranked. Rows share images, so rows whose lines overlap may still "
+        "differ: see the comparisons."
     )
     header = [
         "method",

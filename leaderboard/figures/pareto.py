@@ -1,4 +1,4 @@
-"""Quality beside cost: which rows no other one beats in both."""
+"""The Pareto front of quality and cost."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from seedbed.leaderboard.tables.table import unrounded
 
 @dataclass(frozen=True)
 class Point:
-    """A row by what it costs and what it gives."""
+    """A row's cost and quality."""
 
     row: Row
     hours: float
     value: float
-    """By the group's measure, a fraction."""
+    """The group's measure, a fraction."""
 
 
 def points_by_device(group: Group) -> dict[str, list[Point]]:
     """Return the rows that have a number and a cost, by the kind of device: `CPU`, `GPU` or `CPU + GPU`.
 
-    Time on a GPU and time on a CPU are not the same, and are never put on one axis.
+    Time on a GPU and on a CPU cannot be compared, so they never share an axis.
     """
     found: dict[str, list[Point]] = {}
     for row in group.rows:
@@ -60,7 +60,7 @@ def _beats(one: Point, other: Point) -> bool:
 
 
 def sentence(group: Group, device: str, points: list[Point]) -> str:
-    """Return who is on the Pareto front."""
+    """Return a sentence that lists the Pareto front."""
     listed = [
         f"{point.row.name} ({duration(3600 * point.hours)}, {100 * point.value:.2f})" for point in front(points)
     ]
@@ -113,8 +113,8 @@ def _figure(group: Group, name: str, device: str, points: list[Point]) -> Figure
         figure.supxlabel(f"On the front, with their ranks:\n{listed}", fontsize=7, x=0.02, ha="left")
         svg = svg_of(figure, name, title)
     caption = (
-        f"{of_group(group)} Each point is a row: {ranked_by(group)} against the time that it takes from nothing, "
-        "with its search where it is `best`. The line joins the rows that no other one beats in both; a number "
+        f"{of_group(group)} Each point is a row: {ranked_by(group)} against the time to compute it from "
+        "scratch, search included for `best`. The line joins the rows of the Pareto front; a number "
         "is the row's rank, and rows without a rank are hollow."
     )
     header = ["method", "refiner", "settings", "rank", "device", "hours", group.measure.name, "on_front"]

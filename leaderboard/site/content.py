@@ -1,4 +1,4 @@
-"""What the site shows, and where each part of it lies; all paths are relative to the site's folder."""
+"""The content of the site and the paths of its files, relative to the site's folder."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Content:
 
     board: Board
     runs: tuple[Run, ...]
-    """Those that the board was made from."""
+    """The runs behind the board."""
     analysis: Analysis
     studies: tuple[StudyResult, ...] = ()
     papers: tuple[ReportedPaper, ...] = ()
     galleries: tuple[DatasetGallery, ...] = ()
     no_gallery: str = ""
-    """Why there is no gallery; empty where there is one."""
+    """Why there is no gallery; empty if there is one."""
 
     @cached_property
     def views(self) -> list[GroupView]:
@@ -38,7 +38,7 @@ class Content:
 
     @cached_property
     def rows_by_scope(self) -> dict[Scope, list[RowRuns]]:
-        """The runs of each row, by what rows may be compared within."""
+        """The runs of each row, by scope."""
         return rows_by_scope(self.runs)
 
     @property

@@ -1,6 +1,6 @@
 """The gallery: the same images for every method, with their maps, pseudo-masks and predictions.
 
-All that shows photographs of a data set lies below `gallery/`, so that the folder can be left out.
+All photographs of a data set are below `gallery/`, so that the folder can be removed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from seedbed.leaderboard.data.snapshot import Run
 
 FOLDER = "gallery"
 LONG_SIDE = 320
-"""Of pictures, in pixels."""
+"""Longer side of pictures, in pixels."""
 MAP_SIDE = 160
-"""Of maps, which lie in the page itself."""
+"""Longer side of maps, which are embedded in the page, in pixels."""
 OPACITY = 0.6
-"""Of the class's colour over the photograph."""
+"""Opacity of the class's colour over the photograph."""
 Predict = Callable[[Path, Sequence[str]], Path | None]
-"""Given the folder of a trial and ids of `train`, returns the folder of the predicted masks, None without one."""
+"""Given the folder of a trial and ids of `train`, returns the folder of the predicted masks, or None."""
 
 
 @dataclass(frozen=True)
 class GalleryRun:
-    """What one run made of one image; paths are relative to the gallery's folder, None without a picture."""
+    """The results of one run for one image; paths are relative to the gallery's folder, None without a picture."""
 
     method: str
     refiner: str
     settings: str
     threshold: float
-    """At which the map's picture was made: the chosen one, in [0, 1]."""
+    """The chosen threshold, in [0, 1], that the map's picture shows."""
     map: str | None
     """The map as a `data:` address of an 8-bit grey PNG, 255 for a score of 1."""
     overlay: str | None
@@ -64,15 +64,15 @@ class GalleryRun:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """One image with what all runs made of it."""
+    """One image with the results of all runs."""
 
     id: str
     label: str
     """The class whose maps are shown."""
     colour: str
-    """Of that class, as #rrggbb."""
+    """Colour of that class, as #rrggbb."""
     others: tuple[str, ...]
-    """Further classes of the image."""
+    """The image's other classes."""
     image: str
     truth: str
     runs: tuple[GalleryRun, ...]
@@ -84,22 +84,22 @@ class DatasetGallery:
 
     dataset: str
     seed: int
-    """Of the runs that are shown."""
+    """Random seed of the runs."""
     images: tuple[GalleryImage, ...]
     legend: tuple[tuple[str, str], ...] = ()
     """Name and colour (#rrggbb) of each label that a picture shows."""
     missing: str = ""
-    """Why there are no images; empty where there are."""
+    """Why there are no images; empty if there are some."""
 
 
 @dataclass(frozen=True)
 class GalleryTrial:
-    """The folder of a confirming trial in a sweep, and what its files say."""
+    """A confirming trial in a sweep, with the content of its files."""
 
     folder: Path
     run: Run
     settings: str
-    """Of its row: `default`, `best` or `default = best`."""
+    """Settings of its row: `default`, `best` or `default = best`."""
     dataset_spec: Mapping[str, Any]
     artifacts: Mapping[str, Path]
 
@@ -107,8 +107,8 @@ class GalleryTrial:
 def choose(view: SplitView, count: int) -> list[tuple[str, int]]:
     """Return up to `count` ids of a split, each with the label that it is shown for, labels 1..C.
 
-    In the order of the sha256 of the ids the classes take turns: no class comes again before every other that has
-    an image left has come. Images without a tag are left out.
+    Ids are sorted by their sha256, and classes take turns: a class repeats only after every other class with
+    images left. Images without a tag are skipped.
     """
     ordered = sorted(view.ids, key=lambda image_id: hashlib.sha256(image_id.encode()).hexdigest())
     tags = {image_id: view.tags(image_id) for image_id in ordered}
@@ -119,7 +119,7 @@ def choose(view: SplitView, count: int) -> list[tuple[str, int]]:
         left = [(i, label) for i in ordered if i not in taken for label in tags[i]]
         if not left:
             break
-        # The sort is stable, so that of equal turns the first id wins.
+        # `min` returns the first id among equal turns.
         image_id, label = min(left, key=lambda pair: turns[pair[1]])
         turns[label] += 1
         chosen.append((image_id, label))
@@ -129,10 +129,10 @@ def choose(view: SplitView, count: int) -> list[tuple[str, int]]:
 def draw_gallery(
     runs: Iterable[Run], work: WorkFolder, out: Path, count: int, predict: Predict
 ) -> tuple[DatasetGallery, ...]:
-    """Write the pictures of `count` images a data set below `out/gallery`, and return what the pages show.
+    """Write the pictures of `count` images per data set below `out/gallery`; return the content of the pages.
 
-    Shown is every complete confirming run of the lowest seed whose trial is in the work folder; what has left the
-    store is left out.
+    The gallery shows the complete confirming runs of the lowest seed whose trials are in the work folder. Results
+    that are no longer in the store are skipped.
     """
     trials: dict[str, list[GalleryTrial]] = {}
     for trial in _trials(runs, work):
@@ -175,7 +175,7 @@ def _draw(
             .split("train")
         )
     except SeedbedError:
-        missing = "The data set is no longer where the runs read it."
+        missing = "The data set is no longer in the folder that the runs read."
         return DatasetGallery(name, trials[0].run.seed, (), missing=missing)
     chosen = choose(view, count)
     ids = [image_id for image_id, _ in chosen]
@@ -234,13 +234,13 @@ def _shown(
 
 
 def threshold_of(run: Run) -> float:
-    """Return the threshold of a run's maps: tuned, else the paper's, else 0; cut to [0, 1]."""
+    """Return the threshold of a run's maps: tuned, else the paper's, else 0; clipped to [0, 1]."""
     names = [RecordName("seed", "train", "threshold", "tuned"), RecordName("seed", "train", "threshold", "fixed")]
     return min(max(first_value(names, run.metrics) or 0.0, 0.0), 1.0)
 
 
 def grey_map(maps: ScoreMaps, label: int) -> NDArray[np.uint8]:
-    """Return the map of a label as uint8 (h, w), scores 0 to 1 as 0 to 255 and cut there; zeros without a map.
+    """Return the map of a label as uint8 (h, w), scores [0, 1] as 0 to 255, clipped; zeros without a map.
 
     It has the image's proportions, and its longer side is at most MAP_SIDE.
     """
@@ -269,7 +269,7 @@ class _Files:
         return self._save(f"{what}.jpg", _smaller(Image.fromarray(picture), Image.Resampling.LANCZOS))
 
     def mask(self, what: str, labels: NDArray[np.uint8]) -> str:
-        """Write labels (H, W) as a palette PNG, 255 cream, as VOC has it."""
+        """Write labels (H, W) as a PNG with VOC's palette (255 is cream)."""
         self.labels.update(np.unique(labels).tolist())
         picture = _smaller(Image.fromarray(labels), Image.Resampling.NEAREST)
         picture.putpalette(palette())
@@ -287,7 +287,7 @@ class _Files:
     def _save(self, name: str, picture: Image.Image) -> str:
         path = self.out / self.prefix / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Quality is of JPEG alone, and optimising of both.
+        # `quality` affects only JPEG.
         picture.save(path, quality=85, optimize=True)
         return f"{self.prefix}/{name}"
 
@@ -297,13 +297,13 @@ def _smaller(picture: Image.Image, filtering: Image.Resampling) -> Image.Image:
 
 
 def _fitted(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """Return the size at which the longer side is at most `long_side`; nothing is made larger."""
+    """Return the size with a longer side of at most `long_side`, never enlarged."""
     scale = min(1.0, long_side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _embedded(grey: NDArray[np.uint8]) -> str:
-    """Return a picture as a `data:` address: a page that is opened as a file may read the pixels of no other."""
+    """Return a picture as a `data:` address: a page opened from disk cannot read the pixels of other files."""
     out = io.BytesIO()
     Image.fromarray(grey).save(out, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -34,13 +34,13 @@ class RowColumn(Column):
 
 
 def percent(value: Summary) -> str:
-    """Return "46.20 ± 0.31", in percent; without "±" where there is one value only."""
+    """Return "46.20 ± 0.31", in percent; without "±" for a single value."""
     return f"{100 * value.mean:.2f}" + ("" if value.std is None else f" ± {100 * value.std:.2f}")
 
 
 def duration(seconds: float, unit: str = "") -> str:
     """Return "8.4 s", "42 s", "4.2 min" or "3.1 h"; with the unit `CPU-`: "4.2 CPU-min"."""
-    # What rounds up to the next unit is told in it.
+    # A value that rounds up to the next unit is shown in that unit.
     if seconds < 9.95:
         return f"{seconds:.1f} {unit}s"
     if seconds < 59.5:
@@ -60,7 +60,7 @@ def time(row: Row) -> str:
 
 
 def trials(row: Row) -> str:
-    """Return "8", or "8 (6 complete, 1 pruned, 1 failed)" where not all are complete."""
+    """Return "8", or "8 (6 complete, 1 pruned, 1 failed)" unless all are complete."""
     total = sum(row.trials.values())
     if row.trials.get("complete", 0) == total:
         return str(total)
@@ -95,8 +95,8 @@ RANK = RowColumn(
     number=True,
     text=lambda row: NOTHING if row.rank is None else str(row.rank),
 )
-METHOD = RowColumn("Method", "what makes the localisation maps", text=lambda row: row.method)
-REFINER = RowColumn("Refiner", "what makes pseudo-masks of them", text=lambda row: row.refiner)
+METHOD = RowColumn("Method", "the method that makes the localisation maps", text=lambda row: row.method)
+REFINER = RowColumn("Refiner", "the refiner that turns them into pseudo-masks", text=lambda row: row.refiner)
 SETTINGS = RowColumn(
     "Settings",
     "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better",
@@ -115,7 +115,7 @@ MEASURED = {
 }
 GAIN = RowColumn(
     "Gain",
-    "best − default in points, paired by random seed: on `val`, or on the pseudo-masks where there is no network",
+    "best − default in points, paired by random seed: on `val`, or on the pseudo-masks if there is no network",
     "Tuning and cost",
     number=True,
     text=gain,
@@ -130,7 +130,7 @@ TIME = RowColumn(
 TRIALS = RowColumn("Trials", "search trials that ran", "Tuning and cost", number=True, text=trials)
 SEEDS = RowColumn(
     "Random seeds",
-    "the random seeds that the numbers are over",
+    "the random seeds behind the numbers",
     "Conditions",
     text=lambda row: ", ".join(map(str, row.seeds)),
 )
@@ -150,7 +150,7 @@ def legend(board: Board) -> tuple[RowColumn, ...]:
 
 
 def columns_of(group: Group, analysis: GroupAnalysis | None = None) -> tuple[RowColumn, ...]:
-    """Return the columns of a group's table; with an analysis, intervals stand beside rank and number."""
+    """Return the columns of a group's table; with an analysis, intervals are beside rank and number."""
     columns = all_columns(tuple(group.rows[0].conditions))
     if analysis is None:
         return columns
@@ -180,7 +180,7 @@ def _interval(column: RowColumn, group: Group, intervals: Mapping[int, tuple[flo
 
 
 def rank_limits(limits: tuple[int, int] | None) -> str:
-    """Return "2–4", or "2" where there is no doubt."""
+    """Return "2–4", or "2" if only one rank is possible."""
     if limits is None:
         return NOTHING
     return str(limits[0]) if limits[0] == limits[1] else f"{limits[0]}–{limits[1]}"
@@ -198,7 +198,7 @@ def points(fraction: float) -> str:
 
 
 def group_table(group: Group, analysis: GroupAnalysis | None = None) -> Table:
-    """Return a group's rows in all columns; with an analysis, intervals stand beside rank and number."""
+    """Return a group's rows in all columns; with an analysis, intervals are beside rank and number."""
     columns = columns_of(group, analysis)
     measured = [
         ((i, j), row.values[column.measure], column.measure in row.marked)
@@ -216,12 +216,12 @@ def group_table(group: Group, analysis: GroupAnalysis | None = None) -> Table:
 
 
 def initialisation(group: Group) -> str:
-    """Return how the backbone of a group began; of a weights file the first digits of its digest."""
+    """Return the initialisation of a group's backbone; for a weights file, the first digits of its digest."""
     return _short(group.initialisation)
 
 
 def segmentation(group: Group) -> list[tuple[str, str]]:
-    """Return backbone and initialisation of the segmentation network by name; none where they are the method's."""
+    """Return backbone and initialisation of the segmentation network by name; empty if they are the method's."""
     own = group.segmentation_backbone, group.segmentation_initialisation
     if own == (group.backbone, group.initialisation):
         return []
@@ -234,7 +234,7 @@ def _short(initialisation: str) -> str:
 
 
 def group_title(group: Group) -> str:
-    """Return the conditions that the lines of a group share."""
+    """Return the conditions that the rows of a group share."""
     return (
         f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
         f" · initialisation {initialisation(group)}"
@@ -243,24 +243,24 @@ def group_title(group: Group) -> str:
 
 
 def ranked_by(group: Group) -> str:
-    """Return what the ranks of a group are by."""
+    """Return the measure that ranks a group."""
     return f"{'' if group.measure.name == 'val_mIoU' else 'pseudo-mask '}{group.measure.title}"
 
 
 def classes_counted(group: Group) -> str:
-    """Return "6 + background", the classes that the group's mIoU is a mean over; of a group without, "6"."""
+    """Return "6 + background", the classes in the group's mIoU; "6" for a group without background."""
     names = group.classes
     foreground = sum(name != "background" for name in names)
     return f"{foreground} + background" if foreground < len(names) else str(foreground)
 
 
 def ranking(group: Group) -> str:
-    """Return by what a group is ranked, and which of its rows could not be compared with the first."""
+    """Return the measure that ranks a group, and the rows that could not be compared with the first."""
     return f"Ranked by {ranked_by(group)}." + (f" {group.caveat}" if group.caveat else "")
 
 
 def remarks(group: Group) -> Iterator[tuple[str, str]]:
-    """Yield name and remark of each row that has no rank, or of which a reader should know something."""
+    """Yield the name of each row with remarks, and why it has no rank or what a reader should know."""
     for row in group.rows:
         if row.bars:
             yield row.name, f"not ranked: {'; '.join(row.bars)}"
@@ -269,7 +269,7 @@ def remarks(group: Group) -> Iterator[tuple[str, str]]:
 
 
 def summary(board: Board) -> list[tuple[str, str]]:
-    """Return what all groups share, as pairs of name and text."""
+    """Return the facts that all groups share, as pairs of name and text."""
     pairs = [
         ("Sweep", board.sweep),
         ("Random seeds", ", ".join(map(str, board.seeds))),

@@ -137,7 +137,7 @@ def _analysed(board: Board, analysis: Analysis) -> list[str]:
         parts.append(f"{escape(FACTS)}\n")
     parts += [f"\\subsection*{{{escape(shown.title)}}}\n{_small(shown)}" for shown in tables]
     if analysis.images_without:
-        parts += ["No intervals, for want of statistics of images:\n", _items(analysis.images_without)]
+        parts += ["No confidence intervals: per-image statistics are missing.\n", _items(analysis.images_without)]
     return parts
 
 

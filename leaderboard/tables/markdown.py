@@ -74,7 +74,12 @@ def _analysed(board: Board, analysis: Analysis) -> list[str]:
     for shown in tables:
         lines += [f"### {escape(shown.title)}", "", *table(shown), ""]
     if analysis.images_without:
-        lines += ["No intervals, for want of statistics of images:", "", *items(analysis.images_without), ""]
+        lines += [
+            "No confidence intervals: per-image statistics are missing.",
+            "",
+            *items(analysis.images_without),
+            "",
+        ]
     return lines
 
 

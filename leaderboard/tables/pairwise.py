@@ -49,7 +49,7 @@ def _p(p: float) -> str:
 
 
 def average_table(analysis: Analysis) -> Table | None:
-    """Return the average ranks; None where there are none."""
+    """Return the average ranks; None if there are none."""
     if not analysis.average_ranks:
         return None
     return text_table(

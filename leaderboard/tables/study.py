@@ -11,9 +11,9 @@ from seedbed.leaderboard.tables import latex, markdown, terminal
 from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded
 
 EXPLAINED = (
-    "Each cell: ours ± standard deviation over random seeds, in brackets what the paper reports, then the "
+    "Each cell: ours ± standard deviation over random seeds, in brackets the paper's number and the "
     "difference. "
-    "The paper's numbers are of another setting where the protocol differs, and are not ranked with ours."
+    "If the protocol differs, the paper's numbers are from another setting; they are not ranked with ours."
 )
 
 

@@ -1,16 +1,16 @@
-// What the pages can do with JavaScript: theme, sorting, filtering, copying, thresholds. Without it, all is readable.
+// Theme, sorting, filtering, copying and thresholds. The pages are readable without JavaScript.
 "use strict";
 
 const root = document.documentElement;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// A page that is opened as a file may not be allowed to remember.
+// A page opened from disk may have no local storage.
 function remembered() {
   try { return localStorage.getItem("theme"); } catch { return null; }
 }
 
 function remember(theme) {
-  try { localStorage.setItem("theme", theme); } catch { /* then it is forgotten */ }
+  try { localStorage.setItem("theme", theme); } catch { /* the choice is lost */ }
 }
 
 // Before anything is drawn, so that a dark page does not flash white.
@@ -33,7 +33,7 @@ function prepareTheme() {
   label();
 }
 
-// The cell in a column; a cell that spans several columns stands in all of them.
+// The cell in a column; a wide cell is in all the columns that it spans.
 function cellAt(row, column) {
   let position = 0;
   for (const cell of row.cells) {

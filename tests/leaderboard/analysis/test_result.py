@@ -137,7 +137,7 @@ def test_a_row_without_statistics_is_told_and_has_no_interval(clear):
     # A rank among some of the rows would not be the rank.
     assert dict(group.rank_intervals) == {}
     assert analysis.average_ranks == ()
-    assert any("statistics of images are missing of cam + crf, default" in s for s in analysis.sentences)
+    assert any("per-image statistics are missing: cam + crf, default" in s for s in analysis.sentences)
     assert "the disk ate it" in markdown.leaderboard(board, analysis)
 
 
@@ -157,7 +157,7 @@ def test_without_any_statistics_the_rest_is_still_said():
     board = board_of(table)
     analysis = analyse(board, table, None)
     assert analysis.groups[0].comparisons == ()
-    assert any("No statistics of images were given" in sentence for sentence in analysis.sentences)
+    assert any("so no rows are compared" in sentence for sentence in analysis.sentences)
     assert any("Pareto front" in sentence for sentence in analysis.sentences)
 
 
@@ -248,7 +248,7 @@ def test_the_curves_of_the_searches_are_in_the_figure(clear):
     assert {row["default"] for row in crf} == {"0.3"}
     assert len(rows) == 5 + 2
     assert (figure.methods, figure.dataset) == (("cam",), "chimera")
-    assert "no independent draws" in figure.caption
+    assert "are not independent" in figure.caption
 
 
 def test_trials_without_a_score_are_counted_in_the_caption():
@@ -273,9 +273,9 @@ def test_of_a_poor_search_nothing_is_said_with_the_reason():
     assert importance(searched([0.1, 0.2, 0.3])) == "3 complete trials, and 4 are needed"
     assert importance(searched([0.5] * 6)) == "all trials have the same score"
     unknown = [replace(run, parameters="", space="") for run in searched([0.1, 0.2, 0.3, 0.4])]
-    assert importance(unknown) == "what was drawn was not recorded"
+    assert importance(unknown) == "the parameters were not recorded"
     nothing = [replace(run, parameters="{}", space="{}") for run in searched([0.1, 0.2, 0.3, 0.4])]
-    assert importance(nothing) == "nothing was drawn"
+    assert importance(nothing) == "no parameter was searched"
     alone = [
         replace(run, parameters=json.dumps({**json.loads(run.parameters), "Crf.weight": 1.0}))
         for run in searched([0.1, 0.2, 0.3, 0.4])

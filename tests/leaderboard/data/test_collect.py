@@ -90,7 +90,7 @@ def test_build_writes_the_statistics_of_images_too_and_says_which_rows_have_none
     assert [path.name for path in paths][: 1 + len(TABLES)] == ["results.parquet", *TABLES]
     assert tmp_path / "per_image.parquet" in paths
     assert (tmp_path / "leaderboard.csv").read_bytes() == (GOLDEN / "leaderboard.csv").read_bytes()
-    assert "MLflow has no artifact per_image/" in (tmp_path / "leaderboard.md").read_text("utf-8")
+    assert "MLflow does not have its artifact per_image/" in (tmp_path / "leaderboard.md").read_text("utf-8")
 
 
 def test_a_sweep_of_variants_is_no_leaderboard(tracker):

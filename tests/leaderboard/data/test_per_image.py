@@ -181,7 +181,7 @@ def test_two_sweeps_are_one_table_and_one_set_of_statistics(tracker, tmp_path):
     assert collect(tracker.uri, ["second", "first", "first"]).equals(table)
     images = collect_images(tracker.uri, ["first", "second"], table)
     assert len(images.runs) == 8
-    assert images.without == {"second001": "MLflow has no artifact per_image/segmentation.val.parquet of it"}
+    assert images.without == {"second001": "MLflow does not have its artifact per_image/segmentation.val.parquet"}
     assert same(images.runs["first000"], images_of(confusions(0.8, 0)))
     write_images(tmp_path / "per_image.parquet", images)
     board = board_of(table)
@@ -189,7 +189,7 @@ def test_two_sweeps_are_one_table_and_one_set_of_statistics(tracker, tmp_path):
     analysis = analyse(board, table, read_images(tmp_path / "per_image.parquet"), resamples=100)
     assert [(pair.first, pair.second, pair.together) for pair in analysis.groups[0].comparisons] == [(0, 2, False)]
     assert analysis.images_without == (
-        "c + none, default: MLflow has no artifact per_image/segmentation.val.parquet of it",
+        "c + none, default: MLflow does not have its artifact per_image/segmentation.val.parquet",
     )
 
 
@@ -207,4 +207,4 @@ def test_an_unknown_sweep_among_several_is_named(tracker):
 def test_a_run_that_mlflow_forgot_is_told(tracker):
     table = collect(tracker.uri, "first")
     images = collect_images(tracker.uri, ["second"], table)
-    assert set(images.without.values()) == {"MLflow has no such run any more"}
+    assert set(images.without.values()) == {"MLflow no longer has the run"}

@@ -180,10 +180,10 @@ def test_a_data_set_that_has_moved_is_said(work, tmp_path):
         spec.write_text(spec.read_text().replace('"root": "', '"root": "/nowhere'))
     (drawn,) = gallery.draw_gallery(confirmed(), work, tmp_path, 1, predict_nothing)
     assert drawn.images == ()
-    assert drawn.missing == "The data set is no longer where the runs read it."
+    assert drawn.missing == "The data set is no longer in the folder that the runs read."
 
 
-@pytest.mark.parametrize(("pictures", "words"), [(0, "It was left out"), (2, "photographs of the data set")])
+@pytest.mark.parametrize(("pictures", "words"), [(0, "It was switched off"), (2, "photographs of the data set")])
 def test_the_number_of_images_is_the_users(work, tmp_path, pictures, words):
     out = tmp_path / "site"
     write_leaderboard(table_of(runs()), out, sources=Sources(work, pictures, predict_nothing))

@@ -225,7 +225,7 @@ def test_a_method_tells_its_paper_and_what_the_paper_reported(site):
     assert ["ours <b>", "66.6", "–", f"note {HOSTILE}"] in [cells for _, cells in Reader(text).rows]
     assert "66.6" not in (folder / "index.html").read_text("utf-8")
     unknown = (folder / f"methods/{slug(HOSTILE)}.html").read_text("utf-8")
-    assert "This method is not in the installed Seedbed" in unknown
+    assert "The installed Seedbed does not have this method" in unknown
 
 
 def test_a_study_is_shown_beside_the_paper(site):
@@ -362,7 +362,7 @@ def test_the_classes_of_one_row_have_room_for_a_long_name():
 def test_without_a_work_folder_the_gallery_says_why(tmp_path):
     write_leaderboard(table_of(runs()), tmp_path)
     text = (tmp_path / "gallery.html").read_text("utf-8")
-    assert "This site has no gallery. It was made from a snapshot alone" in text
+    assert "This site has no gallery. It was built from a snapshot" in text
     assert not (tmp_path / "gallery").exists()
 
 

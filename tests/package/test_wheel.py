@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,14 +14,24 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("benchmark", "methods", "datasets", "leaderboard")
 
 
+def build(kind: str, folder: Path) -> Path:
+    """Build a `wheel`, an `editable` wheel or an `sdist` without a network."""
+    program = f"import sys; from hatchling.build import build_{kind}; build_{kind}(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=CHECKOUT, check=True, capture_output=True)
+    (path,) = folder.glob("seedbed-*")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=CHECKOUT, check=True, capture_output=True)
-    (path,) = folder.glob("seedbed-*.whl")
-    return path
+    """Return the wheel."""
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel that `pip install --editable` installs."""
+    return build("editable", tmp_path_factory.mktemp("editable"))
 
 
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(wheel):
@@ -79,48 +90,76 @@ THEIRS = ("benchmark", "datasets", "leaderboard", "methods", "tests")
 """Names that other distributions have: Hugging Face's `datasets`, which MLflow imports if it is there."""
 
 
-def _install_theirs(site: Path) -> None:
-    for name in THEIRS:
-        (site / name).mkdir(parents=True, exist_ok=True)
-        (site / name / "__init__.py").write_text("WHOSE = 'theirs'\n")
+def installed(site: Path, *parts: Path | None) -> Path:
+    """Install wheels into a new folder one after another; None stands for the other distributions."""
+    site.mkdir()
+    for part in parts:
+        if part is not None:
+            zipfile.ZipFile(part).extractall(site)
+            continue
+        for name in THEIRS:
+            (site / name).mkdir()
+            (site / name / "__init__.py").write_text("WHOSE = 'theirs'\n")
+    return site
 
 
-def _install_ours(site: Path, wheel: Path, *, editable: bool) -> None:
-    if editable:
-        site.mkdir(parents=True, exist_ok=True)
-        (site / "_seedbed.pth").write_text(f"{CHECKOUT}\n")
-    else:
-        zipfile.ZipFile(wheel).extractall(site)
+def with_site(site: Path, program: str, *words: str) -> str:
+    """Run a program that finds `seedbed` and its neighbours in `site` alone; return what it prints."""
+    head = (
+        "import sys\n"
+        f"sys.path = [{str(site)!r}, *(path for path in sys.path if path != {str(CHECKOUT)!r})]\n"
+        f"sys.argv = ['seedbed', *{list(words)!r}]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", head + program],
+        cwd=site.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
+COMMAND = "from seedbed.benchmark.cli.main import main\nmain()\n"
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
 @pytest.mark.parametrize("ours_first", [True, False], ids=["ours first", "theirs first"])
-def test_other_distributions_may_have_packages_of_our_folders_names(
-    ours_first, editable, wheel, chimera_root, tmp_path
-):
-    site = tmp_path / "site-packages"
-    steps = [lambda: _install_ours(site, wheel, editable=editable), lambda: _install_theirs(site)]
-    for install in steps if ours_first else reversed(steps):
-        install()
-    program = (
-        "import site, sys\n"
-        f"sys.path = [path for path in sys.path if path != {str(CHECKOUT)!r}]\n"
-        f"place = len(sys.path); site.addsitedir({str(site)!r})\n"
-        "sys.path = sys.path[place:] + sys.path[:place]\n"
+def test_other_distributions_may_have_packages_of_our_folders_names(ours_first, kind, request, tmp_path):
+    ours = request.getfixturevalue(kind)
+    site = installed(tmp_path / "site", *((ours, None) if ours_first else (None, ours)))
+    whose = (
         f"import {', '.join(THEIRS)}\n"
         f"assert all(package.WHOSE == 'theirs' for package in ({', '.join(THEIRS)}))\n"
         "from seedbed import datasets as ours\n"
         "assert ours.__name__ == 'seedbed.datasets'\n"
-        "from seedbed.benchmark.cli.main import main\n"
-        "sys.argv = ['seedbed', *sys.argv[1:]]\n"
-        "main()\n"
     )
-    words = ["methods"]
-    if not editable and not ours_first:
-        words = ["run", "--dataset", "chimera", "--root", str(chimera_root), "--no-segment", "--work", "work"]
-        words += ["--set", "TrainCam.epochs=1", "--device", "cpu", "--workers", "0"]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    assert "splitting_merging" in with_site(site, whose + COMMAND, "methods")
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_a_library_that_looks_for_a_package_of_such_a_name_does_not_find_ours(kind, request, tmp_path):
+    site = installed(tmp_path / "site", request.getfixturevalue(kind))
+    program = (
+        "from importlib.util import find_spec\n"
+        "import seedbed\n"
+        f"print([name for name in {THEIRS!r} if (found := find_spec(name)) and {str(CHECKOUT)!r} in str(found)])\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert ("run cam-none-" if words[0] == "run" else "splitting_merging") in done.stdout
+    assert with_site(site, program).strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_a_run_works_beside_the_other_distributions(kind, request, chimera_root, tmp_path):
+    site = installed(tmp_path / "site", None, request.getfixturevalue(kind))
+    words = ["run", "--dataset", "chimera", "--root", str(chimera_root), "--no-segment", "--work", "work"]
+    options = ["--set", "TrainCam.epochs=1", "--device", "cpu", "--workers", "0"]
+    assert "run cam-none-" in with_site(site, COMMAND, *words, *options)
+
+
+def test_the_source_distribution_has_what_a_public_project_has(tmp_path):
+    with tarfile.open(build("sdist", tmp_path)) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "README.md", "Makefile", "seedbed.py"}
+    assert wanted <= names
+    assert {f"{package}/__init__.py" for package in PACKAGES} <= names

@@ -31,11 +31,12 @@ def leaderboard(board: Board, analysis: Analysis | None = None) -> str:
     beside = dict.fromkeys(name for own in analyses if own is not None for name in own.beside)
     limits = [*_LIMITS, *(f"{name}_{side}" for name in beside for side in ("low", "high"))]
     names = _names(board) + (limits if analysis is not None else [])
-    return unrounded(names, [[row.get(name) for name in names] for row in rows])
+    return unrounded(names, rows)
 
 
 def _names(board: Board) -> list[str]:
-    conditions = board.groups[0].rows[0].conditions if board.groups else column_names(())
+    found = dict.fromkeys(name for group in board.groups for row in group.rows for name in row.conditions)
+    conditions = found or column_names(())
     return [
         *("sweep", "dataset", *SCOPE, "rank", "method", "refiner", "settings"),
         *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),

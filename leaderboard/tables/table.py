@@ -5,7 +5,7 @@ The modules `markdown`, `latex`, `csv` and `terminal` render it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -100,10 +100,16 @@ def sections(columns: Sequence[Column]) -> Iterator[tuple[str, int]]:
         yield section, len(list(same))
 
 
-def unrounded(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return values as CSV with unrounded numbers; None is an empty cell."""
+def unrounded(header: Sequence[str], rows: Iterable[Sequence[object] | Mapping[str, object]]) -> str:
+    """Return values as CSV with unrounded numbers; None, and what a mapping does not have, is an empty cell.
+
+    Raises ValueError if a row has values that the header has no column for.
+    """
     import pandas as pd
 
+    records = [dict(row) if isinstance(row, Mapping) else dict(zip(header, row, strict=True)) for row in rows]
+    if extra := {name for record in records for name in record} - {*header}:
+        raise ValueError(f"no column for {', '.join(sorted(extra))}")
     # Objects, so that a column of whole numbers with a gap stays a column of whole numbers.
-    frame = pd.DataFrame(list(rows), columns=list(header), dtype=object)
+    frame = pd.DataFrame([[r.get(name) for name in header] for r in records], columns=list(header), dtype=object)
     return frame.to_csv(index=False, lineterminator="\n")

@@ -29,6 +29,7 @@ from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.tables import columns, compact, latex, markdown
 from seedbed.leaderboard.tables import csv as comma_separated
+from seedbed.leaderboard.tables.table import unrounded
 
 DEFAULT = Run(
     sweep="s",
@@ -615,6 +616,22 @@ def test_the_csv_has_unrounded_numbers():
     assert float(flat["val_mIoU_mean"]) == pytest.approx(0.7 / 3, abs=1e-15)
     assert float(flat["val_mIoU_std"]) == summarise([0.1, 0.2, 0.4]).std
     assert (flat["rank"], flat["random_seeds"], flat["pseudo_mask_mIoU_mean"]) == ("1", "0 1 2", "")
+
+
+def test_values_without_a_column_are_an_error_and_values_that_are_missing_are_empty():
+    assert unrounded(["a", "b"], [{"a": 1}, {"b": 0.1, "a": None}, [2, 3]]) == "a,b\n1,\n,0.1\n2,3\n"
+    with pytest.raises(ValueError, match="no column for c, d"):
+        unrounded(["a"], [{"a": 1, "d": 2}, {"c": 3}])
+
+
+def test_the_csv_has_the_conditions_of_all_rows():
+    shown = board(*line(0.1, 0.2, 0.4))
+    (group,) = shown.groups
+    (row,) = group.rows
+    other = replace(row, conditions={**row.conditions, "colour_jitter": "false"})
+    both = replace(shown, groups=(replace(group, rows=(row, other)),))
+    first, second = csv.DictReader(io.StringIO(comma_separated.leaderboard(both)))
+    assert (first["colour_jitter"], second["colour_jitter"]) == ("", "false")
 
 
 def test_a_leaderboard_without_runs_says_so(tmp_path):

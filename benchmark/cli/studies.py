@@ -86,7 +86,7 @@ def study(
     settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder, reporter)
     if dry_run:
         if chosen.variants:
-            print_forecast(settings, folder, reporter)
+            print_forecast(settings, folder, reporter, accept_changed_code)
         else:
             print(f"{chosen.name}: nothing to run")
         return

@@ -150,7 +150,7 @@ def sweep(
     settings = _settings(folder, file, resume, given)
     reporter = Reporter(quiet)
     if dry_run:
-        print_forecast(settings, folder, reporter)
+        print_forecast(settings, folder, reporter, accept_changed_code)
         return
     from seedbed.benchmark.sweeps.driver import run_sweep
     from seedbed.benchmark.tracking.uploader import MlflowUploader
@@ -199,7 +199,10 @@ def _settings(
     return read_settings(file, given) if file is not None else settings_of(given)
 
 
-def print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Reporter) -> None:
+def print_forecast(
+    settings: SweepSettings, folder: WorkFolder, reporter: Reporter, accept_changed_code: bool
+) -> None:
+    """Print what a sweep would do and cost, and whether it would be refused."""
     from seedbed.benchmark.sweeps.dry_run import forecast
 
     found = forecast(settings, folder, reporter)
@@ -246,3 +249,5 @@ def print_forecast(settings: SweepSettings, folder: WorkFolder, reporter: Report
         print(f"not known: the content of {', '.join(found.not_generated)}, which the sweep will generate")
     if settings.trials > 1:
         print("suggestions are not known before the search: random ones stand for them")
+    if found.refusal and not accept_changed_code:
+        print(f"\nthe sweep will be refused: {found.refusal}")

@@ -35,6 +35,15 @@ def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
         reporter.warn(text)
 
 
+def refusal(plan: SweepPlan, reporter: Reporter) -> str:
+    """Return why `check_code` would refuse the sweep if nothing is accepted; empty if it would not."""
+    try:
+        check_code(plan, accepted=False, reporter=reporter)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def check_trial(plan: SweepPlan, spec: TrialSpec, accepted: bool) -> None:
     """Do what `check_code` does for the store, for one trial whose settings were not known before."""
     cell = next(cell for cell in plan.cells if cell.cell == spec.cell)

@@ -22,6 +22,7 @@ from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.sweeps.code_changes import refusal
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan, plan_sweep
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.training.seeding import derive_seed
@@ -95,6 +96,8 @@ class Forecast:
     """`cpu` or `cuda`; None if it is not known what the cluster's machines have."""
     not_generated: tuple[str, ...]
     """Data sets that the sweep will generate."""
+    refusal: str
+    """Why the sweep will be refused without `--accept-changed-code`; empty if it will not."""
 
     @property
     def trials(self) -> int:
@@ -133,7 +136,8 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
         known = tuple(estimate for estimate in estimates if estimate is not None)
         stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), known))
     to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
-    return Forecast(cells, sorted(stages, key=lambda row: -row.hours), device, to_generate)
+    ordered = sorted(stages, key=lambda row: -row.hours)
+    return Forecast(cells, ordered, device, to_generate, refusal(plan, reporter))
 
 
 def _device(settings: SweepSettings) -> str | None:

@@ -190,6 +190,13 @@ def test_a_sweep_is_refused_before_any_trial_and_names_all_that_changed(work, ch
     assert "seedbed.methods.cam.normalised_maps (in InferCam)" in message
     assert message.endswith("if not, give --accept-changed-code to use the stored results")
     assert not (work / "sweeps/s/trials").exists()
+    # A dry run says the same, and does nothing else.
+    tried = CliRunner().invoke(app, sweep_words(work, chimera_root, "--dry-run"))
+    assert tried.exit_code == 0
+    assert f"the sweep will be refused: {message}" in tried.stdout
+    accepting = CliRunner().invoke(app, sweep_words(work, chimera_root, "--dry-run", "--accept-changed-code"))
+    assert "refused" not in accepting.stdout
+    assert isinstance(CliRunner().invoke(app, sweep_words(work, chimera_root)).exception, ConfigError)
 
 
 def test_an_accepted_change_is_recorded_and_the_sweep_goes_on(work, chimera_root, edit, monkeypatch):

@@ -23,7 +23,6 @@ MOVED = {
     "methods.deeplab": "seedbed.methods.segmentation.deeplab",
     "methods.esol": "seedbed.methods.esol",
     "methods.icd": "seedbed.methods.icd",
-    "methods.mixup_cam": "seedbed.methods.mixup_cam",
     "methods.refine.irn_network": "seedbed.methods.refine.irn.network",
     "methods.refine.psa_network": "seedbed.methods.refine.psa.network",
     "methods.rrm_network": "seedbed.methods.rrm.network",

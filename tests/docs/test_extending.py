@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,38 @@ build(default_uri(work), "small", folder / "site")
 print({name: text for name, text in run.data.tags.items() if name == "colour_jitter"})
 """
 
+OPTION = """
+import json
+from pathlib import Path
+from typer.testing import CliRunner
+from seedbed.benchmark.cli.main import app
+from seedbed.benchmark.sweeps.settings import read_settings
+from seedbed.benchmark.tracking.command_line import command_line
+from seedbed.datasets.chimera import generate
+from tests.helpers.sweeping import scheduler_of, small
 
-@pytest.mark.parametrize(("title", "most"), [("A metric", 3), ("A leaderboard column", 2)])
+folder = Path.cwd()
+generate(folder / "voc", layout="voc", images=24, size=48)
+scheduler = scheduler_of(small(folder / "voc", refiners=["none"], trials=0, epochs_factor=3), folder / "work")
+spec = scheduler.next_trial()
+stages = scheduler.plan.plan(scheduler.cell_of(spec), spec.trial).chain.stages
+scheduler.plan.settings.save(folder / "sweep.yaml")
+helps = {}
+for command in ("run", "sweep", "study"):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"}).output
+    helps[command] = [line for line in shown.splitlines() if "--epochs-factor" in line]
+print(json.dumps({
+    "helps": helps,
+    "file": read_settings(folder / "sweep.yaml", {}).epochs_factor,
+    "spec": json.loads((scheduler.folder(spec) / "job.json").read_text())["trial"]["epochs_factor"],
+    "conditions": spec.conditions["epochs_factor"],
+    "command": command_line(spec, generated=False),
+    "epochs": {type(stage).__name__: stage.epochs for stage in stages if hasattr(stage, "epochs")},
+}))
+"""
+
+
+@pytest.mark.parametrize(("title", "most"), [("A metric", 3), ("A trial option", 2), ("A leaderboard column", 2)])
 def test_few_files_are_changed(title, most):
     assert 0 < len({path for path, _, _ in changes(title)}) <= most
 
@@ -114,6 +145,21 @@ def test_the_leaderboard_shows_it_with_an_interval(metric):
     assert "- **val F2 95 %**: 95 % interval of the number before it" in text
     assert r"val F2 95 \%" in (site / "leaderboard.tex").read_text("utf-8")
     assert "val F2" in (site / "index.html").read_text("utf-8")
+
+
+# A trial option
+
+
+def test_the_option_is_on_every_command_in_every_file_and_in_effect(tmp_path):
+    found = json.loads(run(OPTION, changed_copy("A trial option", tmp_path)).splitlines()[-1])
+    wanted = "Multiply the number of epochs of every training. [default: (1.0)]"
+    for command, lines in found["helps"].items():
+        (line,) = lines
+        assert wanted in " ".join(line.split()), command
+    assert found["file"] == found["spec"] == 3
+    assert found["conditions"] == "3"
+    assert "--epochs-factor 3.0" in found["command"]
+    assert found["epochs"] == {"TrainCam": 3, "TrainSegmentation": 3}
 
 
 # A leaderboard column

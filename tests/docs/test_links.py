@@ -17,7 +17,7 @@ PACKAGES = ("benchmark", "methods", "datasets", "leaderboard", "tests")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w/.<-])((?:{'|'.join(PACKAGES)}|docs)/[\w/.-]+\.(?:py|md|yaml|json))\b")
 EXAMPLES = re.compile("NAME|toy|mine")
-"""In the names of files that a reader is told to write."""
+"""Matches the names of files that a page tells its reader to create."""
 
 
 def anchors(page: Path) -> set[str]:

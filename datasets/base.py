@@ -112,7 +112,7 @@ class Dataset(ABC):
         return self.root
 
     def digest(self, cache: Path | None = None, progress: Progress | None = None) -> str:
-        """Return the sha256 (hex) of everything that defines the data set, wherever it is on disk.
+        """Return the sha256 (hex) of everything that defines the data set, independent of its folder.
 
         That is: name, classes, the ids of each split, tags, and the content of all image, mask, saliency and
         label files; a missing file counts as missing. If the tags come from the masks, the masks' content

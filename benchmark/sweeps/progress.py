@@ -1,4 +1,4 @@
-"""How far a sweep is: who is told, a line for each trial that ends, the time that is left, and the result."""
+"""The progress of a sweep: its listeners, one line per finished trial, the remaining time, and the result."""
 
 from __future__ import annotations
 

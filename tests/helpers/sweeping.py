@@ -20,7 +20,7 @@ SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
 
 @dataclass(frozen=True)
 class Heard(Reporter):
-    """Keeps what a user is told."""
+    """Records the messages to the user."""
 
     lines: list[str] = field(default_factory=list)
 

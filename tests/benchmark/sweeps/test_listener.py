@@ -12,7 +12,7 @@ from tests.helpers.sweeping import end, run_to_its_end, scheduler_of, small
 
 
 class Notes:
-    """A listener that keeps what it is told."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, object]] = []

@@ -44,7 +44,7 @@ def settings(chimera_root):
 
 
 def killed(settings, work: Path, ended: int) -> Scheduler:
-    """Return the scheduler of a sweep that was killed when so many trials had ended."""
+    """Return the scheduler of a sweep that was killed after a number of trials had ended."""
     scheduler = scheduler_of(settings, work)
     for _ in range(ended):
         spec = scheduler.next_trial()

@@ -158,7 +158,7 @@ def test_the_option_is_on_every_command_in_every_file_and_in_effect(tmp_path):
         assert wanted in " ".join(line.split()), command
     assert found["file"] == found["spec"] == 3
     assert found["conditions"] == "3"
-    assert "--epochs-factor 3.0" in found["command"]
+    assert "--epochs-factor 3 " in found["command"]
     assert found["epochs"] == {"TrainCam": 3, "TrainSegmentation": 3}
 
 

@@ -32,6 +32,7 @@ from seedbed.datasets.io.images import decode_mask
 from seedbed.methods.segmentation.stages import segmentation_stages
 from tests.contracts.test_contracts import META, tiny
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("golden.json")
 ONE_INSTRUCTION_SET = {
     "OMP_NUM_THREADS": "1",
@@ -103,7 +104,7 @@ def measure_alone() -> dict[str, dict[str, float | int]]:
     finished = subprocess.run(
         [sys.executable, "-m", "tests.golden", "--measure"],
         env={**os.environ, **ONE_INSTRUCTION_SET},
-        cwd=RECORDED.parent.parent,
+        cwd=CHECKOUT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -46,7 +46,7 @@ def list_cache(work: Work = WORK) -> None:
 
 @app.command("show")
 def show_cache(key: Annotated[str, typer.Argument(help="First characters of a key.")], work: Work = WORK) -> None:
-    """Print how an entry was made."""
+    """Print the stage, settings and inputs of a result."""
     from seedbed.benchmark.pipeline.store import damaged
 
     store = work_folder(work).store
@@ -61,7 +61,7 @@ def remove_cache(
     keys: Annotated[list[str], typer.Argument(help="First characters of keys, or names of stages.")],
     work: Work = WORK,
 ) -> None:
-    """Remove entries, including damaged ones. They are computed again when needed."""
+    """Remove results, including damaged ones. They are computed again when needed."""
     store = work_folder(work).store
     for key in keys:
         for found in _matching(store, key):
@@ -72,10 +72,10 @@ def remove_cache(
 
 @app.command("gc")
 def collect_cache(
-    older_than: Annotated[float, typer.Option(min=0, help="Days since the entry was last used.")],
+    older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")],
     work: Work = WORK,
 ) -> None:
-    """Remove entries, and leftovers of killed stages, that have not been used for some days."""
+    """Remove results that were not used for some days, and leftovers of killed stages."""
     removed, leftovers = work_folder(work).store.collect_garbage(older_than)
     print(f"removed {removed} entries and {leftovers} leftovers")
 

@@ -26,15 +26,15 @@ app = typer.Typer(help="Generate, prepare, check and count data sets.", no_args_
 
 @app.command("generate")
 def generate_data(
-    name: Annotated[str, typer.Argument(help="chimera")],
-    out: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
-    layout: Annotated[str, typer.Option(help="voc or coco.")] = "voc",
+    name: Annotated[str, typer.Argument(help="chimera, the only data set that can be generated.")],
+    out: Annotated[Path, typer.Option(help="New folder for the data set.")],
+    layout: Annotated[str, typer.Option(help="Layout of the files: voc or coco.")] = "voc",
     images: Annotated[int, typer.Option(min=20, help="Number of images, all splits together.")] = 600,
-    size: Annotated[int, typer.Option(min=48, help="Image side in pixels.")] = 96,
+    size: Annotated[int, typer.Option(min=48, help="Side of the square images, pixels.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Generate the Chimera data set on disk; the same arguments give the same bytes."""
+    """Generate the Chimera data set. The same options give the same bytes."""
     from seedbed.benchmark.errors import unknown_name
     from seedbed.datasets.chimera import generate
 
@@ -54,25 +54,27 @@ def generate_data(
 
 @app.command("prepare")
 def prepare_data(
-    name: Annotated[str, typer.Argument(help="voc: merge SBD's masks; coco: draw the masks of the JSON.")],
+    name: Annotated[
+        str, typer.Argument(help="voc: convert the masks of SBD; coco: draw the masks from the JSON files.")
+    ],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     sbd: Annotated[
         Path | None,
         typer.Option(
-            help="voc: the official SBD release (the folder with `dataset/cls`).",
+            help="voc: folder of the official SBD release (with `dataset/cls`).",
             show_default="none: needed for voc",
         ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="coco: folder for the masks.", show_default="ROOT/SegmentationMasks")
+        Path | None, typer.Option(help="coco: new folder for the masks.", show_default="ROOT/SegmentationMasks")
     ] = None,
     crowd: Annotated[
-        str, typer.Option(help="coco: crowd regions become `ignore` (255) or `background`.")
+        str, typer.Option(help="coco: label of crowd regions, `ignore` (255) or `background`.")
     ] = "ignore",
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the masks that are not in a data set's download."""
+    """Make the masks that a data set's download lacks."""
     from seedbed.datasets.coco2014.masks import MASKS, left_out, rasterise
     from seedbed.datasets.tools.sbd import merge_sbd
 
@@ -93,9 +95,9 @@ def prepare_data(
 
 @app.command("reduce")
 def reduce_data(
-    name: Annotated[str, typer.Argument(help="A data set in the layout of VOC.")],
-    out: Annotated[Path, typer.Option(help="The folder of the copy.")],
-    size: Annotated[int, typer.Option(min=32, help="Maximum length of the longer image side, pixels.")],
+    name: Annotated[str, typer.Argument(help="Data set in VOC's layout.")],
+    out: Annotated[Path, typer.Option(help="Folder for the copy.")],
+    size: Annotated[int, typer.Option(min=32, help="Maximum longer side of the images, pixels.")],
     root: Root = None,
     work: Work = WORK,
     quiet: Quiet = False,
@@ -115,7 +117,7 @@ def reduce_data(
 
 @app.command("check")
 def check_data(
-    name: Annotated[str, typer.Argument(help="A data set.")],
+    name: Annotated[str, typer.Argument(help="Data set.")],
     root: Root = None,
     workers: Workers = None,
     work: Work = WORK,
@@ -138,11 +140,11 @@ def check_data(
 
 @app.command("stats")
 def count_data(
-    name: Annotated[str, typer.Argument(help="A data set.")],
+    name: Annotated[str, typer.Argument(help="Data set.")],
     root: Root = None,
     work: Work = WORK,
 ) -> None:
-    """Print counts per split, class frequencies and image sizes."""
+    """Print images per split, class frequencies and image sizes."""
     from seedbed.datasets.tools.stats import statistics
 
     for table in statistics(work_folder(work).open(name, root, Reporter(quiet=False))):

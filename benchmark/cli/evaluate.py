@@ -13,37 +13,36 @@ from seedbed.benchmark.progress import Reporter
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="The data set of the results.")],
+    dataset: Annotated[str, typer.Option(help="Data set of the results.")],
     run: Annotated[
         str | None,
         typer.Argument(
-            help="A run of this work folder, run:ID.", show_default="none: give a run, --maps or --masks"
+            help="Run of this work folder, as run:ID.", show_default="none: give a run, --maps or --masks"
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="tune, train or val.")] = "val",
+    split: Annotated[str, typer.Option(help="Split: tune, train or val.")] = "val",
     root: Root = None,
     maps: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of localisation maps: Seedbed's, or .npy dictionaries of IRN or PSA.", show_default="none"
-        ),
+        typer.Option(help="Folder of localisation maps, ID.npy of Seedbed, IRN or PSA.", show_default="none"),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="Folder of PNG masks, palette or grey.", show_default="none")
+        Path | None, typer.Option(help="Folder of masks ID.png, palette or grey.", show_default="none")
     ] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="The fixed threshold for maps.")] = 0.15,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Fixed background threshold for maps.")] = 0.15,
     signed: Annotated[
-        bool, typer.Option("--signed", help="Report ICD's Table 2 too, for maps with negative scores.")
+        bool,
+        typer.Option("--signed", help="Also report the numbers of ICD's Table 2, for maps with negative scores."),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the records and per-image statistics here.", show_default="not written"),
+        typer.Option(help="Folder for records and per-image statistics.", show_default="not written"),
     ] = None,
     workers: Workers = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Score saved maps or masks of any code against the true masks."""
+    """Score maps or masks from any code against the true masks."""
     from seedbed.benchmark.evaluation.formats import open_maps, open_masks
     from seedbed.benchmark.evaluation.metrics import thresholds_with
     from seedbed.benchmark.evaluation.records import records_of_map_scores, records_of_mask_scores, write_records

@@ -15,13 +15,13 @@ app = typer.Typer(help="Write predictions in the format of an evaluation server.
 
 @app.command("voc-test")
 def export_voc_test(
-    run: Annotated[str, typer.Argument(help="A run of this work folder, run:ID or ID.")],
+    run: Annotated[str, typer.Argument(help="Run of this work folder, as run:ID or ID.")],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for results/VOC2012/… and results.tgz.")],
     dataset: Annotated[
-        str | None, typer.Option(help="The data set whose test images are predicted.", show_default="the run's")
+        str | None, typer.Option(help="Data set whose test images are predicted.", show_default="the run's")
     ] = None,
     root: Root = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
     work: Work = WORK,
     quiet: Quiet = False,

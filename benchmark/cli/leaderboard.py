@@ -17,16 +17,14 @@ if TYPE_CHECKING:
 
 
 def leaderboard(
-    sweep: Annotated[list[str], typer.Option(help="The sweep's name; several sweeps make one leaderboard.")],
-    out: Annotated[Path, typer.Option(help="The folder for the site and the tables.")],
-    gallery: Annotated[
-        int, typer.Option(min=0, help="Images of each data set in the gallery; 0: no gallery.")
-    ] = 6,
+    sweep: Annotated[list[str], typer.Option(help="Name of a sweep; several sweeps make one leaderboard.")],
+    out: Annotated[Path, typer.Option(help="Folder for the site and the tables.")],
+    gallery: Annotated[int, typer.Option(min=0, help="Images per data set in the gallery; 0: no gallery.")] = 6,
     tracking_uri: Uri = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Build the leaderboard of sweeps from what MLflow has: a site, and Markdown, LaTeX and CSV of each table.
+    """Build the leaderboard of sweeps from MLflow: a site, and each table as Markdown, LaTeX and CSV.
 
     The site needs no server: open its index.html.
     """

@@ -28,10 +28,10 @@ def list_methods(context: typer.Context) -> None:
 
 @app.command("show")
 def show_method(
-    name: Annotated[str, typer.Argument(help="A method.")],
-    refiner: Annotated[str, typer.Option(help="A refiner.")] = "none",
-    backbone: Annotated[str, typer.Option(help="A backbone.")] = "resnet50",
-    long_side: Annotated[int, typer.Option(help="Longer image side of the data set in pixels.")] = 500,
+    name: Annotated[str, typer.Argument(help="Method.")],
+    refiner: Annotated[str, typer.Option(help="Refiner.")] = "none",
+    backbone: Annotated[str, typer.Option(help="Backbone.")] = "resnet50",
+    long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
     from seedbed.benchmark.pipeline.hparams import declared, describe, hints, values

@@ -23,15 +23,15 @@ Root = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Number of processes for loading, CRF and evaluation; does not change results.",
+        help="Number of worker processes; does not change results.",
         show_default="one per core, at most 8",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results, no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
 AcceptChangedCode = Annotated[
     bool,
     typer.Option(
-        "--accept-changed-code", help="Use results of earlier code, and record that they are still valid."
+        "--accept-changed-code", help="Reuse results of earlier code, and record that they are still valid."
     ),
 ]
 WORK = Path("seedbed-work")

@@ -29,33 +29,33 @@ from seedbed.benchmark.progress import Reporter
 @trial_options()
 def run(
     *,
-    method: Annotated[str, typer.Option(help="A method (see `seedbed methods`).")] = "cam",
+    method: Annotated[str, typer.Option(help="Method (see `seedbed methods`).")] = "cam",
     dataset: Annotated[
-        str, typer.Option(help="A data set: chimera, voc2012, coco2014, or one of seedbed.toml.")
+        str, typer.Option(help="Data set: chimera, voc2012, coco2014, or a name from seedbed.toml.")
     ] = "chimera",
     root: Root = None,
     saliency: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of grey saliency maps ID.png, for methods with an I+S variant (Method.saliency=true).",
+            help="Folder of saliency maps, grey ID.png, for methods with the setting METHOD.saliency.",
             show_default="from seedbed.toml",
         ),
     ] = None,
     refiner: Annotated[
-        str, typer.Option(help="How localisation maps become pseudo-masks (see `seedbed methods`).")
+        str, typer.Option(help="Refiner from localisation maps to pseudo-masks (see `seedbed methods`).")
     ] = "none",
-    seed: Annotated[int, typer.Option(min=0, help="Random seed: of every random choice of the trial.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the trial.")] = 0,
     supervision: Annotated[
-        str, typer.Option(help="weak, or full: the upper bound trained on true masks.")
+        str, typer.Option(help="weak: train on image tags; full: train on true masks, an upper bound.")
     ] = "weak",
     options: dict[str, Any],
     accept_changed_code: AcceptChangedCode = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run one method on one data set, from images to a segmentation network's mIoU."""
+    """Run one method on one data set, from images to the mIoU of a segmentation network."""
     from seedbed.benchmark.pipeline.pipeline import Machine
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial

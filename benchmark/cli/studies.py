@@ -24,7 +24,7 @@ from seedbed.benchmark.trials.options import DECIDED, words_of
 
 
 def studies() -> None:
-    """List the studies: the papers' tables that can be run again."""
+    """List the studies: tables of papers that you can run again."""
     from seedbed.benchmark.studies.study import read_study, study_names
 
     rows = []
@@ -39,22 +39,26 @@ def studies() -> None:
 @trial_options(without=DECIDED)
 def study(
     *,
-    name: Annotated[str, typer.Argument(help="A study of `seedbed studies`, or a YAML file of your own.")],
-    dataset: Annotated[str, typer.Option(help="A data set.")] = "chimera",
+    name: Annotated[str, typer.Argument(help="Study (see `seedbed studies`), or a YAML file of your own.")],
+    dataset: Annotated[
+        str, typer.Option(help="Data set: chimera, voc2012, coco2014, or a name from seedbed.toml.")
+    ] = "chimera",
     root: Root = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Random seeds.", show_default="0 1 2")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Random seeds, one trial per seed.", show_default="0 1 2")
+    ] = None,
     sweep_name: Annotated[
-        str, typer.Option("--name", help="The sweep's name.", show_default="the study's and the data set's")
+        str, typer.Option("--name", help="Name of the sweep.", show_default="study and data set")
     ] = "",
     options: dict[str, Any],
-    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU cores per trial.", show_default="1")] = None,
     gpus_per_trial: Annotated[
         float | None, typer.Option(help="GPUs per trial.", show_default="1 if there are any, else 0")
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+            help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"
         ),
     ] = None,
     accept_changed_code: AcceptChangedCode = False,
@@ -62,7 +66,7 @@ def study(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run a paper's table, or go on with it, and print ours beside the paper's.
+    """Run or continue a study, and print our numbers beside the paper's.
 
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the study was refused or stopped.
     """

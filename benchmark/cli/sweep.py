@@ -56,65 +56,73 @@ class SpacedLists(TyperCommand):
 def sweep(
     *,
     file: Annotated[
-        Path | None, typer.Argument(help="A YAML file with these options as keys.", show_default="none")
+        Path | None, typer.Argument(help="YAML file with these options as keys.", show_default="none")
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
-            help="The sweep's name, and its folder's.", show_default="none: must be given here or in the file"
+            help="Name of the sweep and of its folder.", show_default="none: give it here or in the file"
         ),
     ] = None,
-    methods: Annotated[list[str] | None, typer.Option(help="Methods, or all.", show_default="all")] = None,
-    refiners: Annotated[list[str] | None, typer.Option(help="Refiners, or all.", show_default="all")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="Methods (see `seedbed methods`), or all.", show_default="all")
+    ] = None,
+    refiners: Annotated[
+        list[str] | None, typer.Option(help="Refiners (see `seedbed methods`), or all.", show_default="all")
+    ] = None,
     datasets: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Data sets: NAME, or NAME=ROOT.", show_default="none: must be given here or in the file"
-        ),
+        typer.Option(help="Data sets: NAME, or NAME=ROOT.", show_default="none: give them here or in the file"),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Search trials per cell; 0: no search.", show_default="8")
+        int | None,
+        typer.Option(help="Search trials per cell (method, refiner, data set); 0: no search.", show_default="8"),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option(help="Random seeds of the confirming trials.", show_default="0 1 2")
+        list[int] | None,
+        typer.Option(help="Random seeds of the confirming trials, one trial per seed.", show_default="0 1 2"),
     ] = None,
     tune: Annotated[
         list[str] | None,
-        typer.Option(help="What is searched: all, stages (crf, threshold), Stage.field.", show_default="all"),
+        typer.Option(
+            help="Settings to search: all, part of a name (crf, threshold), or STAGE.FIELD.", show_default="all"
+        ),
     ] = None,
     search_seed: Annotated[
-        int | None, typer.Option(help="Random seed of the search, none of the others.", show_default="1000")
+        int | None, typer.Option(help="Random seed of the search trials; not one of --seeds.", show_default="1000")
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Search trials of a cell under way at once.", show_default="4")
+        int | None,
+        typer.Option(help="Maximum number of search trials of a cell that run at once.", show_default="4"),
     ] = None,
     early_stopping: Annotated[
         bool | None,
         typer.Option(
-            "--early-stopping", help="Stop search trials inside their first training.", show_default="off"
+            "--early-stopping", help="Stop weak search trials during their first training.", show_default="off"
         ),
     ] = None,
     options: dict[str, Any],
     gpus_per_trial: Annotated[
-        float | None, typer.Option(help="0.5: two trials share one.", show_default="1 if there are any, else 0")
+        float | None,
+        typer.Option(help="GPUs per trial; 0.5: two trials share one.", show_default="1 if there are any, else 0"),
     ] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="Cores per trial.", show_default="1")] = None,
+    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU cores per trial.", show_default="1")] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes per trial for loading and CRF beside its own.", show_default="0")
+        int | None, typer.Option(help="Worker processes per trial, besides its own process.", show_default="0")
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A running Ray cluster: auto, or its address.", show_default="Ray is started on this machine"
+            help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"
         ),
     ] = None,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")
+        str | None, typer.Option(help="URI of an MLflow server.", show_default="SQLite in the work folder")
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
-            help="Go on with the sweep of this name; failed confirming trials run again.", show_default="none"
+            help="Continue the sweep of this name, and run failed confirming trials again.", show_default="none"
         ),
     ] = None,
     accept_changed_code: AcceptChangedCode = False,
@@ -124,7 +132,7 @@ def sweep(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run every method with every refiner on every data set: search, then confirm with all random seeds.
+    """Run every method with every refiner on every data set: search settings, then confirm them.
 
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the sweep was refused or stopped.
     """

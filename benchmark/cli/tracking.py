@@ -11,13 +11,15 @@ from seedbed.benchmark.cli.options import WORK, Quiet, Work, work_folder
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.progress import Reporter
 
-Uri = Annotated[str | None, typer.Option(help="An MLflow server.", show_default="SQLite in the work folder")]
+Uri = Annotated[
+    str | None, typer.Option(help="URI of an MLflow server.", show_default="SQLite in the work folder")
+]
 
 
 def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default is this machine alone.")
+        str, typer.Option(help="Address to listen on; the default accepts this machine only.")
     ] = "127.0.0.1",
     work: Work = WORK,
 ) -> None:
@@ -56,7 +58,7 @@ def sync(
     tracking_uri: Uri = None,
     again: Annotated[
         bool,
-        typer.Option("--all", help="Also upload trials that were uploaded before, for example to another server."),
+        typer.Option("--all", help="Upload all trials again, for example to another server."),
     ] = False,
     work: Work = WORK,
     quiet: Quiet = False,

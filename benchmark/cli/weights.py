@@ -14,10 +14,10 @@ app = typer.Typer(help="Convert pretrained weights of other frameworks.", no_arg
 
 @app.command("convert")
 def convert_weights(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="The published `.params` file of ResNet-38.")],
-    out: Annotated[Path, typer.Option(dir_okay=False, help="The state-dict file to write.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Published `.params` file of ResNet-38.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="State-dict file to write.")],
 ) -> None:
-    """Convert the published weights of ResNet-38 for `--backbone resnet38 --weights OUT`."""
+    """Convert the published MXNet weights of ResNet-38 for `--backbone resnet38 --weights OUT`."""
     from seedbed.benchmark.training.checkpoint import save_tensors
     from seedbed.benchmark.training.mxnet_params import read_params
     from seedbed.methods.backbones.resnet38 import from_mxnet

@@ -56,11 +56,14 @@ class TrialOptions:
     """
 
     backbone: str | None = option(
-        None, "A backbone.", shown="tiny for images of at most 128 pixels, else resnet50", report_as="backbone"
+        None,
+        "Backbone (see `seedbed methods`).",
+        shown="tiny for images of at most 128 pixels, else resnet50",
+        report_as="backbone",
     )
     weights: str | None = option(
         None,
-        "Initial weights: none, imagenet, or a state-dict file.",
+        "Initial weights: none (random), imagenet, or a state-dict file.",
         shown="imagenet if the backbone has them, else none",
         report_as="initialisation",
         file=True,
@@ -70,22 +73,24 @@ class TrialOptions:
     )
     segmentation_weights: str | None = option(
         None,
-        "Initial weights of the segmentation network; coco (trained on masks) marks the result.",
-        shown="those of --weights; with another backbone its own default",
+        "Initial weights of the segmentation network: as --weights, or coco (trained on masks; marks the result).",
+        shown="those of --weights; for another backbone the default of --weights",
         file=True,
         network=True,
     )
     size: int = option(
-        0, "Longer image side in pixels that networks see; 0: the image's own. Metrics use the full size.", low=0
+        0, "Resize images to this longer side, pixels; 0: original size. Metrics use the original size.", low=0
     )
     segment: bool = option(True, "Train a segmentation network on the pseudo-masks.")
-    selections: tuple[Selection, ...] = option(SELECTIONS, "Thresholds at which pseudo-masks are reported.")
+    selections: tuple[Selection, ...] = option(
+        SELECTIONS, "How the thresholds of the reported pseudo-masks are chosen."
+    )
     maps_on: tuple[Literal["train", "val"], ...] = option(
         ("train",), "Splits on which maps and pseudo-masks are measured."
     )
-    allow_val_in_training: bool = option(False, "Run even if training images are in val; marks the result.")
+    allow_val_in_training: bool = option(False, "Run even if training images are in val, and mark the result.")
     settings: Mapping[str, Any] = option(
-        {}, "Set a hyper-parameter: --set TrainCam.lr=0.05", shown="none is changed"
+        {}, "Change a hyper-parameter: --set TrainCam.lr=0.05 (see `seedbed methods show`).", shown="none"
     )
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""One file a method. A file here that defines `METHOD` is found by itself (benchmark/pipeline/registry.py)."""
+"""One file per method. Files here that define `METHOD` are found (benchmark/pipeline/registry.py)."""

@@ -9,11 +9,11 @@ Map: ReLU(w_c · f), mean over scales and flips, absent classes zero, divided by
 Published recipes (docs/methods.md, CAM): VGG-16, ResNet-38, ResNet-50 (also used for ResNet-101).
 
 Departures, all of them settings:
-- Backbones without a published recipe use AdamW: `tiny` and `squeezenet` by recipes of their own, others by
+- Backbones without a published recipe use AdamW: `tiny` and `squeezenet` with their own recipes, others as in
   methods/common/recipes.py.
-- Crop and image sizes are those of the paper, scaled down where the data set's images (or `--size`) are smaller.
+- Crop and image sizes are those of the paper, scaled down if the data set's images (or `--size`) are smaller.
 - Without pretrained weights nothing is frozen (`TrainCam.freeze_early`).
-- Maps are kept at stride 4 in float16 and upsampled where they are read; IRN also keeps full-size maps.
+- Maps are kept at stride 4 in float16 and upsampled when they are read; IRN also keeps full-size maps.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class CamNetwork(nn.Module):
         self.classifier = nn.Conv2d(self.backbone.channels, classes, 1, bias=False)
 
     def classifiers(self) -> list[nn.Conv2d]:
-        """Return the layers that make class logits."""
+        """Return the layers that compute the class logits."""
         return [self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class CamNetwork(nn.Module):
         return self.locations(images).mean((2, 3))
 
     def locations(self, images: Tensor) -> Tensor:
-        """Return the class logits at each location (B, C, h, w), whose means are those of the image."""
+        """Return the class logits at each location (B, C, h, w); their mean is the image's logits."""
         logits: Tensor = self.classifier(self.dropout(self.backbone(images)))
         return logits
 
@@ -87,7 +87,7 @@ class CamNetwork(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TagTraining(TrainingStage):
-    """A training on augmented images of `weak` and their tags."""
+    """Train on augmented images of `weak` and their tags."""
 
     produces = Kind.CHECKPOINT
 
@@ -146,11 +146,11 @@ class TrainCam(TagTraining):
         save_network(out, network)
 
     def network(self, classes: int, inputs: Mapping[Kind, Path]) -> CamNetwork:
-        """Return the network, initialised at random; all but its `backbone` learns at the head's rate."""
+        """Return a randomly initialised network; everything but its `backbone` learns at the head's rate."""
         return CamNetwork(self.backbone, classes, self.stride, self.dropout, self.weights != "none")
 
     def losses(self, network: CamNetwork, batch: Batch) -> dict[str, Tensor]:
-        """Return what is minimised, and what is measured beside it, by name."""
+        """Return the losses, and the values that are only measured, by name."""
         return {"classification": multi_label_soft_margin(network(batch["image"]), batch["tags"])}
 
 

@@ -5,7 +5,7 @@ Paper: Li et al., "Expansion and Shrinkage of Localization for Weakly-Supervised
 
 Three trainings, each from the network of the one before:
 - classifier: CAM with two more convolutions before the pooling (Section 4.1);
-- Expansion: the first of them becomes deformable (Equation 4) and what it makes is clipped (Equation 7); its
+- Expansion: the first of them becomes deformable (Equation 4) and its output is clipped (Equation 7); its
   offsets maximise the classification loss (Equation 5);
 - Shrinkage: the second becomes deformable; its offsets minimise classification loss and area (Equation 6).
 Offsets start at zero, where a deformable convolution is the plain one, so Shrinkage starts as Expansion ends.
@@ -17,13 +17,13 @@ Open in the paper, with the choice made:
 - Equation 7: the maximum of each image and channel over the locations, a constant for the gradient.
 - Equation 6: P is a probability, as in CLIMS, which it cites, or the map of Equation 2 (`area`).
 - α is 0.001 in Section 4.1 and 0.01 in 4.3.1 (`alpha`): 0.001.
-- What Shrinkage trains (`trained`): offsets alone. But Table 6 has two numbers without its offsets, with and
-  without the area loss, so there something else must have learned.
-- Optimiser, weight decay and augmentation: those of IRN, whose classifier it is.
+- What Shrinkage trains (`trained`): only the offsets. But Table 6 has two numbers without its offsets, with and
+  without the area loss, so something else must have been trained there.
+- Optimiser, weight decay and augmentation: as in IRN, whose classifier it uses.
 - How pseudo-masks and saliency maps are combined (Table 4; `Esol.saliency`): methods/common/saliency_masks.py.
 
-Departures, all of them settings: other backbones than the published ResNet-50 have the classifier of CAM's recipe,
-and the recipes in methods/backbones/tiny.py say what else `tiny` has.
+Departures, all of them settings: backbones other than the published ResNet-50 train the classifier by CAM's
+recipe; methods/backbones/tiny.py has the further recipes of `tiny`.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class SamplingConvolution(nn.Module):
         nn.init.zeros_(cast(Tensor, self.offsets.bias))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what it makes of the features, and the offsets in cells, float32 (B, 2 · kernel², h, w).
+        """Return the output, and the offsets in cells, float32 (B, 2 · kernel², h, w).
 
         The row and the column of the kernel's first sample come first. A plain convolution returns a single 0.
         """
         if not self.deformable:
             return self.convolution(features), features.new_zeros(())
-        # In float32 throughout: bfloat16 would round a place of 30.1 cells to 30.
+        # Always float32: bfloat16 would round a position of 30.1 cells to 30.
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             offsets = self.offsets(features)
@@ -96,9 +96,9 @@ class SamplingConvolution(nn.Module):
 class EsolNetwork(CamNetwork):
     """CAM's network with two sampling convolutions between backbone and pooling, in one of three phases.
 
-    Backbone → expansion → ReLU → clipping at `clip` → shrinkage → ReLU → dropout → classifier. The phase says
-    which convolutions are deformable; a state dict fits every phase. After the classifier's phase the network
-    stays in eval mode in training.
+    Backbone → expansion → ReLU → clipping at `clip` → shrinkage → ReLU → dropout → classifier. The phase
+    decides which convolutions are deformable; a state dict fits every phase. After the classifier's phase the
+    network stays in eval mode in training.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class EsolNetwork(CamNetwork):
 
 
 def clipped(features: Tensor, share: float) -> Tensor:
-    """Return min(x, share · max x) of features (B, F, h, w), the maximum being over locations (Equation 7).
+    """Return min(x, share · max x) of features (B, F, h, w), with the maximum over locations (Equation 7).
 
     The maximum is a constant for the gradient, which is 0 where features are clipped. A share of 1 clips nothing.
     """
@@ -158,8 +158,8 @@ def clipped(features: Tensor, share: float) -> Tensor:
 def area_loss(logits: Tensor, area: Literal["sigmoid", "cam"]) -> Tensor:
     """Return the mean of the maps P over locations, all classes and images, in [0, 1] (Equation 6).
 
-    `logits` is (B, C, h, w). P is σ(logit), or ReLU(logit) by its maximum over locations + 1e-5 (Equation 2); the
-    gradient goes through that maximum too.
+    `logits` is (B, C, h, w). P is σ(logit), or ReLU(logit) divided by its maximum over locations + 1e-5
+    (Equation 2); the gradient goes through that maximum too.
     """
     if area == "sigmoid":
         return logits.float().sigmoid().mean()
@@ -177,7 +177,7 @@ class TrainEsolClassifier(TrainCam):
     noise: float = hp(0.1, low=0, high=10, source="not in the paper: beside the identity, of weight · √inputs")
 
     def network(self, classes: int, inputs: Mapping[Kind, Path]) -> EsolNetwork:
-        """Return the network, initialised at random."""
+        """Return a randomly initialised network."""
         pretrained = self.weights != "none"
         network = EsolNetwork(self.backbone, classes, self.stride, self.dropout, pretrained, self.kernel)
         for layer in (network.expansion, network.shrinkage):
@@ -191,9 +191,9 @@ class TrainEsolClassifier(TrainCam):
 class OffsetTraining(TagTraining):
     """Train the offsets of one phase's convolution, from the network of the phase before.
 
-    The report has `classification`, the loss without weight, and `offset`, the mean absolute offset in cells:
-    near 0 the training did nothing; beyond the size of the map the samples are zeros, which maximise the
-    classification loss trivially.
+    Reports `classification`, the unweighted loss, and `offset`, the mean absolute offset in cells. Near 0 the
+    training did nothing; beyond the size of the map the samples are zeros, which maximise the classification
+    loss trivially.
     """
 
     consumes = (Kind.CHECKPOINT,)
@@ -221,14 +221,14 @@ class OffsetTraining(TagTraining):
         save_network(out, network)
 
     def enter(self, network: EsolNetwork) -> EsolNetwork:
-        """Return the network of the phase before in this phase; only what learns has `requires_grad`."""
+        """Return the previous phase's network in this phase; only what learns has `requires_grad`."""
         network = network.entering(self.phase, self.clipping(network))
         for layer in self.learning(network):
             layer.requires_grad_(True)
         return network
 
     def losses(self, network: EsolNetwork, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of this phase, and what is measured beside it, by name."""
+        """Return the loss of this phase, and the values that are only measured, by name."""
         logits, offsets = network.sampled(batch["image"])
         classification = multi_label_soft_margin(logits.mean((2, 3)), batch["tags"])
         return {
@@ -239,15 +239,15 @@ class OffsetTraining(TagTraining):
 
     @abstractmethod
     def clipping(self, network: EsolNetwork) -> float:
-        """Return the share at which this phase clips, `network` being that of the phase before."""
+        """Return the share at which this phase clips; `network` is that of the previous phase."""
 
     @abstractmethod
     def learning(self, network: EsolNetwork) -> list[nn.Module]:
-        """Return the layers that learn, none where this phase leaves the weights as they are."""
+        """Return the layers that learn; none if this phase leaves the weights as they are."""
 
     @abstractmethod
     def objective(self, logits: Tensor, classification: Tensor) -> dict[str, Tensor]:
-        """Return the loss of this phase by its name, of logits (B, C, h, w) and their classification loss."""
+        """Return the loss of this phase by name, from logits (B, C, h, w) and their classification loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +319,7 @@ class Shrink(OffsetTraining):
         return network.clip
 
     def learning(self, network: EsolNetwork) -> list[nn.Module]:
-        """Return the offsets of the second convolution, and what else `trained` says."""
+        """Return the offsets of the second convolution, and the layers that `trained` adds."""
         head = [network.shrinkage.convolution, network.classifier] if self.trained == "head" else []
         return [*([network.shrinkage.offsets] if self.deform else []), *head]
 
@@ -349,7 +349,7 @@ class Esol(Method):
         return "I+S" if self.saliency else "I"
 
     def localise(self, meta: Meta) -> list[Stage]:
-        """Train the classifier, then the offsets of either convolution, and infer the last network's maps."""
+        """Train the classifier, then the offsets of each convolution, and infer the last network's maps."""
         settings = classifier_settings(meta, TrainEsolClassifier)
         images = {name: settings[name] for name in (*SIZES, "jitter") if name in settings}
         trainings: list[Stage] = [
@@ -360,7 +360,7 @@ class Esol(Method):
         return [*trainings[: PHASES.index(self.until) + 1], InferCam(**inference_settings(meta))]
 
     def on_masks(self, meta: Meta) -> list[Stage]:
-        """Combine the refiner's masks with saliency maps, if told to."""
+        """Combine the refiner's masks with saliency maps if `saliency`."""
         return [SaliencyMasks()] if self.saliency else []
 
 

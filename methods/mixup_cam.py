@@ -4,21 +4,21 @@ Paper: Chang et al., "Mixup-CAM: Weakly-supervised Semantic Segmentation via Unc
 BMVC 2020; chapter 2 of Yu-Ting Chang's thesis, whose numbering is used here. There is no authors' code.
 
 Equation 2.2 mixes pairs of images and their tags; 2.3 lowers the entropy of the classes at each location; 2.4
-draws the map of each class together; 2.5 adds them up. Each weight switches its part off at 0, which gives the
+concentrates the map of each class; 2.5 adds them up. A weight of 0 switches its part off, which gives the
 rows of Table 2.1. Network and inference are CAM's.
 
 Open in the paper, with the choice made:
-- 2.2: one λ a batch, mixed after augmentation, every batch; the partners are a permutation of the batch.
+- 2.2: one λ per batch, mixed after augmentation, in every batch; the partners are a permutation of the batch.
 - 2.3: "normalise by the maximum": of the image, over classes and locations, and constant for the gradient.
-- 2.4: distances in cells of the features; classes of both images, however small λ is.
+- 2.4: distances in cells of the features; the classes of both images count, for every λ.
 - λ_ent is 0.02 in the text and 0.2 under Figure 2.5: 0.02. Crop and epochs: those of SC-CAM, by the same author.
 
 Departures, all of them settings:
 - The optimiser is SGD with the recipe of SC-CAM's code, whose paper has the same sentence about Adam with 1e-3
   (`optimiser=adam`, `lr=0.001`). The head is PSA's: SC-CAM's code has no 3×3 convolution of 512 channels either.
-- Other backbones than the published ResNet-38 train by CAM's recipe, `tiny` three times as long: in its 12 epochs
-  it learns too little from mixed images. λ_con is scaled with the area of the features, so that the term has the
-  size that it has on the 28 × 28 cells of the published crop.
+- Backbones other than the published ResNet-38 train by CAM's recipe, `tiny` three times as long: in 12 epochs
+  it learns too little from mixed images. λ_con is scaled with the area of the features, so that the term is as
+  large as on the 28 × 28 cells of the published crop.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ CELLS = 28
 class TrainMixupCam(TrainCam):
     """Train CAM's classifier on mixed images of `weak` (Equation 2.5).
 
-    Besides the classification loss and the weighted regularisers, the report has `entropy` and `concentration`,
-    their values without weight, also where they are switched off.
+    Reports the classification loss, the weighted regularisers, and `entropy` and `concentration`, the unweighted
+    regularisers, even if these are switched off.
     """
 
     version = 2
@@ -92,7 +92,7 @@ class TrainMixupCam(TrainCam):
     )
 
     def losses(self, network: CamNetwork, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of a mixed batch, and the values of the regularisers without weight."""
+        """Return the losses of a mixed batch, and the unweighted regularisers."""
         images, tags = mixup(batch["image"], batch["tags"], self.alpha)
         logits = network.locations(images)
         regularisers = {"entropy": class_entropy(logits), "concentration": concentration(logits, tags)}
@@ -105,10 +105,10 @@ class TrainMixupCam(TrainCam):
 
 
 def mixup(images: Tensor, tags: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return λI₁ + (1 − λ)I₂ and the tags mixed alike (Equation 2.2), one λ ~ Beta(alpha, alpha) for the batch.
+    """Return λI₁ + (1 − λ)I₂ and the tags mixed in the same way (Equation 2.2), λ ~ Beta(alpha, alpha).
 
     `images` is (B, 3, H, W), `tags` (B, C). The partners I₂ are the batch in another order. Order and λ come from
-    torch's generator of the CPU, whatever the device. With `alpha` 0 nothing is drawn and nothing mixed.
+    torch's CPU generator on every device, one λ per batch. With `alpha` 0 nothing is drawn and nothing mixed.
     """
     if alpha == 0:
         return images, tags
@@ -126,8 +126,8 @@ def class_entropy(logits: Tensor) -> Tensor:
     """Return the entropy of the classes, mean over locations and images, of logits (B, C, h, w) (Equation 2.3).
 
     The distribution at a location is the softmax over classes of p / max p, where p = σ(logit) and the maximum is
-    over classes and locations of the image, a constant for the gradient. In nats; as what softmax sees lies in
-    [0, 1], the range is narrow: for 20 classes [2.8725, 2.9957].
+    over classes and locations of the image, a constant for the gradient. In nats. The inputs of softmax lie in
+    [0, 1], so the range is narrow: [2.8725, 2.9957] for 20 classes.
     """
     log_p = F.logsigmoid(logits.float())
     relative = (log_p - log_p.detach().amax((1, 2, 3), keepdim=True)).exp()
@@ -138,9 +138,9 @@ def class_entropy(logits: Tensor) -> Tensor:
 def concentration(logits: Tensor, tags: Tensor) -> Tensor:
     """Return how far the maps spread, summed over tagged classes, mean over images (Equation 2.4).
 
-    `logits` is (B, C, h, w), `tags` (B, C); a class counts where its tag is above 0. Its map ReLU(logit), divided
-    by the sum + 1e-5, is a distribution of places. Their variance is in squared cells: (h² + w² − 2) / 12 for a
-    uniform map, 0 for a single place.
+    `logits` is (B, C, h, w), `tags` (B, C); a class counts if its tag is above 0. Its map ReLU(logit), divided
+    by the sum + 1e-5, is a distribution of locations. Its variance is in squared cells: (h² + w² − 2) / 12 for a
+    uniform map, 0 for a single location.
     """
     maps = logits.float().relu()
     maps = maps / (maps.sum((2, 3), keepdim=True) + 1e-5)
@@ -154,7 +154,7 @@ def concentration(logits: Tensor, tags: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureUncertainty(Stage):
-    """What the regularisers act on, on images that are not mixed, at one scale."""
+    """Measure what the regularisers act on, for unmixed images at one scale."""
 
     version = 2
     consumes = (Kind.CHECKPOINT,)
@@ -166,8 +166,8 @@ class MeasureUncertainty(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write two means over images, as shares of the value of a uniform distribution.
 
-        `class_entropy` is Equation 2.3 by log C. `spread` is Equation 2.4 by that of a uniform map, mean over the
-        classes of the image.
+        `class_entropy` is Equation 2.3 divided by log C. `spread` is Equation 2.4 divided by the value of a
+        uniform map, mean over the classes of the image.
         """
         network = cast(CamNetwork, load_network(inputs[Kind.CHECKPOINT], ctx.device))
         view = data.split(ctx.split)
@@ -203,7 +203,7 @@ class MeasureUncertainty(Stage):
 
 @dataclass(frozen=True)
 class MixupCam(Method):
-    """Mixup, less entropy of the classes, and maps drawn together."""
+    """Mixup, with regularisers for low class entropy and concentrated maps."""
 
     name: str = "mixup_cam"
     paper: str = "Chang et al., BMVC 2020"

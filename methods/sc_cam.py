@@ -3,23 +3,23 @@
 Paper: Chang et al., "Weakly-Supervised Semantic Segmentation via Sub-category Exploration", CVPR 2020; chapter 3
 of Yu-Ting Chang's thesis, whose numbering is used here; the authors' code (PyTorch).
 
-Each round: (1) features of all images of `weak` by the network of the round before (round 0 is CAM), the mean
-over positions of its last features; (2) k-means in each class over the images that have it, K clusters each, which
-gives every image one sub-category for each of its classes (Equation 3.2); (3) a network with two classifiers, for
+Each round: (1) features of all images of `weak` from the previous round's network (round 0 is CAM), the mean
+over positions of its last features; (2) k-means over the images of each class, with K clusters, which gives every
+image one sub-category for each of its classes (Equation 3.2); (3) a network with two classifiers, for
 classes and for sub-categories, trained on both (Equation 3.3: L_p + λ L_s, each mean over its own classes). The
 maps are those of the classes' classifier.
 
 Choices where paper and code differ (docs/methods.md, SC-CAM):
 - The code trains by SGD with 0.01, the paper says Adam with 1e-3: `optimiser=adam`, `lr=0.001`.
-- No 3×3 convolution of 512 channels, as the code.
-- Each round begins with ImageNet weights, as the code; Algorithm 1 can be read as going on.
+- No 3×3 convolution of 512 channels, as in the code.
+- Each round begins with ImageNet weights, as in the code; Algorithm 1 may also mean the last round's weights.
 - The code's rounds take the networks of epochs 31, 41 and 51 of 61, for which no reason is known
-  (`TrainSubcategories.stop_at`; `none` is the last epoch). On other backbones than ResNet-38: the last epoch.
-- What is saved are the maps themselves; the code's files hold them cut at 0.15.
+  (`TrainSubcategories.stop_at`; `none`: the last epoch). On other backbones than ResNet-38: the last epoch.
+- The maps are saved in full; the code's files hold them cut at 0.15.
 
 Departures, all of them settings:
 - A class with fewer images than K has as many clusters as images.
-- Other backbones than the published ResNet-38 train by CAM's recipe.
+- Backbones other than the published ResNet-38 train by CAM's recipe.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FILE = "subcategories.parquet"
 SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.int16()), ("cluster", pa.int16()), ("distance", pa.float32())]
 )
-"""One row an image and class: the image's id, the class's label 1..C, its cluster 0..K−1, and how far the image's
+"""One row per image and class: the image's id, the class's label 1..C, its cluster 0..K−1, and how far the image's
 feature is from the cluster's centre. The metadata `clusters` is K."""
 
 
@@ -103,8 +103,8 @@ class Subcategories:
 def cluster(features: NDArray[np.floating], clusters: int, restarts: int = 10) -> tuple[NDArray, NDArray]:
     """Return cluster int (N,) and distance from its centre (N,) of features (N, F), by k-means.
 
-    k-means++ with `restarts` restarts, at most 300 iterations, a fixed seed, and one thread, as the order of sums
-    must not depend on the machine's cores. At most N clusters.
+    k-means++ with `restarts` restarts, at most 300 iterations, a fixed seed, and one thread, so that the order of
+    sums does not depend on the number of cores. At most N clusters.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -131,7 +131,7 @@ class ClusterSubcategories(Stage):
     long_side: int = hp(0, low=0, high=4096, source="longer image side in pixels; 0 is the image's own (code)")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write the Subcategories. Raises DataError where no image has a tag."""
+        """Write the Subcategories. Raises DataError if no image has a tag."""
         view = data.split(Split.WEAK)
         features = self.features(view, inputs[Kind.CHECKPOINT], ctx)
         rows: list[tuple[str, int, int, float]] = []
@@ -145,7 +145,7 @@ class ClusterSubcategories(Stage):
         Subcategories(self.clusters, rows).write(out)
 
     def features(self, view: SplitView, checkpoint: Path, ctx: Context) -> dict[str, NDArray[np.float32]]:
-        """Return the mean over positions of the network's features of each image (F,), at scale 1."""
+        """Return the features (F,) of each image at scale 1, averaged over positions."""
         network = cast(CamNetwork, load_network(checkpoint, ctx.device))
         pooled = multi_scale(
             lambda images: network.backbone(images).mean((2, 3), keepdim=True),
@@ -171,7 +171,7 @@ class SubcategoryNetwork(CamNetwork):
         self.subcategories = nn.Conv2d(self.backbone.channels, classes * clusters, 1, bias=False)
 
     def classifiers(self) -> list[nn.Conv2d]:
-        """Return both classifiers."""
+        """Return the two classifiers."""
         return [self.classifier, self.subcategories]
 
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,17 +194,17 @@ class TrainSubcategories(TrainCam):
 
     @property
     def stop_after(self) -> int:
-        """The number of epochs that are run."""
+        """Number of epochs to run."""
         return min(self.stop_at or self.epochs, self.epochs)
 
     def network(self, classes: int, inputs: Mapping[Kind, Path]) -> CamNetwork:
-        """Return the network for as many sub-categories as there are."""
+        """Return a network for the clusters' number of sub-categories."""
         clusters = Subcategories.read(inputs[Kind.TAGS]).clusters
         pretrained = self.weights != "none"
         return SubcategoryNetwork(self.backbone, classes, self.stride, self.dropout, pretrained, clusters)
 
     def losses(self, network: CamNetwork, batch: Batch) -> dict[str, Tensor]:
-        """Return the two parts of Equation 3.3, each mean over its own classes."""
+        """Return the two terms of Equation 3.3, each a mean over its classes."""
         classes, subcategories = cast(SubcategoryNetwork, network).both(batch["image"])
         return {
             "classification": multi_label_soft_margin(classes, batch["tags"]),
@@ -232,11 +232,11 @@ class SubcategoryExamples(Examples):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowSubcategories(Stage):
-    """Sizes of the last round's clusters, and pictures of them (Figures 3.5, 3.6, 3.9–3.11).
+    """Measure the sizes of the last round's clusters, and draw them (Figures 3.5, 3.6, 3.9–3.11).
 
-    Records of level `subcategories`: `share`, the share of a class's images that is in its cluster `CLASS.k`.
-    Pictures: a contact sheet `clusters_CLASS.png` for the classes with most images, one row a cluster, the images
-    nearest its centre first; and `tsne.png`, if asked for.
+    Records of level `subcategories`: `share`, the share of a class's images in its cluster `CLASS.k`.
+    Pictures: a contact sheet `clusters_CLASS.png` for the classes with most images, one row per cluster, with the
+    images nearest its centre first; and `tsne.png` if `tsne`.
     """
 
     version = 1
@@ -292,7 +292,7 @@ def contact_sheet(view: SplitView, rows: Sequence[Sequence[str]], columns: int, 
 
 
 def draw_tsne(weights: NDArray[np.float32], classes: Sequence[str], path: Path) -> None:
-    """Draw t-SNE of the weights (C · K, F) of the sub-categories' classifier, one colour a class."""
+    """Draw t-SNE of the weights (C · K, F) of the sub-categories' classifier, one colour per class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
@@ -306,7 +306,7 @@ def draw_tsne(weights: NDArray[np.float32], classes: Sequence[str], path: Path) 
     axes = figure.subplots()
     for number, (name, group) in enumerate(zip(classes, np.split(places, len(classes)), strict=True)):
         marker = "osD^v<>ph*"[number // 10 % 10]
-        # matplotlib takes what is between two dollars for mathematics.
+        # matplotlib reads text between two dollar signs as mathematics.
         text = name.replace("$", r"\$")
         axes.scatter(group[:, 0], group[:, 1], s=16, marker=marker, color=f"C{number % 10}", label=text)
     axes.set_xticks([])
@@ -316,7 +316,7 @@ def draw_tsne(weights: NDArray[np.float32], classes: Sequence[str], path: Path) 
 
 
 STOPS: dict[str, tuple[int, ...]] = {"resnet38": (31, 41, 51)}
-"""The epochs after which the authors' code takes the networks of rounds 1, 2, 3; later rounds as the last."""
+"""Epochs after which the authors' code takes the networks of rounds 1, 2, 3; later rounds follow the last."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""One file a backbone. A file here that defines `BACKBONE` is found by itself (benchmark/pipeline/registry.py)."""
+"""One file per backbone. Files here that define `BACKBONE` are found (benchmark/pipeline/registry.py)."""

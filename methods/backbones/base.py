@@ -24,9 +24,9 @@ class Block:
     name: str
     layers: nn.Module
     channels: int
-    """Of its output."""
+    """Number of output channels."""
     new: bool = False
-    """No published weights file fills its layers; they learn at the head's rate."""
+    """No published weights contain its layers; they learn at the head's rate."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tap:
     block: str
     channels: int
     activation: nn.Module = field(default_factory=nn.Identity)
-    """What the block's output goes through first; its layers belong to the backbone."""
+    """Applied to the block's output; its layers belong to the backbone."""
 
 
 class Backbone(nn.Module):
@@ -52,13 +52,13 @@ class Backbone(nn.Module):
     frozen_norm: bool = False
     """Keep batch norm in eval mode in training, as published for pretrained weights."""
     frozen_affine: bool = False
-    """Where batch norm is so frozen, its scale and shift do not learn either."""
+    """With `frozen_norm`, do not train scale and shift of batch norm either."""
     normalised_taps: bool = True
     """PSA's affinity network normalises its reduced taps, as published for VGG-16."""
 
     @abstractmethod
     def blocks(self) -> list[Block]:
-        """Return the parts, at least three; the features are what they make of the images one after another."""
+        """Return the parts, at least three; applied one after another they compute the features."""
 
     @property
     def channels(self) -> int:
@@ -68,18 +68,18 @@ class Backbone(nn.Module):
     def affinity_taps(self) -> list[Tap]:
         """Return the three feature maps that PSA's affinity network reads, finest first.
 
-        That network alone calls it, when it is built: dilations that it has otherwise are changed here.
+        Called only when that network is built, so it may change dilations.
         """
         return [Tap(block.name, block.channels) for block in self.blocks()[-3:]]
 
     def drop_channels(self) -> None:
-        """Drop whole channels between the new layers, and none of the features: CAM's head drops those itself."""
+        """Drop whole channels between the new layers, but none of the features: CAM's head drops those."""
 
     def as_deeplab(self) -> None:
         """Take the dilations and pools of DeepLab-v2's code (kazuto1011/deeplab-pytorch)."""
 
     def new_layers(self) -> list[nn.Module]:
-        """Return the layers that no published weights file fills."""
+        """Return the layers that no published weights contain."""
         return [block.layers for block in self.blocks() if block.new]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         return features
 
     def outputs(self, images: Tensor, last: str = "") -> dict[str, Tensor]:
-        """Return what each block makes of the images, by the block's name; up to the block `last`, or all."""
+        """Return the output of each block by name, up to the block `last`, or all."""
         outputs, features = {}, images
         for block in self.blocks():
             features = outputs[block.name] = block.layers(features)
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         return outputs
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set the mode of all layers; batch norm stays in eval mode where `frozen_norm`."""
+        """Set the mode of all layers; batch norm stays in eval mode if `frozen_norm`."""
         super().train(mode)
         if self.frozen_norm:
             hold_norm(self)
@@ -107,7 +107,7 @@ class Backbone(nn.Module):
 
 
 def hold_norm(network: nn.Module) -> None:
-    """Put the batch norm of pretrained layers in eval mode: its statistics stay those of the weights file."""
+    """Put batch norm in eval mode, so that its statistics stay those of the weights file."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
@@ -120,20 +120,20 @@ class BackboneFamily:
     name: str
     paper: str
     build: Callable[[int], Backbone]
-    """Builds it, randomly initialised, for a stride."""
+    """Builds a randomly initialised backbone for a stride."""
     strides: tuple[int, ...]
     """The strides that `build` accepts; the first is the default."""
     classifier: tuple[str, ...] = ()
-    """Prefixes of the ImageNet classifier's tensors in a weights file, which are left out."""
+    """Prefixes of the ImageNet classifier's tensors in a weights file; these tensors are ignored."""
     imagenet: str | None = None
-    """Name of torchvision's weights (downloaded when first used), None where there are none."""
+    """Name of torchvision's weights (downloaded on first use); None if there are none."""
     coco: str | None = None
-    """Name of torchvision's DeepLabV3 on this backbone that was trained on COCO's masks, None without one."""
+    """Name of torchvision's DeepLabV3 weights for this backbone, trained on COCO's masks; None if none exist."""
     fc6: bool = False
     """Whether it ends in fc6 and fc7, and has `dilate_fc6`."""
 
     def published(self, weights: Literal["imagenet", "coco"]) -> str:
-        """Return torchvision's name of weights. Raises ConfigError where the backbone has none."""
+        """Return torchvision's name of weights. Raises ConfigError if the backbone has none."""
         names = {"imagenet": self.imagenet, "coco": self.coco}
         if (name := names[weights]) is None:
             title = {"imagenet": "ImageNet", "coco": "COCO"}[weights]
@@ -144,7 +144,7 @@ class BackboneFamily:
         return name
 
     def check_weights(self, weights: str, files: Mapping[str, Path]) -> None:
-        """Raise what `initialise` or, for `coco`, `initialise_from_coco` would raise. Trains and keeps nothing."""
+        """Raise what `initialise` or, for `coco`, `initialise_from_coco` would raise, in little time."""
         if weights != "none":
             coco = weights == "coco"
             found = _coco_weights(self.name) if coco else _weights(self.name, weights, files, lambda _: None)
@@ -154,7 +154,7 @@ class BackboneFamily:
 
 
 def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
-    """Build a backbone, randomly initialised. `pretrained` freezes its batch norm as published.
+    """Build a randomly initialised backbone. `pretrained` freezes its batch norm as published.
 
     Raises ConfigError for an unknown name or a stride that the backbone does not have.
     """
@@ -171,7 +171,7 @@ def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
 
 
 def freeze_affine(network: nn.Module) -> None:
-    """Keep scale and shift of batch norm from learning."""
+    """Do not train scale and shift of batch norm."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
@@ -180,7 +180,7 @@ def freeze_affine(network: nn.Module) -> None:
 def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> None:
     """Fill a backbone from `weights`: `none`, `imagenet` (torchvision's), or `sha256:…` of a state-dict file.
 
-    Raises ConfigError if the weights do not exist for this backbone or do not fit it, naming the tensors.
+    Raises ConfigError, naming the tensors, if the weights do not exist for this backbone or do not fit it.
     """
     if weights != "none":
         state, source = _weights(name, weights, ctx.weights_files or {}, ctx.reporter.say)
@@ -188,9 +188,9 @@ def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> Non
 
 
 def initialise_from_coco(backbone: Backbone, name: str) -> None:
-    """Fill a backbone with that of torchvision's DeepLabV3, trained on COCO's masks of VOC's classes.
+    """Fill a backbone from torchvision's DeepLabV3, trained on COCO's masks of VOC's classes.
 
-    That is pixel-level supervision: only a segmentation network may begin so. The classifiers are left out.
+    That is pixel-level supervision, so only a segmentation network may use it. The classifiers are left out.
     Raises ConfigError if there are no such weights for this backbone.
     """
     state, source = _coco_weights(name)
@@ -198,9 +198,9 @@ def initialise_from_coco(backbone: Backbone, name: str) -> None:
 
 
 def fitting(backbone: Backbone, name: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Return the tensors of a weights file that fill a backbone, which are all but those of the classifier.
+    """Return the tensors of a weights file that fill a backbone: all except the classifier's.
 
-    Raises ConfigError if tensors are missing, unknown, of another shape, or not finite, naming them.
+    Raises ConfigError, naming the tensors, if some are missing, unknown, of another shape, or not finite.
     """
     family: BackboneFamily = BACKBONES.load(name)
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith(family.classifier)}
@@ -231,7 +231,7 @@ def _few(names: list[str]) -> str:
 def _weights(
     name: str, weights: str, files: Mapping[str, Path], say: Callable[[str], object]
 ) -> tuple[Mapping[str, Tensor], str]:
-    """Return the tensors of weights by name, and where they are from."""
+    """Return the tensors of weights by name, and the name of their source."""
     family: BackboneFamily = BACKBONES.load(name)
     if weights == "imagenet":
         source = family.published("imagenet")

@@ -14,8 +14,8 @@ class ResNet(Backbone):
     """(B, 3, H, W) → (B, 2048, ⌈H/stride⌉, ⌈W/stride⌉).
 
     Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. At stride 8 layer3 and layer4 keep their size and are
-    dilated by 2 and 4 but for their first blocks, whose dilations are 1 and 2, as torchvision's DeepLabV3 has
-    them. `as_deeplab` makes those 2 and 4 too. The stem, layer1 and layer2 are the early layers (IRN trains
+    dilated by 2 and 4, except for their first blocks with dilations 1 and 2, as in torchvision's DeepLabV3.
+    `as_deeplab` dilates those by 2 and 4 too. The stem, layer1 and layer2 are the early layers (IRN trains
     layer3 and later).
     """
 
@@ -55,7 +55,7 @@ class ResNet(Backbone):
 
 
 def family(name: str, builder: Callable[..., nn.Module], imagenet: str, coco: str) -> BackboneFamily:
-    """Return the `BACKBONE` of one depth."""
+    """Return the `BACKBONE` of a depth."""
     return BackboneFamily(
         name=name,
         paper="Deep Residual Learning, CVPR 2016",

@@ -1,4 +1,4 @@
-"""ResNet-101 (He et al., 2016), torchvision's V1 weights as IRN and DeepLab-v2 use them."""
+"""ResNet-101 (He et al., 2016), with torchvision's V1 weights as IRN and DeepLab-v2 use them."""
 
 from __future__ import annotations
 

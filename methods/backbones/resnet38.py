@@ -1,11 +1,11 @@
 """ResNet-38 (Wu et al., 2016), wide and pre-activated, at stride 8, as PSA, SC-CAM and RRM use it.
 
 Paper: Wu, Shen, van den Hengel, "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition",
-arXiv 1611.10080, model A1. Strides, dilations and dropout are those of PSA's code, and so are the tensor names,
-so that PSA's converted weights fit. With pretrained weights batch norm keeps its statistics, scale and shift.
+arXiv 1611.10080, model A1. Strides, dilations, dropout and tensor names are those of PSA's code, so PSA's
+converted weights fit. With pretrained weights batch norm keeps its statistics, scale and shift.
 
 torchvision has no weights of it. `seedbed weights convert` makes them from the file that Wu et al. published
-for MXNet (`from_mxnet`). That file itself has not been at hand: its names are known from PSA's converter.
+for MXNet (`from_mxnet`). This was not tried on the file itself: the names come from PSA's converter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 class Residual(nn.Module):
     """Two 3×3 convolutions, each after batch norm and ReLU; (B, before, H, W) → (B, after, ⌈H/s⌉, ⌈W/s⌉).
 
-    Where the shape changes, the shortcut is a 1×1 convolution of the activated input, else the input itself.
+    If the shape changes, the shortcut is a 1×1 convolution of the activated input, else the input itself.
     The first convolution has the stride s and the dilation `first`, the second the dilation `second`.
     """
 
@@ -78,7 +78,7 @@ class Bottleneck(nn.Module):
 class ResNet38(Backbone):
     """(B, 3, H, W) → (B, 4096, ⌈H/8⌉, ⌈W/8⌉).
 
-    PSA's and SC-CAM's codes freeze conv1a and b2 (`early`), RRM's nothing but batch norm.
+    PSA's and SC-CAM's codes freeze conv1a and b2 (`early`), RRM's only batch norm.
     """
 
     frozen_affine = True
@@ -108,7 +108,7 @@ class ResNet38(Backbone):
         return list(blocks)
 
     def blocks(self) -> list[Block]:
-        """Return conv1a and b2 to b7, the last with the batch norm and ReLU behind it."""
+        """Return conv1a and b2 to b7, the last with the batch norm and ReLU after it."""
         parts = []
         for number, width in zip(range(2, 8), self.widths[1:], strict=True):
             layers = [layer for name, layer in self.named_children() if name.partition("_")[0] == f"b{number}"]
@@ -143,7 +143,7 @@ TENSORS = {
 
 
 def torch_name(name: str) -> str:
-    """Return the name in a `ResNet38` of a tensor of the MXNet file; a name of another form is returned as it is.
+    """Return the `ResNet38` name of a tensor of the MXNet file; names of other forms are returned unchanged.
 
     arg:conv1a_weight               conv1a.weight
     arg:res2a_branch1_weight        b2.conv_branch1.weight
@@ -163,9 +163,9 @@ def torch_name(name: str) -> str:
 
 
 def from_mxnet(arrays: Mapping[str, NDArray[np.generic]], source: str) -> dict[str, Tensor]:
-    """Return the state dict of a `ResNet38` from the tensors of the MXNet file `source`, less the classifier.
+    """Return the state dict of a `ResNet38` from the tensors of the MXNet file `source`, without the classifier.
 
-    Raises ConfigError, naming the tensors, where some are missing or do not belong to it.
+    Raises ConfigError, naming the tensors, if some are missing or do not belong to it.
     """
     state = {
         torch_name(name): torch.from_numpy(array)

@@ -1,7 +1,8 @@
 """SqueezeNet 1.0 (Iandola et al., 2016) at stride 8 or 16, with torchvision's tensor names.
 
-Departures: the first convolution and the pools are padded, so that features are ⌈size/stride⌉ and lie where
-they lie in a ResNet; at stride 8 the last pool keeps its size and the last module's 3×3 convolution is dilated.
+Departures: the first convolution and the pools are padded, so that features have the size ⌈size/stride⌉ and the
+same positions as in a ResNet; at stride 8 the last pool keeps its size and the last module's 3×3 convolution is
+dilated.
 """
 
 from __future__ import annotations

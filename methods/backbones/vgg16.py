@@ -2,7 +2,7 @@
 
 Pools are 3×3 with padding 1; pool4 keeps its size and conv5 is dilated by 2 (stride 16: pool4 halves, conv5 is
 not dilated). fc6 (3×3, 1024) and fc7 (1×1, 1024) follow with ReLU and dropout 0.5 of single values, as in the
-codes of LargeFOV and ICD. PSA's code drops whole channels instead (`drop_channels`).
+code of LargeFOV and ICD. PSA's code drops whole channels instead (`drop_channels`).
 
 Departure: DeepLab's reduced fc6/fc7 weights (`vgg16_20M`) are not in torchvision's file, so fc6 and fc7 start
 at random and learn at the head's rate.
@@ -38,11 +38,11 @@ class Vgg16(Backbone):
         self.early = tuple(layers[: pools[1]])
 
     def dilate_fc6(self, dilation: int) -> None:
-        """Dilate fc6, as LargeFOV (12) and PSA's affinity network (4) do; its size stays."""
+        """Dilate fc6, as LargeFOV (12) and PSA's affinity network (4) do; the output size stays."""
         self.fc6.dilation = self.fc6.padding = (dilation, dilation)
 
     def blocks(self) -> list[Block]:
-        """Return conv1 to conv5, each but the first with the pool before it, and fc6 and fc7."""
+        """Return conv1 to conv5, each with the pool before it, and fc6 and fc7."""
         starts = [0, *(i for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d))]
         ends = [*starts[1:], len(self.features)]
         return [
@@ -59,7 +59,7 @@ class Vgg16(Backbone):
         self.dropout, self.last_dropout = nn.Dropout2d(0.5), nn.Identity()
 
     def affinity_taps(self) -> list[Tap]:
-        """Return conv4, conv5 and fc7, behind an fc6 dilated by 4 and a dropout of its channels (PSA's code)."""
+        """Return conv4, conv5 and fc7, with fc6 dilated by 4 and channel dropout (PSA's code)."""
         self.dilate_fc6(4)
         self.drop_channels()
         return [Tap("conv4", 512), Tap("conv5", 512), Tap("fc7", 1024)]

@@ -1,7 +1,7 @@
-"""How stages are set for a backbone: by the recipes in its file, else by settings that are safe for any network.
+"""Settings of stages for a backbone: the recipes in its file, else settings that are safe for any network.
 
-`RECIPES` in a backbone's file (methods/backbones/) maps the name of a stage to what differs from the stage's
-defaults. A stage class also follows the recipes of the classes that it inherits from; its own wins.
+`RECIPES` in a backbone's file (methods/backbones/) maps the name of a stage to settings that replace its defaults.
+A stage class also follows the recipes of its base classes; its own recipe overrides theirs.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ class Recipe:
     """Settings of one stage for one backbone."""
 
     def __init__(self, source: str, **settings: Any) -> None:
-        """Sizes in pixels are those for an image of 500 pixels. `source` says where the settings are from."""
+        """Sizes in pixels are for an image of 500 pixels. `source` is where the settings are published."""
         self.source, self.settings = source, settings
 
 
 def recipes_of(stage: type[Stage | Method], backbone: str) -> list[Recipe]:
     """Return a backbone's recipes of a stage class and of its base classes, the most general first."""
-    # Not a field of BACKBONE: what is stored depends on the settings that were used, not on all recipes.
+    # Not a field of BACKBONE: a result depends on the settings that were used, not on all recipes.
     recipes: dict[str, Recipe] = getattr(BACKBONES.module(backbone), "RECIPES", {})
     return [recipes[kind.__name__] for kind in reversed(stage.__mro__) if kind.__name__ in recipes]
 
 
 def recipe_of(stage: type[Stage], backbone: str) -> dict[str, Any]:
-    """Return the settings that a backbone's recipes give a stage; empty if there is no recipe."""
+    """Return the settings of a stage from a backbone's recipes; empty if there is no recipe."""
     return {name: value for recipe in recipes_of(stage, backbone) for name, value in recipe.settings.items()}
 
 
 def training_recipe(stage: type[Stage], meta: Meta, **otherwise: Any) -> dict[str, Any]:
-    """Return the settings that the recipes of `meta.backbone` give a training stage.
+    """Return the settings of a training stage from the recipes of `meta.backbone`.
 
-    Without a recipe, returns those of `untuned` and `otherwise`, and issues an UntunedWarning.
+    Without a recipe, returns `untuned` settings and `otherwise`, and issues an UntunedWarning.
     """
     if recipes_of(stage, meta.backbone):
         return recipe_of(stage, meta.backbone)

@@ -1,13 +1,12 @@
 """Pseudo-masks combined with saliency maps, after the refiner.
 
-For papers that do so without saying how: ESOL ("We combine our final pseudo ground-truths masks with saliency
-maps", Section 4.2.1). The rule is the simplest published one of this family, that of OAA's code (Jiang et al.,
-ICCV 2019): what is salient and background in the mask becomes 255, which no loss counts and metrics count as
-background.
+For papers that do not say how they do it: ESOL ("We combine our final pseudo ground-truths masks with saliency
+maps", Section 4.2.1). The rule is the simplest published one, from OAA's code (Jiang et al., ICCV 2019):
+salient background becomes 255, which losses ignore and metrics count as background.
 
-Departures from it: what is not salient becomes background by the same threshold; in OAA, 1 − saliency competes
-with the classes for it. An image of which less than 1 % is salient keeps its mask, as in ICD's code; OAA leaves
-images with so little foreground out.
+Departures: pixels that are not salient become background by the same threshold; in OAA, 1 − saliency competes
+with the classes for them. An image that is less than 1 % salient keeps its mask, as in ICD's code; OAA leaves
+such images out.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
 from seedbed.datasets.io.images import decode_mask, write_mask
 
 LEAST_AREA = 0.01
-"""Share of the image below which what is salient counts as nothing (ICD's code)."""
+"""Share of salient pixels below which a saliency map is ignored (ICD's code)."""
 
 
 def salient_area(saliency: NDArray[np.float32], threshold: float) -> NDArray[np.bool_] | None:
-    """Return where a saliency map (H, W) in [0, 1] is `threshold` or more; None for less than 1 % of the image."""
+    """Return the pixels (H, W) with a saliency of at least `threshold`; None if they are less than 1 %."""
     area = saliency >= threshold
     return area if area.mean() >= LEAST_AREA else None
 
 
 def combined(mask: NDArray[np.uint8], saliency: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """Return the labels uint8 (H, W) of a mask (H, W) that a saliency map (H, W) in [0, 1] agrees with.
+    """Return a mask, labels uint8 (H, W), combined with a saliency map (H, W) in [0, 1].
 
-    Not salient is background, salient background is 255. Where less than 1 % is salient, the mask stays.
+    Pixels that are not salient become 0, salient background 255. If less than 1 % is salient, the mask stays.
     """
     area = salient_area(saliency, threshold)
     if area is None:
@@ -48,7 +47,7 @@ def combined(mask: NDArray[np.uint8], saliency: NDArray[np.float32], threshold: 
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyMasks(Stage):
-    """Pseudo-masks where the data set's saliency maps agree with them."""
+    """Pseudo-masks combined with the data set's saliency maps."""
 
     version = 1
     consumes = (Kind.MASKS,)
@@ -58,10 +57,9 @@ class SaliencyMasks(Stage):
     threshold: float = hp(0.125, low=0, high=1, source="OAA code: grey values from 32 of 255 are salient")
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write one palette PNG an image of the context's split.
+        """Write one palette PNG per image of the context's split.
 
-        Raises DataError, naming the file, for a saliency map or a mask that is missing, broken or of another size
-        than its image.
+        Raises DataError, naming the file, if a saliency map or mask is missing, broken, or of another size.
         """
         view = data.split(ctx.split)
         task = _Combine(view, inputs[Kind.MASKS], self.threshold, out)

@@ -3,33 +3,33 @@
 Paper: Fan et al., "Learning Integral Objects with Intra-Class Discriminator for Weakly-Supervised Semantic
 Segmentation", CVPR 2020; the authors' code is for MXNet. docs/methods.md, ICD, has the details.
 
-f = BN(ReLU(conv5)), batch norm without scale and shift. Ŝ_c = w_c·f, w_c a unit vector (Eq. 2, 3).
-L_bu = −mean (w_c·f)² on images of one class (Eq. 1) turns w_c to where foreground and background part; it reaches
-w_c alone. S_c = ±Ŝ_c, so that the CAM is higher on its positive side, by running means (Eq. 4, 5). S′: S over
-superpixels. L_td: sigmoid cross entropy of the top-down logits S″, made of f, fc6(f), fc7(fc6(f)), against [S′ >
-0] (section 4.3). Loss: L_cam + L_bu + L_td (Eq. 13). Seeds: S″ at threshold 0 (methods/icd/maps.py).
+f = BN(ReLU(conv5)), batch norm without scale and shift. Ŝ_c = w_c·f, w_c a unit vector (Eq. 2, 3). L_bu = −mean
+(w_c·f)² on images of one class (Eq. 1) turns w_c so that it separates foreground and background; it trains only
+w_c. S_c = ±Ŝ_c, with the sign for which the CAM is higher on the positive side, by running means (Eq. 4, 5). S′: S
+over superpixels. L_td: sigmoid cross entropy of the top-down logits S″, computed from f, fc6(f) and fc7(fc6(f)),
+against [S′ > 0] (section 4.3). Loss: L_cam + L_bu + L_td (Eq. 13). Seeds: S″ at threshold 0 (methods/icd/maps.py).
 
 Paper and code differ; the choices are settings of `TrainIcd`:
-- L_bu: the code's gradient at its learning rate is that of 5 × L_bu (`bottom_up_weight`; the paper's: 10).
+- L_bu: at the code's learning rate its gradient is that of 5 × L_bu (`bottom_up_weight`; paper: 10).
 - The code lets a superpixel vote and gives it to one class; the paper averages (`refinement`).
-- L_td leaves scores near 0 out (`ignored_band`; the paper's: 0).
-- fc6 and fc7 of the top-down branch start as copies of pretrained ones (`copy_fc`; the paper's are new).
-- The shift of the batch norm is 0, as in the paper; the code learns it. The running means are over the images that
-  have the class (code), not over all (Eq. 4).
+- L_td ignores scores near 0 (`ignored_band`; paper: 0).
+- fc6 and fc7 of the top-down branch start as copies of pretrained ones (`copy_fc`; in the paper they are new).
+- The shift of the batch norm is 0, as in the paper; the code learns it. The running means are over the images of
+  the class (code), not over all images (Eq. 4).
 
 Departures:
-- torchvision's VGG-16 has no fc6 and fc7 of this form: they are new in both branches, unless a weights file has
+- torchvision's VGG-16 has no fc6 and fc7 of this form: they are new in both branches unless a weights file has
   them.
 - Inputs are normalised by ImageNet's mean and standard deviation; the code subtracts 127.
 - Backbones without fc6 and fc7: the classifier is on the last block, and the top-down branch has new layers.
-- `tiny` and `squeezenet` have no published recipe; theirs are CAM's, with crops of its size. The narrow new layers
-  of `tiny` start from N(0, 0.1): from 0.01 its maps end below CAM's (docs/results/chimera.md).
+- `tiny` and `squeezenet` have no published recipe and use CAM's, with its crop size. The narrow new layers
+  of `tiny` start from N(0, 0.1): with 0.01 its maps end below CAM's (docs/results/chimera.md).
 - Images are not padded to 513 pixels for inference: ⌈H/8⌉ × ⌈W/8⌉ cells span the image, not 65 × 65 the canvas.
 - Maps are stored in cells of 4 pixels (`InferIcd.cell`; 1 is the code's full size).
-- On smaller images (or with `--size`) the crop is 8n + 1 pixels, as 321 is.
-- Superpixels are resized with their image by the pixel at the centre; OpenCV's nearest in the code takes one up to
-  half a pixel up and left of it.
-- With saliency maps (`Icd.saliency`) no pixel of the seeds is undefined (methods/icd/maps.py).
+- On smaller images (or with `--size`) the crop is 8n + 1 pixels, like 321.
+- Superpixels are resized with their image by the pixel at the centre; OpenCV's nearest, as in the code, takes one
+  up to half a pixel further up and left.
+- With saliency maps (`Icd.saliency`) no seed pixel is undefined (methods/icd/maps.py).
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ Structure = Literal["a", "b", "c", "d"]
 
 
 class Branches(NamedTuple):
-    """What an ICD network makes of images, each (B, C, h, w)."""
+    """Outputs of an ICD network, each (B, C, h, w)."""
 
     cam: Tensor
     """Class logits before pooling."""
     bottom_up: Tensor
-    """Ŝ, whose sign is not yet known."""
+    """Ŝ, before its sign is chosen."""
     top_down: Tensor
     """Logits S″."""
 
@@ -90,12 +90,12 @@ class IcdNetwork(nn.Module):
 
     `source` says which features: of the last pretrained block (`conv5`), the one before (`conv4`), the first new
     one (`fc6`, of the CAM branch), or all of them (Table 5). `structure` is that of the top-down branch (Table
-    6): its logits are made of f (a), fc7 (b), f with fc6 and fc7 (c), or f with those of the CAM branch (d).
+    6): its logits are computed from f (a), fc7 (b), f with fc6 and fc7 (c), or f with those of the CAM branch (d).
     Raises ConfigError for `fc6` and `d` on a backbone without fc6 and fc7.
     """
 
     cam_means: Tensor
-    """(2, C): running means of the CAM where Ŝ is positive and where it is negative."""
+    """(2, C): running means of the CAM over positive and over negative Ŝ."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class IcdNetwork(nn.Module):
         return self.branches(images).cam.mean((2, 3))
 
     def branches(self, images: Tensor) -> Branches:
-        """Return what both branches make of normalised images (B, 3, H, W)."""
+        """Return the outputs of both branches for normalised images (B, 3, H, W)."""
         outputs, features = {}, images
         for block in self.backbone.blocks():
             features = outputs[block.name] = block.layers(features)
@@ -184,7 +184,7 @@ class IcdNetwork(nn.Module):
             means.copy_(torch.where(images > 0, momentum * means + (1 - momentum) * batch, means))
 
     def signed(self, bottom_up: Tensor) -> Tensor:
-        """Return S (Eq. 5): Ŝ with the sign that makes the side of the higher CAM positive, without gradient."""
+        """Return S (Eq. 5), without gradient: Ŝ with the sign that is positive on the side of the higher CAM."""
         positive, negative = self.cam_means
         return bottom_up.detach() * torch.where(positive >= negative, 1.0, -1.0)[:, None, None]
 
@@ -237,7 +237,7 @@ class TrainIcd(TrainingStage):
         check_stride("TrainIcd.stride", self.backbone, self.stride)
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write the trained IcdNetwork. Raises ConfigError for what the backbone does not have."""
+        """Write the trained IcdNetwork. Raises ConfigError if the backbone lacks a layer."""
         torch.manual_seed(derive_seed(ctx.seed, "TrainIcd", "initialisation"))
         network = IcdNetwork(
             self.backbone,
@@ -296,7 +296,7 @@ class TrainIcd(TrainingStage):
 def training_settings(meta: Meta) -> dict[str, Any]:
     """Return the settings of TrainIcd for a backbone and a data set's image size."""
     settings = {"crop": 321, "stride": stride_of(meta.backbone, 8)} | training_recipe(TrainIcd, meta, batch=16)
-    # As 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
+    # Like 321 = 40·8 + 1: cell i of the crop's grid lies on its pixel i·stride (icd_losses.membership).
     stride = settings["stride"]
     settings["crop"] = meta.scaled(settings["crop"] // stride * stride, multiple=stride) + 1
     settings["pools"] = BACKBONES.load(meta.backbone).fc6
@@ -327,7 +327,7 @@ class Icd(Method):
         return [ComputeSuperpixels(**features), TrainIcd(**training), infer(long_side=meta.size)]
 
     def measurements(self, meta: Meta) -> list[Stage]:
-        """Return what the paper's Tables 1 to 3 compare."""
+        """Measure what the paper's Tables 1 to 3 compare."""
         return [MeasureIcd(long_side=meta.size)]
 
 

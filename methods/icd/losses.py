@@ -1,7 +1,7 @@
 """The losses of ICD and the superpixel refinement of its scores (methods/icd/), as functions of tensors.
 
-B images, C classes; maps are (B, C, h, w), tags float (B, C) of 0 and 1. What is summed or averaged in the paper
-over images is the mean over the batch here.
+B images, C classes; maps are (B, C, h, w), tags float (B, C) of 0 and 1. Sums and means over images in the
+paper are means over the batch here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def cam_loss(logits: Tensor, tags: Tensor) -> Tensor:
 def bottom_up_loss(projections: Tensor, tags: Tensor, form: BottomUpForm) -> Tensor:
     """Return L_bu (Eq. 1), L_abs (Eq. 8) or L_sig (Eq. 10) over the images that have exactly one class.
 
-    The other images count in the mean with 0. With the pseudo-label Y = [x > 0], L_sig of a projection x is
+    Other images count as 0 in the mean. With the pseudo-label Y = [x > 0], L_sig of a projection x is
     −log σ(|x|).
     """
     single = tags * (tags.sum(1, keepdim=True) == 1)
@@ -44,8 +44,8 @@ def bottom_up_loss(projections: Tensor, tags: Tensor, form: BottomUpForm) -> Ten
 def top_down_loss(logits: Tensor, refined: Tensor, tags: Tensor, band: float) -> Tensor:
     """Return L_td (section 4.3): sigmoid cross entropy against [refined > 0], summed over the present classes.
 
-    Pixels whose refined score, divided by its greatest or by its least value in the image, is at most `band` from
-    0 count with 0 in the mean over pixels (authors' code); with `band` 0 all are compared (paper).
+    A pixel counts as 0 in the mean if its refined score, divided by the image's greatest or least score, is within
+    `band` of 0 (authors' code). With `band` 0 all pixels are compared (paper).
     """
     scaled = extremes_to_one(refined)
     losses = F.binary_cross_entropy_with_logits(logits.float(), (scaled > 0).float(), reduction="none")
@@ -55,7 +55,7 @@ def top_down_loss(logits: Tensor, refined: Tensor, tags: Tensor, band: float) ->
 
 
 def extremes_to_one(scores: Tensor) -> Tensor:
-    """Return each map (…, h, w) divided by its maximum where it is positive, by |minimum| where negative."""
+    """Return maps (…, h, w) with positive values divided by the map's maximum, negative ones by |minimum|."""
     high = scores.amax((-2, -1), keepdim=True).clamp(min=1e-5)
     low = (-scores.amin((-2, -1), keepdim=True)).clamp(min=1e-5)
     return torch.where(scores > 0, scores / high, scores / low)
@@ -68,12 +68,12 @@ def warm_up(time: float, epochs: float) -> float:
 
 
 def membership(superpixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return how much each cell of a grid belongs to each superpixel, float32 (B, 256, h·w); a cell's sum is 1.
+    """Return the share of each superpixel in each cell of a grid, float32 (B, 256, h·w); a cell's sum is 1.
 
-    This is the one-hot maps of superpixels int64 (B, H, W), resized to `size` = (h, w) as by MXNet's
-    BilinearResize2D (authors' code): bilinearly with aligned corners, without antialias. Cell i takes pixel
+    Equals the one-hot maps of superpixels int64 (B, H, W), resized to `size` = (h, w) as by MXNet's
+    BilinearResize2D (authors' code): bilinear with aligned corners, without antialiasing. Cell i takes pixel
     i·(H − 1)/(h − 1), so 321 pixels and 41 cells give pixel 8i, and no cell lies in two superpixels. Only the
-    four pixels around that place have a part in a cell, so the one-hot maps are never made.
+    four pixels around that position contribute, so the one-hot maps are never built.
     """
     rows, columns = (_around(*lengths, superpixels) for lengths in zip(superpixels.shape[1:], size, strict=True))
     numbers = torch.arange(SUPERPIXELS, device=superpixels.device)[:, None, None]
@@ -100,11 +100,11 @@ def _around(source: int, target: int, like: Tensor) -> list[tuple[Tensor, Tensor
 def refine(scores: Tensor, tags: Tensor, members: Tensor, form: Refinement) -> Tensor:
     """Return signed scores smoothed over superpixels (`membership`), 0 for absent classes.
 
-    `mean` (paper): the mean over each superpixel. `vote` (authors' code): a superpixel is foreground where for
-    some class more of it is positive than negative; the class whose positive scores, as parts of the pixel's
-    greatest score, have the highest mean takes it, with the mean of its positive scores; for every other class,
-    and in the background, it is the mean of the negative ones. `none`: as they are. Cells get the values of their
-    superpixels by their parts in them.
+    `mean` (paper): the mean over each superpixel. `vote` (authors' code): a superpixel is foreground if for
+    some class more of it is positive than negative. It goes to the class whose positive scores, as shares of the
+    pixel's greatest score, have the highest mean, and gets the mean of these scores. For every other class, and in
+    the background, it gets the mean of the negative scores. `none`: unchanged. A cell gets the mean of its
+    superpixels' values, weighted by their shares.
     """
     present = scores.float() * tags[:, :, None, None]
     if form == "none":

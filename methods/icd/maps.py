@@ -1,20 +1,21 @@
 """The maps and seeds of a trained ICD network (methods/icd/), and the numbers of the paper's Tables 1 to 3.
 
-The paper's seeds (section 4.5, authors' code) are labels, and the suite's maps are scores that a refiner cuts at a
-threshold. `seed_scores` puts the rule into the scores: where several classes claim a pixel, the one with the
-greatest product of CAM and ICD score keeps its ICD score, and the others are cut to less. So the best class above
-the threshold 0 is the paper's class, background is where all scores are negative, and outside overlaps the scores
-are ICD's own. Where the authors' code leaves a pixel undefined (255), the best score is 0: a score within 1e-5 of
-0, or, in an image of several classes, CAM products of all classes within 1e-5 of each other, as where no class
-that ICD sees has a positive CAM. In the thresholded masks these cells are 255 again (`seed_mask`), which metrics
-count as background, and from which no segmentation network learns; the CRF preset `icd` leaves them open.
+The paper's seeds (section 4.5, authors' code) are labels, but the suite's maps are scores that a refiner cuts at a
+threshold. `seed_scores` puts the paper's rule into the scores: if several classes claim a pixel, the one with the
+greatest product of CAM and ICD score keeps its ICD score, and the others are lowered. So at the threshold 0 the
+best class is the paper's, pixels with only negative scores are background, and scores outside overlaps are
+ICD's own. If the authors' code leaves a pixel undefined (255), its best score is 0. That is a score within 1e-5 of
+0, or, in an image of several classes, CAM products of all classes within 1e-5 of each other, for example if no
+class that ICD sees has a positive CAM. In the thresholded masks these cells are 255 again (`seed_mask`): metrics
+count them as background, and no segmentation network learns from them; the CRF preset `icd` gives them no
+preference.
 
-With saliency maps (`InferIcdWithSaliency`) the authors' code, which then has no CRF, says background where
-saliency is below 0.01; where less than 1 % of the image reaches that, ICD's own background must agree. Here that
-is a background channel: 1 for what is not salient in an image of which enough is, else 0, which positive scores
-exceed and negative ones do not. The code leaves undefined (255) what is salient but negative for all classes, and
-what is not salient but positive for one: again the scores say background. Metrics count both alike; a segmentation
-network learns background there, and nothing of the code's seeds.
+With saliency maps (`InferIcdWithSaliency`) the authors' code, which then has no CRF, labels pixels with a saliency
+below 0.01 as background; if less than 1 % of the image reaches 0.01, ICD's own background must agree. Here this is
+a background channel: 1 for pixels that are not salient, 0 for all others and for images that are less than 1 %
+salient. Positive scores exceed 0, negative ones do not. The code leaves two kinds of pixels undefined (255):
+salient but negative for all classes, and not salient but positive for one. Here both are background. Metrics count
+both the same; a segmentation network learns background there, but nothing from the code's seeds.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ def claims(signed: Scores, cams: Scores) -> Scores:
 
 
 def undefined(signed: Scores, claimed: Scores) -> NDArray[np.bool_]:
-    """Return where the authors' code knows neither a class nor background, (H, W), of K ≥ 1 classes.
+    """Return the pixels (H, W) that the authors' code leaves undefined, for K ≥ 1 classes.
 
-    `claimed` are the `claims` of the classes. No score is positive and not all are negative; or, of several
-    classes, one is positive and all claims are equal.
+    `claimed` are the `claims` of the classes. No score is positive and not all are negative; or there are several
+    classes, one is positive, and all claims are equal.
     """
     foreground, background = (signed > UNSURE).any(0), (signed < -UNSURE).all(0)
     neither = foreground == background
@@ -76,7 +77,8 @@ def undefined(signed: Scores, claimed: Scores) -> NDArray[np.bool_]:
 def seeds(signed: Scores, cams: Scores, labels: NDArray[np.integer]) -> NDArray[np.uint8]:
     """Return the paper's seeds uint8 (H, W) of an image with K ≥ 1 classes: background, its labels, and 255.
 
-    Background is negative for all classes. Of several positive classes the one with the greatest `claims` wins.
+    A pixel is background if it is negative for all classes. Of several positive classes the greatest `claims`
+    wins.
     """
     foreground = signed > UNSURE
     claimed = claims(signed, cams)
@@ -90,7 +92,7 @@ def seeds(signed: Scores, cams: Scores, labels: NDArray[np.integer]) -> NDArray[
 def seed_scores(signed: Scores, cams: Scores) -> Scores:
     """Return scores (K, h, w) in [−1, 1] whose best class above 0 is that of `seeds` (the file's docstring).
 
-    Where the seeds are undefined, the best score is 0.
+    For undefined seeds the best score is 0.
     """
     claimed = claims(signed, cams)
     winner = claimed.argmax(0)[None]
@@ -104,7 +106,7 @@ def seed_scores(signed: Scores, cams: Scores) -> Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class IcdInference(Stage):
-    """How images are shown to a trained ICD network."""
+    """Inference settings of a trained ICD network."""
 
     seeded = False
 
@@ -158,15 +160,15 @@ class InferIcd(IcdInference):
                 writer.write(image_id, self.with_background(view, image_id, maps))
 
     def with_background(self, view: SplitView, image_id: str, maps: ScoreMaps) -> ScoreMaps:
-        """Return the maps with what they compete with: nothing, background is where all are negative."""
+        """Return the maps unchanged: pixels with only negative scores are background."""
         return maps
 
 
 def background_channel(saliency: Scores, not_salient: float, size: tuple[int, int]) -> Scores:
     """Return a background channel (1, *size) in [0, 1] for ICD's scores, of a saliency map (H, W) in [0, 1].
 
-    At the map's own size it is 1 where saliency is below `not_salient`, and 0 elsewhere; it is 0 everywhere where
-    less than 1 % of the image is salient. The rest is `resize_bilinear`.
+    At the map's own size it is 1 for a saliency below `not_salient` and 0 otherwise, or 0 everywhere if less than
+    1 % of the image is salient. It is then resized by `resize_bilinear`.
     """
     area = salient_area(saliency, not_salient)
     background = np.zeros_like(saliency) if area is None else (~area).astype(np.float32)
@@ -175,12 +177,12 @@ def background_channel(saliency: Scores, not_salient: float, size: tuple[int, in
 
 @dataclass(frozen=True, kw_only=True)
 class InferIcdWithSaliency(InferIcd):
-    """Maps as above, whose background the data set's saliency maps tell (the file's docstring)."""
+    """Maps as above, with background from the data set's saliency maps (the file's docstring)."""
 
     not_salient: float = hp(0.01, low=0, high=1, source="ICD code: background where saliency is less")
 
     def with_background(self, view: SplitView, image_id: str, maps: ScoreMaps) -> ScoreMaps:
-        """Return the maps behind a background channel; an image without tags has no maps at all."""
+        """Return the maps after a background channel; an image without tags has no maps."""
         if len(maps.labels) == 0:
             return maps
         _, height, width = maps.scores.shape
@@ -195,7 +197,7 @@ def present(maps: Tensor, tags: tuple[int, ...]) -> Scores:
 
 
 MAPS = ("cam", "bottom_up", "refined", "top_down")
-"""What `MeasureIcd` compares, in the order in which they are made."""
+"""What `MeasureIcd` compares, in the order of computation."""
 OF_MAPS = ("mpixel_AP", "pixel_AP", "signed_mIoU", "signed_recall", "signed_coverage")
 
 
@@ -206,7 +208,7 @@ class MeasureIcd(IcdInference):
     Levels `icd_cam`, `icd_bottom_up`, `icd_refined` and `icd_top_down`. Metrics: pixel AP (Table 1), the signed
     maps at the paper's thresholds (Table 2), and the mIoU of the paper's seeds: `seed_mIoU` counts undefined
     pixels as background, `seed_mIoU_defined` leaves them out as the authors' script does (Table 3). All maps are
-    scaled by their extremes per image and class, which the paper does not say. `maps.png` shows some of them
+    scaled by their extremes per image and class; the paper does not describe this. `maps.png` shows some of them
     (Fig. 4).
     """
 
@@ -250,8 +252,8 @@ class MeasureIcd(IcdInference):
     def _refined(self, bottom_up: Tensor, tags: tuple[int, ...], path: Path, stride: int) -> Tensor:
         """Return the signed scores (C, h, w) of one image after the superpixel refinement.
 
-        Cell i lies on pixel i·stride of the image as the network sees it, as in the authors' code, which pads
-        images to 513 pixels for 65 cells.
+        Cell i lies on pixel i·stride of the network's input, as in the authors' code, which pads images to 513
+        pixels for 65 cells.
         """
         mask = decode_mask(path)
         shown = resized(mask.shape[0], mask.shape[1], self.long_side)
@@ -272,7 +274,7 @@ class MeasureIcd(IcdInference):
         writers: Mapping[str, MapWriter],
         masks: Mapping[str, Path],
     ) -> None:
-        """Write the scaled maps of one image and the seeds that follow from them."""
+        """Write the scaled maps and the seeds of one image."""
         tags, size = np.array(view.tags(image_id), np.int16), view.size(image_id)
         cams = resize_bilinear(present(found[0], view.tags(image_id)), size)
         for name, scores in zip(MAPS, found, strict=True):

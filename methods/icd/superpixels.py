@@ -1,16 +1,15 @@
 """Superpixels of the training images: Felzenszwalb's, merged to at most 64 by pretrained features.
 
 Papers: Felzenszwalb & Huttenlocher, "Efficient Graph-Based Image Segmentation", IJCV 2004; the merging is that of
-ICD (Fan et al., CVPR 2020, section 5.2, after Uijlings et al., IJCV 2013) in the form of its authors' code: the
-two superpixels with the greatest cosine of mean features + 1 − (joint size / image size) become one, neighbours
-or not.
+ICD (Fan et al., CVPR 2020, section 5.2, after Uijlings et al., IJCV 2013) as in the authors' code: it merges the
+two superpixels with the greatest cosine of mean features + 1 − (joint size / image size), neighbours or not.
 
 Departures:
-- The least size is for images of 500 pixels; on data sets of smaller images it shrinks with their area.
+- The minimum size is for images of 500 pixels; on data sets of smaller images it shrinks with their area.
 - The authors' code pads images to 513 pixels before it computes features, and does not subtract the mean colour.
 - Without pretrained weights the features are colours (`features=colour`).
 
-This file is imported by worker processes: torch is imported where it is used.
+Worker processes import this file, so torch is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from seedbed.datasets.io.images import write_mask
 Spacing = tuple[float, float]
 """Pixels of an image between neighbouring cells of its features, down and across."""
 PADDING = 255
-"""The superpixel of what augmentation adds around an image."""
+"""The superpixel of the padding that augmentation adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +129,9 @@ def segment_means(
 ) -> NDArray[np.float64]:
     """Return the mean (S, D) over each segment of features (D, h, w) upsampled to the segments (H, W).
 
-    Cell i lies on pixel i·spacing, where the network's convolutions are centred. So it does in the authors' code:
-    MXNet's BilinearResize2D aligns corners, and puts 65 cells on every eighth of 513 pixels. Upsampling is linear,
-    so the features need not be upsampled: a segment's mean is a weighted sum over cells.
+    Cell i lies on pixel i·spacing, the centre of the network's convolutions, as in the authors' code: MXNet's
+    BilinearResize2D aligns corners, and puts 65 cells on every eighth of 513 pixels. Upsampling is linear, so the
+    features need not be upsampled: a segment's mean is a weighted sum over cells.
     """
     rows, columns = (_upsampling(*axis) for axis in zip(features.shape[1:], segments.shape, spacing, strict=True))
     flat = segments.ravel()
@@ -149,10 +148,10 @@ def _upsampling(cells: int, pixels: int, spacing: float) -> sparse.csr_array:
 
 
 def merge(features: NDArray[np.float64], sizes: NDArray[np.integer], most: int) -> NDArray[np.intp]:
-    """Return for each of S segments its superpixel 0, 1 … (S,), of which there are at most `most`.
+    """Return the superpixel 0, 1 … of each of S segments (S,), at most `most` superpixels.
 
-    `features` (S, D) are means over the segments, `sizes` (S,) their pixels. Again and again the most similar two
-    become one, whose feature is the mean weighted by size. Of equal pairs the first is taken.
+    `features` (S, D) are means over the segments, `sizes` (S,) their pixels. Merges the most similar pair again
+    and again; the new feature is the mean weighted by size. Of equal pairs the first is merged.
     """
     features, share = features.copy(), sizes / sizes.sum()
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

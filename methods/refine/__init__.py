@@ -1,1 +1,1 @@
-"""One file a refiner. A file here that defines `REFINER` is found by itself (benchmark/pipeline/registry.py)."""
+"""One file per refiner. Files here that define `REFINER` are found (benchmark/pipeline/registry.py)."""

@@ -1,11 +1,10 @@
-"""What PSA and IRN share: learning affinities from labels, and the scores of classes that they start from.
+"""Shared by PSA and IRN: learning affinities from labels, and the scores of classes that they start from.
 
 Papers: PSA (Ahn & Kwak, CVPR 2018), equations (7) to (11), and IRN (Ahn et al., CVPR 2019), equation (4), whose
 semantic part has the same loss.
 
-A method's maps are taken as PSA and IRN take a CAM, in [0, 1]: negative scores (ICD) count as 0. Where a method
-gives a background channel of its own, it stands where PSA has (1 − max)^16, its exponent in the walk; other
-exponents α give it the power α/16.
+A method's maps are used as PSA and IRN use a CAM, in [0, 1]: negative scores (ICD) count as 0. If a method has its
+own background channel, this replaces PSA's (1 − max)^16 in the walk; for other exponents α it is raised to α/16.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from seedbed.datasets.base import IGNORE_INDEX
 from seedbed.methods.refine.random_walk import Offset, partners
 
 OWN_BACKGROUND = 16.0
-"""The exponent α of (1 − max)^α that a method's own background channel stands for."""
+"""The exponent α of (1 − max)^α that a method's own background channel replaces."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ClassScores:
     scores: NDArray[np.float32]
     """(K, H, W) in [0, 1]."""
     own_background: NDArray[np.float32] | None
-    """(H, W), where the method gives one."""
+    """(H, W), if the method has one."""
 
     @classmethod
     def of(cls, maps: ScoreMaps) -> ClassScores:
@@ -47,7 +46,7 @@ class ClassScores:
         return cls(maps.labels[start:], full[start:], own)
 
     def background(self, exponent: float) -> NDArray[np.float32]:
-        """Return (1 − max over classes)^exponent, (H, W); 1 where there are no classes."""
+        """Return (1 − max over classes)^exponent, (H, W); 1 if there are no classes."""
         if self.own_background is not None:
             return self.own_background ** np.float32(exponent / OWN_BACKGROUND)
         best: NDArray[np.float32] = (1 - self.scores.max(0, initial=0)) ** np.float32(exponent)
@@ -59,7 +58,7 @@ class ClassScores:
 
 
 def stored_scores(maps: ScoreMaps) -> NDArray[np.float32]:
-    """Return the scores of the classes as they are stored, float32 (K, h, w) in [0, 1], without background."""
+    """Return the stored scores of the classes, float32 (K, h, w) in [0, 1], without background."""
     classes: NDArray[np.float32] = maps.scores[maps.labels != 0].astype(np.float32).clip(0, 1)
     return classes
 
@@ -93,13 +92,13 @@ def affinity_losses(
 def fitting_radius(published: int, crop: int, cell: int) -> int:
     """Return the published radius, or the greatest one for which half the rows and columns of a crop are anchors.
 
-    `cell` is the pixels to a cell of the crop's grid; the radius is at least 2.
+    `cell` is the number of pixels per cell of the crop's grid. The radius is at least 2.
     """
     return max(2, min(published, crop // cell // 4 + 1))
 
 
 def check_grid(stage: str, crop: int, cell: int, radius: int, multiple: int) -> None:
-    """Raise ConfigError where a crop has no anchors for a radius, or is no multiple of `multiple` pixels."""
+    """Raise ConfigError if a crop has no anchors for a radius, or is not a multiple of `multiple` pixels."""
     if crop % multiple:
         raise ConfigError(f"{stage}.crop = {crop}: give a multiple of {multiple} pixels")
     least = cell * (2 * radius - 1)
@@ -111,7 +110,7 @@ def check_grid(stage: str, crop: int, cell: int, radius: int, multiple: int) -> 
 
 
 def to_grid(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return features (B, D, h, w) on the grid `size`: means of cells where they are finer, else bilinear."""
+    """Return features (B, D, h, w) on the grid `size`: means if they are finer, else bilinear."""
     height, width = features.shape[-2:]
     if (height, width) == size:
         return features

@@ -2,7 +2,7 @@
 
 `PRESETS` holds the numbers (docs/methods.md): standard deviations in pixels of the image's own size and in 0–255
 colour units, Potts compatibilities, ten mean-field iterations on the raw RGB image. Only the labels present in
-an image take part, but for `icd`, which lets all compete.
+an image compete, except for `icd`, which uses all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from seedbed.datasets.base import IGNORE_INDEX, Dataset, SplitView
 from seedbed.datasets.io.images import write_mask
 
 LEAST_LIKELY = 0.1
-"""A pixel whose best label is less likely after ICD's CRF has none (ICD code)."""
+"""After ICD's CRF, a pixel whose best label is less likely gets 255 (ICD code)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def dense_crf(
 def dense_crfs(
     image: NDArray[np.uint8], unaries: Sequence[NDArray[np.float32]], kernels: Kernels, iterations: int = 10
 ) -> list[NDArray[np.float32]]:
-    """Return `dense_crf` of each of several unaries of one shape; the filters of the image are built once."""
+    """Return `dense_crf` of several unaries of one shape; the filters of the image are built once."""
     from pydensecrf.densecrf import DenseCRF2D
 
     labels, height, width = unaries[0].shape
@@ -111,7 +111,7 @@ def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDAr
 class CrfMasks(Stage):
     """Pseudo-masks by dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`).
 
-    With `icd` a pixel without a label more likely than 0.1 is 255 (ICD code).
+    With `icd`, pixels whose best label is less likely than 0.1 become 255 (ICD code).
     """
 
     version = 2
@@ -138,7 +138,7 @@ class CrfMasks(Stage):
     iterations: int = hp(10, low=1, high=100, source="PSA, IRN and ICD code")
 
     def kernels(self) -> Kernels:
-        """Return the preset's kernels with this stage's changes."""
+        """Return the preset's kernels with the stage's changes."""
         changes = {
             "bilateral_sxy": self.bilateral_sxy,
             "bilateral_srgb": self.bilateral_srgb,
@@ -147,7 +147,7 @@ class CrfMasks(Stage):
         return replace(PRESETS[self.preset], **{name: v for name, v in changes.items() if v is not None})
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write one palette PNG an image of the context's split."""
+        """Write one palette PNG per image of the context's split."""
         view = data.split(ctx.split)
         task = _RefineImage(self, view, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
         ctx.for_each_image(task, view.ids, "CrfMasks")
@@ -158,7 +158,7 @@ def crf_mask(
 ) -> NDArray[np.uint8]:
     """Return labels uint8 (H, W) of the maps of one image (H, W, 3) after the stage's CRF.
 
-    `classes` is the number of foreground classes of the data set; only `icd` lets the absent ones compete.
+    `classes` is the number of foreground classes of the data set; only `icd` uses absent ones.
     """
     present = np.array([0, *(label for label in maps.labels if label != 0)], np.uint8)
     if len(present) == 1:
@@ -205,7 +205,7 @@ class WritePrediction:
     preset: Literal["none", "deeplab", "rrm_test"]
     out: Path
     tagged_only: bool = False
-    """Only background and the classes that the image is tagged with compete."""
+    """Only background and the image's tags compete."""
 
     def __call__(self, prediction: tuple[str, NDArray[np.float32]]) -> None:
         """Take the image id and softmax probabilities float32 (C + 1, H, W) at the image's own size."""
@@ -228,7 +228,7 @@ class Crf:
     paper: str = "Krähenbühl & Koltun, NIPS 2011; settings of IRN, PSA and ICD"
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
-        """Choose a threshold, and refine what it gives."""
+        """Choose a threshold, and refine the thresholded seed."""
         return [SelectThreshold(value=fixed_threshold), CrfMasks()]
 
 

@@ -1,4 +1,4 @@
-"""IRN, then a dense CRF on its masks: what the paper reports (its code ends before the CRF; see irn.py)."""
+"""IRN, then a dense CRF on its masks, as the paper reports (its code has no CRF; see irn/)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class IrnCrf:
     paper: str = "Ahn et al., CVPR 2019; its author says that the paper's numbers have a dense CRF"
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
-        """Do as `irn`, with a CRF on what the threshold gives."""
+        """Return the stages of `irn`, with a CRF after the threshold."""
         return [*walked_stages(meta), SelectThreshold(value=0.25), CrfMasks()]
 
 

@@ -15,7 +15,7 @@ from seedbed.datasets.io.images import write_mask
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdMasks(Stage):
-    """Pseudo-masks by threshold alone; 255 where signed maps are undefined."""
+    """Pseudo-masks by threshold; undefined pixels of signed maps are 255."""
 
     version = 2
     consumes = (Kind.SCORES, Kind.THRESHOLD)
@@ -23,7 +23,7 @@ class ThresholdMasks(Stage):
     seeded = False
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write one palette PNG an image of the context's split."""
+        """Write one palette PNG per image of the context's split."""
         ids = data.split(ctx.split).ids
         task = _Threshold(inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
         ctx.for_each_image(task, ids, "ThresholdMasks")
@@ -39,7 +39,7 @@ class ArgmaxMasks(Stage):
     seeded = False
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write one palette PNG an image of the context's split."""
+        """Write one palette PNG per image of the context's split."""
         ids = data.split(ctx.split).ids
         ctx.for_each_image(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, "ArgmaxMasks")
 

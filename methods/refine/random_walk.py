@@ -1,11 +1,11 @@
-"""The random walk of PSA and IRN: scores spread over cells that an affinity says belong together.
+"""The random walk of PSA and IRN: scores spread over cells with a high affinity.
 
 Papers: Ahn & Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision", CVPR 2018, equations (4)
 to (6); Ahn et al., "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR 2019,
 equations (9) and (10).
 
 The codes form T^n of the transition matrix T by squaring a dense matrix. Here v·T^n is n products with a sparse
-one: the same up to rounding, and memory grows with the cells, not with their square.
+matrix: the same up to rounding, and memory grows with the number of cells, not with its square.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def pair_offsets(radius: int) -> tuple[Offset, ...]:
 
 
 def partners(grid: Tensor, offset: Offset, margin: int) -> Tensor:
-    """Return what lies at `offset` from each anchor of a grid (…, h, w): (…, h − margin, w − 2·margin).
+    """Return the value at `offset` from each anchor of a grid (…, h, w): (…, h − margin, w − 2·margin).
 
-    Anchors are the cells that have all neighbours up to `margin` away below and at both sides: all but the last
+    Anchors are the cells with all neighbours up to `margin` away below and at both sides: all except the last
     `margin` rows and the first and last `margin` columns. The offset (0, 0) gives the anchors themselves.
     """
     height, width = grid.shape[-2:]
@@ -44,7 +44,7 @@ def transition_matrix(affinities: Tensor, offsets: tuple[Offset, ...], power: fl
     """Return the transposed transition matrix Tᵀ, a sparse CSR float32 (N, N) over the N = h·w cells.
 
     `affinities` is (P, h, w) in [0, 1]: at (p, y, x) that of (y, x) and its neighbour at offset p; those of
-    neighbours outside the grid are not looked at. A has them at both places of a pair and 1 on the diagonal;
+    neighbours outside the grid are ignored. A has them at both positions of a pair and 1 on the diagonal;
     T is A to the elementwise `power`, each column divided by its sum, so every row of Tᵀ sums to 1.
     """
     _, height, width = affinities.shape
@@ -60,7 +60,7 @@ def transition_matrix(affinities: Tensor, offsets: tuple[Offset, ...], power: fl
     strength = torch.cat(strengths).float() ** power
     rows, columns = torch.cat([first, second, every]), torch.cat([second, first, every])
     values = torch.cat([strength, strength, strength.new_ones(len(every))])
-    # Ordered by row, then column, each place once: so sums are always taken in the same order.
+    # Ordered by row, then column, each position once, so that sums always have the same order.
     order = torch.argsort(rows * len(every) + columns)
     rows, columns, values = rows[order], columns[order], values[order]
     starts = torch.searchsorted(rows, torch.arange(len(every) + 1, device=rows.device))
@@ -78,7 +78,7 @@ def walk(scores: Tensor, matrix: Tensor, steps: int) -> Tensor:
     `matrix` is Tᵀ of the same grid, as `transition_matrix` returns it. All classes walk together.
     """
     vectors = scores.float().flatten(1).T.contiguous()
-    # A GPU's sparse product does not promise the same bytes every time.
+    # A GPU's sparse product may give other bytes every time.
     step = gathering(matrix) if matrix.is_cuda else matrix.__matmul__
     for _ in range(steps):
         vectors = step(vectors)
@@ -88,7 +88,7 @@ def walk(scores: Tensor, matrix: Tensor, steps: int) -> Tensor:
 def gathering(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the product of a sparse CSR matrix (N, N) with vectors (N, K), as sums over gathered neighbours.
 
-    Every row is filled up with weights of 0 to the length of the longest.
+    Shorter rows are padded with weights of 0.
     """
     starts, columns, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
     lengths = starts.diff()

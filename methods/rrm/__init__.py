@@ -1,25 +1,26 @@
 """RRM: a segmentation branch learns from reliable labels that the classification branch makes in the same step.
 
 Paper: Zhang et al., "Reliability Does Matter: An End-to-End Weakly Supervised Semantic Segmentation Approach",
-AAAI 2020. The authors' code is zbf1991/RRM; where it differs from the paper it is followed (docs/methods.md, RRM).
+AAAI 2020. The authors' code is zbf1991/RRM; if it differs from the paper, we follow the code (docs/methods.md,
+RRM).
 
 Equations: (1) and (2) in network.py, (3) to (7) in reliable_labels.py, (9) in `cross_entropies`,
-(10) to (14) in dense_energy.py. Minimised is classification + background + foreground +
-energy; the first is a multi-label soft margin, as in the code (the paper calls it softmax).
+(10) to (14) in dense_energy.py. The loss is classification + background + foreground + energy; classification is a
+multi-label soft margin, as in the code (the paper calls it softmax).
 
-Recipes (`Rrm.recipe`): "cam" starts from the trained CAM network. "imagenet" trains the classification branch
-alone in the first half of its epochs, which is a short CAM training, and both branches in the second.
+Recipes (`Rrm.recipe`): "cam" starts from the trained CAM network. "imagenet" trains only the
+classification branch in the first half of the epochs, a short CAM training, and both branches in the second.
 
 Departures, all of them settings but the last two:
 - Length is given in epochs: 8 epochs of 10,582 images are 21,160 steps of 4 images; the code takes 20,000 (7.6).
-- `tiny` and `squeezenet` have no published recipe; theirs use AdamW, that of `squeezenet` is untuned.
-- Crop, dilation, σ of position and weight of the energy go with the size of the data set's images (or `--size`).
-  The energy is a sum over pairs of pixels: its weight grows by the fourth power of what the sides shrink by.
-- Classes that are not among an image's tags are suppressed in the masks of training images (the paper is silent),
-  and never in those of `val` and `test`.
+- `tiny` and `squeezenet` have no published recipe and use AdamW; that of `squeezenet` is untuned.
+- Crop, dilation, σ of position and weight of the energy follow the size of the data set's images (or `--size`).
+  The energy is a sum over pairs of pixels: if sides shrink by s, its weight grows by s⁴.
+- Classes that an image is not tagged with are suppressed in the masks of training images (not in the paper), but
+  never in those of `val` and `test`.
 - RGB values for CRF and energy are truncated as in the code, but a whole number stays what it is. In the code it
-  may lose 1 to float noise. Sides of resized images are rounded, in the code truncated.
-- Batch norm that is not frozen takes its statistics from the images at scale 1 alone; the authors' is all frozen.
+  may lose 1 by rounding errors. Sides of resized images are rounded, in the code truncated.
+- Batch norm that is not frozen takes its statistics only from images at scale 1; the authors' is all frozen.
 """
 
 from __future__ import annotations
@@ -62,18 +63,18 @@ from seedbed.methods.rrm.reliable_labels import Crop, ReliableLabels, Rule
 from seedbed.methods.segmentation.stages import PredictMasks
 
 TAGGED = (Split.WEAK, Split.TRAIN, Split.TUNE)
-"""The splits whose tags are the supervision; those of the others are for evaluation alone."""
+"""The splits whose tags are the supervision; tags of other splits are for evaluation only."""
 
 
 def raw_rgb(images: Tensor) -> Tensor:
     """Return normalised images (B, 3, H, W) as RGB uint8, truncated (RRM code); padding is the mean colour."""
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-    # Normalising and its inverse leave a whole number a little below or above what it was.
+    # Normalising and its inverse change a whole number slightly.
     return ((images * std + mean) * 255 + 1e-3).clamp(0, 255).to(torch.uint8)
 
 
 def crops(images: Tensor, tags: Tensor, maps: Tensor) -> list[Crop]:
-    """Return what the reliable labels are made of: RGB, tags and maps of each image of a batch, in NumPy."""
+    """Return the inputs of the reliable labels: RGB, tags and maps of each image of a batch, as NumPy arrays."""
     pixels, cells = images.permute(0, 2, 3, 1).cpu().numpy(), maps.cpu().numpy()
     present = [np.flatnonzero(row) for row in tags.cpu().numpy()]
     return [(pixels[i], tuple((p + 1).tolist()), cells[i][p]) for i, p in enumerate(present)]
@@ -82,7 +83,7 @@ def crops(images: Tensor, tags: Tensor, maps: Tensor) -> list[Crop]:
 def cross_entropies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return equation (9) for background and for foreground, each the mean over its pixels of the whole batch.
 
-    `logits` are (B, L, H, W), `labels` int64 (B, H, W) with 255 for none. Without a pixel it is 0.
+    `logits` are (B, L, H, W), `labels` int64 (B, H, W) with 255 for none. Without pixels the loss is 0.
     """
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")
     background = labels == 0
@@ -91,7 +92,7 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 class RrmExamples(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Augmented crops; `mask` is 0 in the image and 255 in the padding. One scale is drawn a batch (R9)."""
+    """Augmented crops; `mask` is 0 in the image and 255 in the padding. One scale is drawn per batch (R9)."""
 
     def __init__(self, view: SplitView, stage: TrainRrm, seed: int) -> None:
         self.view, self.stage, self.seed = view, stage, seed
@@ -116,7 +117,7 @@ class RrmExamples(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 @lru_cache(maxsize=2)
 def _steps(length: int, batch: int, seed: int, epoch: int) -> dict[int, int]:
-    """Return the number of the batch that each example of an epoch is in."""
+    """Return the batch number of each example of an epoch."""
     sampler = EpochSampler(length, batch, seed)
     sampler.epoch = epoch
     return {index: step for step, places in enumerate(sampler) for _, index in places}
@@ -196,7 +197,7 @@ class TrainRrm(TrainingStage):
             features = network.cam.backbone(images)
             maps = online_maps(network, images, features, self.cam_scales)
             pending = mapped(label, crops(rgb, tags, maps))
-            # Until here nothing waited for the CRFs; they run while the rest of the passes does.
+            # Nothing waited for the CRFs so far: they run beside the rest of the passes.
             class_logits = network.cam.classifier(network.cam.dropout(features)).mean((2, 3))
             logits = network.head(features).float()
             logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
@@ -238,7 +239,7 @@ class PredictRrm(PredictMasks):
     )
 
     def writer(self, view: SplitView, out: Path) -> WritePrediction:
-        """Return what makes the mask of an image; only on training images may it look at the tags."""
+        """Return the writer of masks; it may use the tags of training images only."""
         return WritePrediction(view, self.crf, out, tagged_only=self.suppress_absent and view.split in TAGGED)
 
 
@@ -269,7 +270,7 @@ def training_settings(meta: Meta, recipe: Literal["cam", "imagenet"]) -> dict[st
 
 @dataclass(frozen=True)
 class Rrm(Method):
-    """Reliable Region Mining, one-step; the two-step form goes on to the ordinary segmentation network."""
+    """Reliable Region Mining, one-step; the two-step form adds the ordinary segmentation network."""
 
     name: str = "rrm"
     paper: str = "Zhang et al., AAAI 2020"
@@ -278,7 +279,7 @@ class Rrm(Method):
     recipe: Literal["cam", "imagenet"] = hp("cam", source="RRM code: train_from_cls_weight or train_from_init")
 
     def localise(self, meta: Meta) -> list[Stage]:
-        """Train the classifier, then both branches; infer the maps of the one, predict with the other."""
+        """Train the classifier, then both branches; infer maps with one, predict masks with the other."""
         return [
             TrainCam(**self.first_half(meta)),
             TrainRrm(**training_settings(meta, self.recipe)),

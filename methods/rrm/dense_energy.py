@@ -9,14 +9,14 @@ features f of position and colour, the loss of a batch of B images is
 
     −1/B Σ_images Σ_c Σ_i g_i s_ic (K s_c)_i
 
-This is Equation 13 but for the term Σ_i g_i (K 1)_i, which carries no gradient, so the value is negative.
+This is Equation 13 without the term Σ_i g_i (K 1)_i, which has no gradient, so the value is negative.
 
-Where the authors' code differs from the paper, the code is followed:
+If the authors' code differs from the paper, we follow the code:
 - R2: σ is 15 for colour and 100 for position; the paper prints them the other way round.
-- R7: K is not normalised and i = j takes part. `kernel` chooses between the lattice of the code, whose response
+- R7: K is not normalised and includes i = j. `kernel` chooses between the lattice of the code, whose response
   is about half of that (`PermutohedralLattice`), and every pair of pixels.
-- R8: the backward pass takes both halves of the sum to be gated by i, which is the derivative only where the
-  gate is the same everywhere. `gradient` chooses between that and the derivative.
+- R8: the backward pass gates both halves of the sum by i, which is the derivative only if the gate is constant.
+  `gradient` chooses between that and the derivative.
 """
 
 from __future__ import annotations
@@ -51,15 +51,16 @@ def dense_energy_loss(
     """Return the loss, a scalar at most 0: the sum over pixels and classes, the mean over images.
 
     `probabilities` (B, L, H, W) sum to 1 over L; `images` (B, 3, H, W) are RGB in [0, 255]; `labels` are int64
-    (B, H, W), 255 where there is none; `roi` (B, H, W) is 1 inside the image and 0 in padding. `sigma_rgb` is in
+    (B, H, W), 255 for none; `roi` (B, H, W) is 1 inside the image and 0 in padding. `sigma_rgb` is in
     units of colour, `sigma_xy` in pixels of that size. All are first resized by `scale`, probabilities
-    bilinearly, the others to the nearest. The weight, 1e-7 in the authors' code, is the caller's.
+    bilinearly, the others by nearest neighbour. The caller applies the weight, 1e-7 in the authors' code.
 
-    The gate is max(0, ROI − max_c P) for labelled pixels and 1 for others, padding included: there s is 0. With
-    `gradient="as_coded"` that of P is −2/B · g (K s) · ROI; `exact` gives −1/B (g (K s) + Kᵀ(g s)) · ROI.
+    The gate is max(0, ROI − max_c P) for labelled pixels and 1 for others, including padding, for which s is 0.
+    With `gradient="as_coded"` the gradient of P is −2/B · g (K s) · ROI; `exact` gives −1/B (g (K s) + Kᵀ(g s)) ·
+    ROI.
 
-    Computes in float32, under autocast too; in float64 where `probabilities` are. Only they get a gradient.
-    Raises ValueError where `kernel` is "lattice" and `sigma_rgb` or `sigma_xy` is so small that its keys overflow.
+    Computes in float32, also under autocast, or in float64 if `probabilities` are. Only they get a gradient.
+    Raises ValueError if `kernel` is "lattice" and `sigma_rgb` or `sigma_xy` is so small that its keys overflow.
     """
     dtype = torch.promote_types(probabilities.dtype, torch.float32)
     with torch.autocast(probabilities.device.type, enabled=False):
@@ -77,7 +78,7 @@ def dense_energy_loss(
                 [_slope(*example, kernel, gradient) for example in zip(features, rows, gates, strict=True)]
             )
             slope = slopes.mT.reshape(inputs.shape)
-        # A quadratic form is half of its gradient times its input, and both gradients make the same value.
+        # A quadratic form is half of its gradient times its input; both gradients give the same value.
         doubled = (inputs * slope).sum() / len(inputs)
         return doubled.detach() / 2 - doubled
 
@@ -96,7 +97,7 @@ def _slope(features: Tensor, inputs: Tensor, gate: Tensor, kernel: Kernel, gradi
 
 
 def pixel_features(images: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
-    """Return features (B, H·W, 5) of images (B, 3, H, W): column, row, R, G, B, each by its σ."""
+    """Return features (B, H·W, 5) of images (B, 3, H, W): column, row, R, G, B, each divided by its σ."""
     batch, _, height, width = images.shape
     axes = [torch.arange(n, dtype=images.dtype, device=images.device) / sigma_xy for n in (width, height)]
     places = torch.stack(torch.meshgrid(*axes, indexing="xy")).expand(batch, -1, -1, -1)
@@ -107,10 +108,10 @@ def pixel_features(images: Tensor, sigma_rgb: float, sigma_xy: float) -> Tensor:
 def gaussian_filter_exact(features: Tensor, values: Tensor, block: int = 256) -> Tensor:
     """Return Σ_j exp(−½‖f_i − f_j‖²) v_j (N, C) of features (N, D) and values (N, C), j = i included.
 
-    Rows of the kernel are made `block` at a time: time N² (D + C), memory `block` · N. Terms are at least e^−60,
-    which is nothing beside the 1 of j = i: smaller ones become denormal numbers, which CPUs multiply slowly.
+    Computes `block` rows of the kernel at a time: time N² (D + C), memory `block` · N. Terms are at least e^−60,
+    negligible beside the 1 of j = i: smaller ones would be denormal numbers, which CPUs multiply slowly.
     """
-    centred = features - features.mean(0)  # Small norms lose fewest digits in −½‖a‖² + a·b − ½‖b‖².
+    centred = features - features.mean(0)  # Small norms lose the fewest digits in −½‖a‖² + a·b − ½‖b‖².
     norms = centred.square().sum(1, keepdim=True) / -2
     ones = torch.ones_like(norms)
     columns = torch.cat([centred, norms, ones], 1).T.contiguous()
@@ -133,12 +134,12 @@ class PermutohedralLattice:
 
     The kernel has the Gaussian's width but not its height. In five dimensions its integral is 0.71 of that of
     exp(−½‖Δ‖²), and mass that is blurred to missing vertices is lost. On photographs at a crop of 321, K s has to
-    be multiplied by 1.6 to 1.8 to match the exact filter (crop 64: 1.5 to 2.2). The best factor of each image
-    leaves a relative L2 difference of 6 to 8 % in K s and in the loss's gradient of P (crop 64: 5 to 14 %), and of
-    8 to 12 % in that of the logits (5 to 16 %). `python -m tests.performance.dense_energy` measures this, and that
-    the lattice takes about a thirtieth of the exact filter's time at a crop of 321.
+    be multiplied by 1.6 to 1.8 to match the exact filter (crop 64: 1.5 to 2.2). With the best factor per image a
+    relative L2 difference remains: 6 to 8 % in K s and in the loss's gradient of P (crop 64: 5 to 14 %), and 8 to
+    12 % in that of the logits (5 to 16 %). `python -m tests.performance.dense_energy` measures this, and that the
+    lattice takes about a thirtieth of the exact filter's time at a crop of 321.
 
-    Every sum is made in a fixed order, so that a GPU repeats it to the bit.
+    Every sum has a fixed order, so a GPU gives the same bits again.
     """
 
     def __init__(self, features: Tensor) -> None:
@@ -170,7 +171,7 @@ class PermutohedralLattice:
     def filter(self, values: Tensor, transposed: bool = False) -> Tensor:
         """Return the filtered values (N, C), of the lattice's dtype.
 
-        As vertices are missing, the blurs do not commute and the filter is not quite symmetric; `transposed`
+        Because vertices are missing, the blurs do not commute and the filter is not quite symmetric; `transposed`
         blurs in the opposite order.
         """
         return self.slice(self.blur(self.splat(values), transposed)) * self.scale
@@ -211,7 +212,7 @@ def enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     excess = nearest.sum(1, keepdim=True)
     origin = nearest * count
     rank = (elevated - origin).argsort(dim=1, descending=True, stable=True).argsort(dim=1) + excess
-    # Rounding may have left the plane by `excess` steps: those coordinates that come first or last go back.
+    # Rounding may leave the plane by `excess` steps: move the first or last coordinates back.
     wrap = ((rank < 0).long() - (rank >= count).long()) * count
     origin, rank = origin + wrap, rank + wrap
 

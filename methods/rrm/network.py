@@ -1,6 +1,6 @@
-"""The network of RRM: two branches on one backbone, and the maps that the one makes while both are trained.
+"""The network of RRM: two branches on one backbone, and the maps of one branch while both are trained.
 
-Paper: Zhang et al., "Reliability Does Matter", AAAI 2020, equations (1) and (2); the rest is that of the authors'
+Paper: Zhang et al., "Reliability Does Matter", AAAI 2020, equations (1) and (2); the rest follows the authors'
 code (docs/methods.md, RRM).
 """
 

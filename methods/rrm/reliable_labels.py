@@ -3,8 +3,8 @@
 Paper: Zhang et al., "Reliability Does Matter", AAAI 2020, equations (3) to (7).
 
 The authors' code does not do what equations (6) and (7) say (docs/methods.md, RRM, R3 to R5): `rule="code"` is
-the code, `rule="paper"` the equations. Equation (6) leaves open what becomes of the many background pixels whose
-score is 1, which is then the threshold itself: they are kept.
+the code, `rule="paper"` the equations. Equation (6) does not define the case that many background pixels have a
+score of 1, which is then the threshold itself: they are kept.
 
 Departures: a class without candidates gets no label (the code raises IndexError), and an image without tags is
 background everywhere (the code raises ValueError).
@@ -32,21 +32,21 @@ Rule = Literal["code", "paper", "cam"]
 
 @dataclass(frozen=True)
 class ReliableLabels:
-    """Maps a crop to labels uint8 (H, W): 0, tagged classes, and 255 where nothing is sure."""
+    """Maps a crop to labels uint8 (H, W): 0, tagged classes, and 255 for unsure pixels."""
 
     rule: Rule = "code"
     low_exponent: float = 4.0
-    """Of the background (1 − max)^α whose CRF says where foreground is; the only one of the other rules."""
+    """α of the background (1 − max)^α for the CRF that finds foreground; other rules use only this CRF."""
     high_exponent: float = 32.0
-    """Of the background whose CRF says where background is."""
+    """α of the background for the CRF that finds background."""
     share: float = 0.4
-    """Of a class's candidates so many are labelled, those of the highest scores."""
+    """Share of a class's candidates that are labelled: those with the highest scores."""
     foreground_floor: float = 0.1
-    """Candidates have a higher score."""
+    """Minimum score of candidates, exclusive."""
     background_floor: float = 0.8
-    """Background pixels have a higher score, by `high_exponent`."""
+    """Minimum score of background pixels with `high_exponent`, exclusive."""
     crf_floor: float = 0.8
-    """No label has a lower marginal."""
+    """Minimum marginal of a label."""
 
     def __call__(self, crop: Crop) -> NDArray[np.uint8]:
         """Return the labels of one crop."""
@@ -62,7 +62,7 @@ class ReliableLabels:
     def by_code(
         self, image: NDArray[np.uint8], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return positions among background and the tagged classes, and which are sure, both (H, W).
+        """Return positions among background and the tagged classes, and the sure pixels, both (H, W).
 
         `scores` is (K, H, W), each class at most 1.
         """
@@ -78,7 +78,7 @@ class ReliableLabels:
             if position > 0 and own.any():
                 own &= score > self._threshold(score[own])
             sure |= own
-        # Where neither CRF decides, there is no label.
+        # If neither CRF decides, there is no label.
         sure &= background | (foreground > 0)
         sure &= np.maximum(high[0], low[1:].max(0)) >= self.crf_floor
         return np.where(background, 0, foreground), sure
@@ -86,7 +86,7 @@ class ReliableLabels:
     def by_paper(
         self, image: NDArray[np.uint8], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return the same by equations (6), its threshold one a class and image, and (7)."""
+        """Return the same by equations (6), with one threshold per class and image, and (7)."""
         cam, sure = self.by_cam(image, scores)
         (marginals,) = self._crf(image, scores, self.low_exponent)
         return cam, sure & (marginals.argmax(0) == cam)
@@ -94,7 +94,7 @@ class ReliableLabels:
     def by_cam(
         self, image: NDArray[np.uint8], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Return the same by equation (6) alone: each class's highest scores, with no word from a CRF."""
+        """Return the same by equation (6) alone: each class's highest scores, without a CRF."""
         candidates = with_background(scores, self.low_exponent)
         cam, best = candidates.argmax(0), candidates.max(0)
         sure = np.zeros(cam.shape, bool)

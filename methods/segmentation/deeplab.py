@@ -2,7 +2,7 @@
 
 Papers: Chen et al., "DeepLab" (v2), TPAMI 2018 (ASPP); Chen et al., "Semantic Image Segmentation with Deep
 Convolutional Nets and Fully Connected CRFs", ICLR 2015 (LargeFOV). The paper of LargeFOV does not name the 3×3
-average after pool5; the authors' network file has it, and so has this one.
+average after pool5; the authors' network file has it, and so does this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DeepLab(nn.Module):
     """Backbone and atrous spatial pyramid pooling: the sum of dilated 3×3 convolutions (DeepLab-v2).
 
     `dilations` are those of a ResNet's first blocks at stride 8 (methods/backbones/resnet.py). Networks saved
-    without a word about them have torchvision's.
+    without this argument have torchvision's.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DeepLab(nn.Module):
             _draw(cast(nn.Conv2d, branch))
 
     def new_layers(self) -> list[nn.Module]:
-        """Return the layers that no published weights file fills."""
+        """Return the layers that no published weights contain."""
         return [*self.backbone.new_layers(), self.aspp]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LargeFov(nn.Module):
         _draw(self.classifier)
 
     def new_layers(self) -> list[nn.Module]:
-        """Return the layers that no published weights file fills: fc6 and fc7 are among them."""
+        """Return the layers that no published weights contain, among them fc6 and fc7."""
         return [*self.backbone.new_layers(), self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -94,6 +94,6 @@ class LargeFov(nn.Module):
 
 
 def _draw(layer: nn.Conv2d) -> None:
-    """Begin as DeepLab's last layers do: weights N(0, 0.01), biases 0."""
+    """Initialise as DeepLab's last layers: weights N(0, 0.01), biases 0."""
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(cast(Tensor, layer.bias))

@@ -1,17 +1,17 @@
 """The segmentation network that is trained on pseudo-masks: DeepLab, the same for all methods.
 
-Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers of `kazuto1011/deeplab-pytorch` (docs/methods.md). With
-the backbone `resnet101` at stride 8 and the defaults below it is DeepLab-v2 ResNet-101. On `vgg16` it is
+Papers: Chen et al., "DeepLab" (v2), TPAMI 2018; numbers of `kazuto1011/deeplab-pytorch` (docs/methods.md). The
+backbone `resnet101` at stride 8 with the defaults below is DeepLab-v2 ResNet-101. `vgg16` is
 DeepLab-LargeFOV (Chen et al., ICLR 2015) with the batch and schedule of the TPAMI paper.
 
 Departures, all of them settings but the last three:
 - Initialised from ImageNet, not from COCO segmentation weights, which are extra pixel-level supervision
   (`--segmentation-weights coco`).
 - Length is given in epochs: 19 epochs of 10,582 images in batches of 10 are the published 20,000 iterations.
-- Tested by the mean softmax over five scales and flips; with `PredictMasks.pyramid=1,0.75,0.5`, `scales=1` and
-  `flip=false` by the published maximum over three.
-- `tiny` and `squeezenet` have no published recipe; theirs use AdamW. That of `tiny` was found by
-  trial, that of `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
+- Tested by the mean softmax over five scales and flips. `PredictMasks.pyramid=1,0.75,0.5`, `scales=1` and
+  `flip=false` give the published maximum over three scales.
+- `tiny` and `squeezenet` have no published recipe and use AdamW. The recipe of `tiny` was found by trial; that of
+  `squeezenet` is a first guess, and gave a poor network on 800 images of VOC.
 - Crop and image sizes, and the dilations of ASPP and fc6, shrink with the data set's images (or `--size`).
 - The learning rate falls at every step, not at every tenth.
 - The scale of a training image is any of 0.5–1.5, not one of five.
@@ -56,7 +56,7 @@ def pyramid_logits(network: nn.Module, images: Tensor, pyramid: tuple[float, ...
     for scale in pyramid:
         scaled = images
         if scale != 1:
-            # Not `scale_factor`: it would map the pixels by the scale itself and leave out the last ones.
+            # Not `scale_factor`: it maps pixels by the scale itself and omits the last ones.
             size = [int(length * scale) for length in images.shape[-2:]]
             scaled = F.interpolate(images, size, mode="bilinear", align_corners=False)
         logits.append(network(scaled))
@@ -147,7 +147,7 @@ class TrainSegmentation(TrainingStage):
         save_network(out, network)
 
     def network(self, classes: int) -> DeepLab | LargeFov:
-        """Return the network for so many foreground classes, its backbone without its weights."""
+        """Return the network for a number of foreground classes, with its backbone's weights not loaded."""
         pretrained = self.weights != "none"
         network: DeepLab | LargeFov
         if self.head == "large_fov":
@@ -155,7 +155,7 @@ class TrainSegmentation(TrainingStage):
         else:
             network = DeepLab(self.backbone, classes, self.stride, self.rates, pretrained, self.dilations)
         if pretrained:
-            # deeplab-pytorch gives no batch norm to its optimiser.
+            # deeplab-pytorch does not train batch norm.
             freeze_affine(network.backbone)
         return network
 
@@ -227,11 +227,11 @@ class PredictMasks(Stage):
     )
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
-        """Write one palette PNG an image of the context's split, at the image's own size."""
+        """Write one palette PNG per image of the context's split, at the image's own size."""
         predict_masks(self, inputs[Kind.CHECKPOINT], data.split(ctx.split), out, ctx)
 
     def writer(self, view: SplitView, out: Path) -> WritePrediction:
-        """Return what makes the mask of an image of `view` from its probabilities."""
+        """Return the writer of masks of `view` from probabilities."""
         return WritePrediction(view, self.crf, out)
 
 

@@ -3,29 +3,29 @@
 Paper: Zhang, Lin, Liu, Cai & Kot, "Splitting vs. Merging: Mining Object Regions with Discrepancy and
 Intersection Loss for Weakly Supervised Semantic Segmentation", ECCV 2020. No public code was found.
 
-The first two blocks of the backbone are shared; the others exist twice. Classifiers A and B stand on the
-expanding stream, C on the reference stream. Losses, with S a score map, s its spatial mean and L the multi-label
+The first two blocks of the backbone are shared; the others exist twice. Classifiers A and B use the
+expanding stream, C the reference stream. Losses, with S a score map, s its spatial mean and L the multi-label
 soft margin (Eq. 3):
 
     L(s_A) + L(s_B) + L(s_C) + L(mean of min(S_A, S_B)) + β · discrepancy(S_A, S_B)
 
-The discrepancy (Eq. 1–2) reaches the classifiers A and B alone. Maps: ReLU, min–max by class (Section 3.3), and
+The discrepancy (Eq. 1–2) trains only the classifiers A and B. Maps: ReLU, min–max by class (Section 3.3), and
 the elementwise maximum U of the three (methods/splitting_merging/maps.py, which also measures Tables 1–3).
 
 Open in the paper, with the choice made (docs/methods.md, Splitting vs. Merging):
 - Optimiser: SGD with momentum 0.9, weight decay 5e-4, batch 16, rate · (1 − step/steps)^0.9.
 - "Random cropping … resized to 224": images to 256 × 256 pixels, then a random crop of 224 (ACoL).
-- Classifiers: convolutions with bias, weights N(0, 0.01); A and B are drawn apart, as equal ones have no
-  discrepancy gradient.
+- Classifiers: convolutions with bias, weights N(0, 0.01); A and B are drawn separately, because equal ones
+  have no discrepancy gradient.
 - ‖·‖ in Eq. 1 is the absolute value; all classes count as printed (`discrepancy_classes`).
 - Test scale: one, the image's own size, no flip (`scales`, `flip`).
-- Background (1 − M)^2: as its equal, a threshold (`fixed_threshold`), or as a channel (`background_exponent`).
+- Background (1 − M)^2: as the equivalent threshold (`fixed_threshold`), or as a channel (`background_exponent`).
 
 Departures:
 - The published backbone is VGG-16 with 2×2 pools; here it has DeepLab's padded 3×3 ones. fc6 and fc7 are left out.
-- ResNets have no published recipe and get that of VGG-16; `tiny` and `squeezenet` get the optimiser of their CAM
-  recipe. Both see images as large as in CAM: on images of 224 pixels a crop of 448 of 500
-  leaves SqueezeNet about the 14 × 14 cells that the published crop has.
+- ResNets have no published recipe and use that of VGG-16; `tiny` and `squeezenet` use the optimiser of their CAM
+  recipe. Both see images as large as in CAM: on images of 224 pixels a crop of 448 of 500 gives SqueezeNet about
+  the 14 × 14 cells of the published crop.
 - M_fore is the maximum over classes; `SplittingMerging.saliency` adds the data set's saliency maps.
 """
 
@@ -76,7 +76,7 @@ class SplittingMergingNetwork(nn.Module):
         self.a, self.b, self.c = (_classifier(channels, classes) for _ in range(3))
 
     def start_from(self, backbone: Backbone, deviation: float) -> None:
-        """Copy the weights of a backbone, the same for both streams; draw those of the classifiers."""
+        """Copy the weights of a backbone into both streams; draw those of the classifiers."""
         shared, stream = divided(backbone)
         self.shared.load_state_dict(shared.state_dict())
         self.reference.load_state_dict(stream.state_dict())
@@ -87,7 +87,7 @@ class SplittingMergingNetwork(nn.Module):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features (B, D, h, w) of the expanding and of the reference stream."""
+        """Return the features (B, D, h, w) of the expanding and the reference stream."""
         shared = self.shared(images)
         return self.expanding(shared), self.reference(shared)
 
@@ -101,7 +101,7 @@ class SplittingMergingNetwork(nn.Module):
         return torch.stack(self.score_maps(images)).mean((0, 3, 4))
 
     def maps(self, images: Tensor) -> Tensor:
-        """Return the maps of A, B and C after one another (B, 3C, h, w), unnormalised, at least 0."""
+        """Return the concatenated maps of A, B and C (B, 3C, h, w), unnormalised, at least 0."""
         return torch.cat(self.score_maps(images), 1).relu()
 
     def train(self, mode: bool = True) -> SplittingMergingNetwork:
@@ -113,7 +113,7 @@ class SplittingMergingNetwork(nn.Module):
 
 
 def divided(backbone: Backbone) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return the layers that the streams share and those of a stream; layers without weights file are left out."""
+    """Return the layers that the streams share and those of a stream, without layers that no weights fill."""
     layers = [block.layers for block in backbone.blocks() if not block.new]
     return nn.Sequential(*layers[:SHARED]), nn.Sequential(*layers[SHARED:])
 
@@ -186,7 +186,7 @@ class TrainSplittingMerging(TrainingStage):
         save_network(out, network)
 
     def losses(self, network: SplittingMergingNetwork, batch: Batch) -> dict[str, Tensor]:
-        """Return the terms of Eq. 3; the discrepancy has its weight β in it."""
+        """Return the terms of Eq. 3; the discrepancy includes its weight β."""
         expanded, reference = network.features(batch["image"])
         tags = batch["tags"]
         map_a, map_b, map_c = network.a(expanded), network.b(expanded), network.c(reference)
@@ -197,7 +197,7 @@ class TrainSplittingMerging(TrainingStage):
         }
         if self.intersection:
             losses["intersection"] = pooled_loss(torch.minimum(map_a, map_b), tags)
-        # Eq. 3 minimises the discrepancy over the classifiers alone: these maps know nothing of the stream.
+        # Eq. 3 minimises the discrepancy only over the classifiers, so these maps detach the stream.
         fixed = expanded.detach()
         counted = tags if self.discrepancy_classes == "present" else torch.ones_like(tags)
         losses["discrepancy"] = self.beta * discrepancy(network.a(fixed), network.b(fixed), counted)
@@ -220,7 +220,7 @@ class SplittingMerging(Method):
     paper: str = "Zhang et al., Splitting vs. Merging, ECCV 2020"
     one_step: bool = False
     fixed_threshold: float = 0.381966
-    """Where (1 − m)^2 = m, so that the best class wins over the paper's background, α = 2."""
+    """The solution m of (1 − m)^2 = m: above it the best class exceeds the paper's background, α = 2."""
     saliency: bool = hp(False, source="Section 3.3: the data set's saliency maps take part in the background")
 
     @property

@@ -1,6 +1,6 @@
 """Maps of the three classifiers of Splitting vs. Merging: their union as SCORES, and Tables 1–3 about them.
 
-A and B stand on the expanding stream, C on the reference stream (methods/splitting_merging/). M is a map after
+A and B use the expanding stream, C the reference stream (methods/splitting_merging/). M is a map after
 ReLU and min–max by class, U the elementwise maximum of several (Section 3.3).
 """
 
@@ -31,7 +31,7 @@ from seedbed.methods.refine.crf import background_by_exponent
 
 CLASSIFIERS = "abc"
 LEVELS = {"stream_A": "a", "stream_B": "b", "stream_C": "c", "union_AB": "ab", "union_ABC": "abc"}
-"""The levels of the records, and whose maps each one is about."""
+"""The levels of the records, and the classifiers whose maps they measure."""
 
 
 IMAGE_SCHEMA = pa.schema([("level", pa.string()), *SOFT_SCHEMA])
@@ -57,8 +57,8 @@ def score_maps(
 ) -> ScoreMaps:
     """Return maps (K, h, w) of labels 1..C as ScoreMaps.
 
-    Where an `exponent` is given, background (1 − M_fore)^exponent is added (Section 3.3), M_fore being the maximum
-    over classes and, where it is given, the saliency map, float32 (H, W) in [0, 1].
+    With an `exponent`, background (1 − M_fore)^exponent is added (Section 3.3). M_fore is the maximum over classes
+    and, if given, the saliency map, float32 (H, W) in [0, 1].
     """
     scores: NDArray[np.float32] = maps.cpu().numpy()
     if exponent is not None and labels:
@@ -72,7 +72,7 @@ def score_maps(
 
 @dataclass(frozen=True, kw_only=True)
 class StreamInference(Stage):
-    """What the stages that look at the maps of the three classifiers have in common."""
+    """Base of the stages that use the maps of the three classifiers."""
 
     consumes = (Kind.CHECKPOINT,)
     seeded = False
@@ -123,7 +123,7 @@ class InferSplittingMerging(StreamInference):
                 writer.write(image_id, self.scores(view, image_id, union(maps, self.union)))
 
     def scores(self, view: SplitView, image_id: str, maps: Tensor) -> ScoreMaps:
-        """Return the united maps (K, h, w) of an image with the background that they are to compete with."""
+        """Return the united maps (K, h, w) of an image with the background that competes with them."""
         return score_maps(maps, view.tags(image_id), view.size(image_id), self.background_exponent)
 
 
@@ -149,7 +149,7 @@ class MeasureStreams(StreamInference):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the records of the context's split, and some of its images with all maps (`streams.png`).
 
-        `per_image_streams.parquet` has a row a level, image and label: soft overlap, precision and recall; the
+        `per_image_streams.parquet` has one row per level, image and label: soft overlap, precision and recall; the
         level `streams_AB` has the similarity of M_A and M_B as its overlap.
         """
         view = data.split(ctx.split)
@@ -180,9 +180,9 @@ class StreamScores:
     similarity: NDArray[np.float64]
     """(C + 1,): soft overlap of M_A and M_B by label, summed over images."""
     images: NDArray[np.int64]
-    """(C + 1,): images tagged with each label; those where M_A and M_B are both 0 everywhere do not count."""
+    """(C + 1,): images tagged with each label, except those with M_A and M_B both 0 everywhere."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """What was counted of each image, by IMAGE_SCHEMA."""
+    """Rows of each image, with the columns of IMAGE_SCHEMA."""
 
     @classmethod
     def empty(cls, classes: int) -> StreamScores:
@@ -191,7 +191,7 @@ class StreamScores:
         return cls(soft, np.zeros(classes + 1), np.zeros(classes + 1, np.int64))
 
     def update(self, image_id: str, truth: NDArray[np.uint8], maps: Mapping[str, ScoreMaps]) -> None:
-        """Count one image: its true mask (H, W) and its maps by level. Pixels that are 255 do not count."""
+        """Count one image: its true mask (H, W) and its maps by level. Pixels of 255 do not count."""
         full = {level: own.at_full_size() for level, own in maps.items()}
         for level, soft in self.soft.items():
             own = soft.update(truth, maps[level], full[level])

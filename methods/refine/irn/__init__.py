@@ -3,29 +3,30 @@
 Paper: Ahn, Cho & Kwak, "Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations", CVPR
 2019, and the authors' code (docs/methods.md, IRN).
 
-Labels: the maps cut at 0.30 and at 0.05, each after a dense CRF (preset `irn`); foreground is what the first says,
-background where both say so, the rest is 255. Network: methods/refine/irn/network.py; two cells belong together
-as far as no edge lies between them. Walk at stride 4: v·T^256 of the maps times (1 − edge), T from affinities in
-radius 5 to the power 10. The result is enlarged, divided by its greatest value over all classes, and cut at 0.25.
+Labels: the maps cut at 0.30 and at 0.05, each after a dense CRF (preset `irn`); foreground of the first is
+foreground, background of both is background, the rest is 255. Network: methods/refine/irn/network.py; two cells
+belong together if no edge lies between them. Walk at stride 4: v·T^256 of the maps times (1 − edge), T from
+affinities in radius 5 to the power 10. The result is enlarged, divided by its maximum over all classes, and cut at
+0.25.
 
-The code reaches 64.9 to 66.0 mIoU on `train` where the paper reports 66.5, which has a dense CRF, several scales
-and flips after it (the author says so): this refiner is the code, `irn_crf` has the CRF.
+The code reaches 64.9 to 66.0 mIoU on `train`; the paper's 66.5 also has a dense CRF, several scales and flips,
+according to the author. This refiner is the code, `irn_crf` adds the CRF.
 
 Departures:
 - The displacement branch, which shares no weights with the edges and finds instances, is left out.
-- Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block but VGG-16's fc6
-  and fc7; blocks finer than stride 4 are averaged; ResNet-38 has stride 8. Without pretrained weights the backbone
-  learns too (`TrainIrn.freeze_backbone`).
-- `tiny` and `squeezenet` use AdamW. That of `tiny` was found by trial on Chimera with the maps of CAM,
-  whose best threshold there is 0.57 and not 0.15: so are its thresholds. It walks 16 steps: 256 carry scores all
-  over the 24 × 24 cells of its images. That of `squeezenet` is a first guess.
-- Images are scaled from the data set's median size, the code's from their own; VOC's are of one size.
-- Maps are stored in cells of 4 pixels (`WalkIrn.cell`), which takes 1/16 of the space of the code's full size
-  (`WalkIrn.cell=1`). They are divided by the greatest value at full size, as in the code.
+- Published for ResNet-50 with frozen ImageNet weights. Other backbones are read after every block, except VGG-16's
+  fc6 and fc7; blocks finer than stride 4 are averaged; ResNet-38 has stride 8. Without pretrained weights the
+  backbone learns too (`TrainIrn.freeze_backbone`).
+- `tiny` and `squeezenet` use AdamW. The recipe and thresholds of `tiny` were found by trial on Chimera with the
+  maps of CAM, whose best threshold there is 0.57, not 0.15. It walks 16 steps: 256 spread scores all over the 24 ×
+  24 cells of its images. The recipe of `squeezenet` is a first guess.
+- Images are scaled from the data set's median size, in the code from their own size; VOC's have one size.
+- Maps are stored in cells of 4 pixels (`WalkIrn.cell`), which take 1/16 of the space of the code's full size
+  (`WalkIrn.cell=1`). They are divided by the maximum at full size, as in the code.
 - `WalkIrn.mirrored=canvas` flips images after they are padded. The code flips before, so the mirror image's cells
   lie up to three pixels off unless the width is a multiple of 4.
 - Crop and radius of the training shrink with the data set's images (or `--size`).
-- A background channel of the method's own takes part in the labels alone, where it is greater than the constant.
+- A method's own background channel is used only for the labels, if it exceeds the constant.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ Mirrored = Literal["image", "canvas"]
 
 @dataclass(frozen=True, kw_only=True)
 class IrnLabels(Stage):
-    """Labels of the pixels whose class is sure, else 255; one palette PNG an image."""
+    """Labels of the pixels whose class is sure, else 255; one palette PNG per image."""
 
     version = 1
     consumes = (Kind.SCORES,)
@@ -122,9 +123,9 @@ class _Label:
 
 
 def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:
-    """Return positions uint8 (H, W): 1 + that of the best class where it exceeds the constant, else 0.
+    """Return positions uint8 (H, W): 1 + that of the best class if it exceeds the constant, else 0.
 
-    A background channel of the method's own is exceeded too.
+    It must also exceed the method's own background channel, if there is one.
     """
     constant = np.full((1, *scores.scores.shape[1:]), threshold, np.float32)
     if scores.own_background is not None:
@@ -174,7 +175,7 @@ class TrainIrn(TrainingStage):
         save_network(out, network)
 
     def groups(self, network: EdgeNetwork) -> list[Group]:
-        """Return what learns: the edge branch, and the backbone where it is not frozen."""
+        """Return the layers that learn: the edge branch, and the backbone unless frozen."""
         return parameter_groups(network.backbone, [network.reduce, network.combine], self)
 
     def losses(self, network: EdgeNetwork, batch: Batch) -> dict[str, Tensor]:
@@ -190,7 +191,7 @@ class TrainIrn(TrainingStage):
 
 @dataclass(frozen=True, kw_only=True)
 class WalkIrn(Stage):
-    """Maps after the random walk, divided by their greatest value over all classes and pixels of the image."""
+    """Maps after the random walk, divided by their maximum over all classes and pixels of the image."""
 
     version = 3
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
@@ -219,7 +220,7 @@ class WalkIrn(Stage):
 
     @torch.inference_mode()
     def walked(self, found: Tensor, maps: ScoreMaps, size: tuple[int, int]) -> ScoreMaps:
-        """Return the maps after the walk; `found` are the edges (h, w) of the image shown with `size` pixels."""
+        """Return the maps after the walk; `found` are the edges (h, w) of the image at `size` pixels."""
         labels, stored = maps.labels[maps.labels != 0], stored_scores(maps)
         if len(labels) == 0:
             return ScoreMaps(labels, np.zeros((0, 1, 1), np.float32), maps.size)
@@ -228,7 +229,7 @@ class WalkIrn(Stage):
             start = F.interpolate(start[None], found.shape, mode="bilinear", antialias=True)[0]
         matrix = transition_matrix(affinities(found, self.radius), pair_offsets(self.radius), self.power)
         ended = walk(start * (1 - found), matrix, self.steps)
-        # The greatest value of the enlarged maps, which lies below that of the cells.
+        # The maximum of the enlarged maps, which is lower than that of the cells.
         enlarged = F.interpolate(ended[None], scale_factor=CELL, mode="bilinear", align_corners=False)[0]
         greatest = enlarged[:, : size[0], : size[1]].max().clamp(min=torch.finfo(torch.float32).tiny)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
@@ -241,7 +242,7 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: 
 
     The mean of the logits of the image and of its mirror image, each padded with 0 at the bottom and right. With
     `mirrored="canvas"` the padded image is mirrored as a whole: its padding is at the left, and its cells lie on
-    those of the image exactly; else they are up to three pixels off where w is no multiple of 4.
+    those of the image exactly; else they are up to three pixels off unless w is a multiple of 4.
     """
     height, width = size
     rows, columns = -(-height // CELL), -(-width // CELL)
@@ -261,12 +262,12 @@ class Irn:
     paper: str = "Ahn et al., CVPR 2019"
 
     def refine(self, meta: Meta, fixed_threshold: float) -> list[Stage]:
-        """Label, train, walk, and cut at a threshold of its own."""
+        """Label, train, walk, and cut at IRN's own threshold."""
         return [*walked_stages(meta), SelectThreshold(value=0.25), ThresholdMasks()]
 
 
 def walked_stages(meta: Meta) -> list[Stage]:
-    """Return the stages from a method's maps to those after the walk."""
+    """Return the stages from a method's maps to the walked maps."""
     crop = meta.scaled(512, multiple=STRIDE)
     settings: dict[str, Any] = {
         "backbone": meta.backbone,
@@ -275,7 +276,7 @@ def walked_stages(meta: Meta) -> list[Stage]:
         "long_side": meta.size or meta.long_side,
         "crop": crop,
         "radius": fitting_radius(10, crop, CELL),
-        # All that learns is new, whatever the weights.
+        # All layers that learn are new, with any weights.
         **training_recipe(TrainIrn, replace(meta, weights="none")),
     }
     return [

@@ -18,11 +18,11 @@ from seedbed.methods.refine.affinity import to_grid
 from seedbed.methods.refine.random_walk import Offset, pair_offsets, partners
 
 CELL = 4
-"""Pixels to a cell of the edges."""
+"""Pixels per cell of the edges."""
 STRIDE = 16
-"""Of the backbone, where it has it; sides of its images are multiples of so many pixels."""
+"""Stride of the backbone, if it has it; the sides of its images are multiples of this."""
 WIDTH, GROUPS = 32, 4
-"""Channels to which each tap is reduced, and groups of its norm."""
+"""Channels of each reduced tap, and groups of its norm."""
 
 
 class EdgeNetwork(nn.Module):
@@ -60,7 +60,7 @@ class EdgeNetwork(nn.Module):
         reduced = []
         for tap, reduce in zip(self.taps, self.reduce, strict=True):
             features = outputs[tap.name]
-            # Enlarged after the reduction, as published; means of finer features before it, as that is cheaper.
+            # Enlarge after the reduction, as published; average finer features before it, which is cheaper.
             features = reduce(to_grid(features, grid) if features.shape[-2] > grid[0] else features)
             reduced.append(to_grid(features, grid).relu())
         logits: Tensor = self.combine(torch.cat(reduced, 1))[:, 0]

@@ -3,28 +3,28 @@
 Paper: Ahn & Kwak, "Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised
 Semantic Segmentation", CVPR 2018, and the authors' code (docs/methods.md, PSA).
 
-Labels: a dense CRF on the maps with a strong background, (1 − max)^4, says where foreground is; one with a weak
-background, (1 − max)^32, says where background is; in between the label is 255. Both stacks of probabilities are
-cropped with the image, averaged over 8 × 8 pixels, and then decided. Network: methods/refine/psa/network.py. Walk:
-v·T^256 of the maps and the background (1 − max)^16, T from affinities to the power 8; the best channel wins.
+Labels: a dense CRF on the maps with a strong background, (1 − max)^4, finds foreground; one with a weak
+background, (1 − max)^32, finds background; all else is 255. The probabilities of both are cropped with the image,
+averaged over 8 × 8 pixels, and only then compared. Network: methods/refine/psa/network.py. Walk: v·T^256 of the
+maps and the background (1 − max)^16, T from affinities to the power 8; the best channel wins.
 
-Published for VGG-16 (rate 0.1) and ResNet-38 (0.01, as SEAM's code: at 0.1 it does not learn), from ImageNet
+Published for VGG-16 (rate 0.1) and ResNet-38 (0.01, as in SEAM's code: at 0.1 it does not learn), from ImageNet
 weights, not from the classifier.
 
 Departures:
-- The submission has 24 for the second exponent, the code 32 (`PsaLabels.high_exponent`).
-- Other backbones read their last three blocks, normalised as VGG-16's. ResNets have ResNet-38's recipe; `tiny` and
-  `squeezenet` use AdamW. That of `tiny` was found by trial on Chimera with the maps of CAM, whose best
-  threshold there is 0.57 and not 0.15: so are its exponents. That of `squeezenet` is a first guess.
-- torchvision's VGG-16 has no fc6 and fc7 of DeepLab's: they start at random and learn at the head's rate, 1.0.
+- The second exponent is 24 in the submission, 32 in the code (`PsaLabels.high_exponent`).
+- Other backbones read their last three blocks, normalised as VGG-16's. ResNets use ResNet-38's recipe; `tiny` and
+  `squeezenet` use AdamW. The recipe and exponents of `tiny` were found by trial on Chimera with the maps of CAM,
+  whose best threshold there is 0.57, not 0.15. The recipe of `squeezenet` is a first guess.
+- torchvision's VGG-16 lacks DeepLab's fc6 and fc7: they start at random and learn at the head's rate, 1.0.
 - Without pretrained weights nothing is frozen (`TrainPsa.freeze_early`).
-- In the walk all pairs inside the image count; the code leaves those out whose first cell lies within four cells
+- In the walk all pairs inside the image count; the code omits those whose first cell lies within four cells
   of its left, right or lower border.
-- Crop and radius shrink with the data set's images (or `--size`). With `--size` networks see the smaller image
-  and the walk goes over its cells, while the CRF sees the image's own size, and its probabilities are shrunk by
-  nearest before they are averaged.
-- The result is stored in cells of 4 pixels in float16 (`WalkPsa.cell`; 1 is the code's full size), and enlarged
-  when it is read.
+- Crop and radius shrink with the data set's images (or `--size`). With `--size`, networks see the smaller image
+  and the walk uses its cells; the CRF sees the image's own size, and its probabilities are reduced by nearest
+  neighbour before they are averaged.
+- The result is stored in cells of 4 pixels in float16 (`WalkPsa.cell`; 1: the code's full size), and enlarged when
+  read.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from seedbed.methods.refine.random_walk import pair_offsets, transition_matrix, 
 
 @dataclass(frozen=True, kw_only=True)
 class PsaLabels(Stage):
-    """Probabilities of background and the present classes after either CRF; one `ID.npz` an image.
+    """Probabilities of background and the present classes after each CRF; one `ID.npz` per image.
 
     `low` and `high` are float16 (1 + K, H, W), background first; the classes in ascending order of their labels.
     """
@@ -125,8 +125,8 @@ class _Stacks:
 def confident_labels(stacks: Tensor) -> Tensor:
     """Return labels int64 (H/8, W/8): 0, the positions 1..K of classes, and 255, of stacks (2·(1 + K), H, W).
 
-    Each stack is averaged over cells of 8 × 8 pixels. Where the high stack says background, the label is 0;
-    elsewhere a class of the low stack counts; the rest, and where all is 0 (padding), is 255.
+    Each stack is averaged over cells of 8 × 8 pixels. If the high stack is background, the label is 0;
+    else a class of the low stack counts; the rest, and cells of only 0 (padding), are 255.
     """
     low, high = F.avg_pool2d(stacks, CELL).chunk(2)
     labels = low.argmax(0)
@@ -178,7 +178,7 @@ class TrainPsa(TrainingStage):
         save_network(out, network)
 
     def groups(self, network: AffinityNetwork) -> list[Group]:
-        """Freeze the early layers, if told to, and return what learns."""
+        """Freeze the early layers if `freeze_early`, and return the layers that learn."""
         if self.freeze_early:
             for module in network.backbone.early:
                 module.requires_grad_(False)

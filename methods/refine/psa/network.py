@@ -1,4 +1,4 @@
-"""PSA's affinity network: features whose distance says whether two cells belong together.
+"""PSA's affinity network: two cells belong together if their features are close.
 
 Paper: Ahn & Kwak, CVPR 2018, section 3.2; widths, norms and initialisation are those of the authors' code.
 """
@@ -16,11 +16,11 @@ from seedbed.methods.refine.affinity import to_grid
 from seedbed.methods.refine.random_walk import pair_offsets, partners
 
 CELL = 8
-"""Pixels to a cell of the features."""
+"""Pixels per cell of the features."""
 WIDTHS = (64, 128, 256)
-"""Channels to which the three taps are reduced."""
+"""Channels of the three reduced taps."""
 GROUPS = (8, 16, 32)
-"""Of their group norms."""
+"""Groups of their norms."""
 
 
 class AffinityNetwork(nn.Module):

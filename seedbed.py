@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from seedbed.datasets.base import Dataset
 
 __all__ = [
+    "add_plugin",
     "build_leaderboard",
     "build_stages",
     "list_backbones",
@@ -48,6 +49,23 @@ __all__ = [
 __path__ = [str(Path(__file__).resolve().parent)]
 WORK = "seedbed-work"
 """The default work folder, in the current folder."""
+
+
+def add_plugin(place: str | PathLike[str]) -> str:
+    """Add a method, refiner, backbone or data set of your own, and return its name.
+
+    It is there for this process and those that it starts, as with the option `--plugin` of the commands.
+
+    Args:
+        place: A Python file, a folder with `__init__.py`, or the name of an importable module.
+
+    Raises:
+        ConfigError: There is no such file, it defines no plug-in or several, or its name is taken.
+        SeedbedError: The file is not Python.
+    """
+    from seedbed.benchmark.plugins import add
+
+    return add(str(place)).name
 
 
 def list_methods() -> tuple[str, ...]:
@@ -331,3 +349,12 @@ def build_leaderboard(
     names = [sweep] if isinstance(sweep, str) else list(sweep)
     build(tracking_uri or uri_of(WorkFolder(Path(work)), names[0]), names, Path(out))
     return Path(out) / INDEX
+
+
+def _find_plugins() -> None:
+    from seedbed.benchmark.plugins import install_finder
+
+    install_finder()
+
+
+_find_plugins()

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from seedbed.benchmark.plugins import as_text, give
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 TaskMap = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
@@ -56,5 +58,10 @@ def task_map(processes: int) -> Iterator[TaskMap]:
 
 
 def _executor(processes: int) -> ProcessPoolExecutor:
-    # Not `fork`: a forked child could deadlock on torch's locks.
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
+    # Not `fork`: a forked child could deadlock on torch's locks. Children have the server's first variables.
+    return ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=give,
+        initargs=(as_text(),),
+    )

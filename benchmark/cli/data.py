@@ -9,6 +9,7 @@ import typer
 
 from seedbed.benchmark.cli.options import (
     WORK,
+    Plugins,
     Quiet,
     Root,
     Work,
@@ -99,6 +100,7 @@ def reduce_data(
     out: Annotated[Path, typer.Option(help="Folder for the copy.")],
     size: Annotated[int, typer.Option(min=32, help="Maximum longer side of the images, pixels.")],
     root: Root = None,
+    plugin: Plugins = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
@@ -120,6 +122,7 @@ def check_data(
     name: Annotated[str, typer.Argument(help="Data set.")],
     root: Root = None,
     workers: Workers = None,
+    plugin: Plugins = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
@@ -142,6 +145,7 @@ def check_data(
 def count_data(
     name: Annotated[str, typer.Argument(help="Data set.")],
     root: Root = None,
+    plugin: Plugins = None,
     work: Work = WORK,
 ) -> None:
     """Print images per split, class frequencies and image sizes."""

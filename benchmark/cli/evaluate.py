@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from seedbed.benchmark.cli.options import WORK, Quiet, Root, Work, Workers, print_records, processes, work_folder
+from seedbed.benchmark.cli.options import (
+    WORK,
+    Plugins,
+    Quiet,
+    Root,
+    Work,
+    Workers,
+    print_records,
+    processes,
+    work_folder,
+)
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.progress import Reporter
 
@@ -39,6 +49,7 @@ def evaluate(
         typer.Option(help="Folder for records and per-image statistics.", show_default="not written"),
     ] = None,
     workers: Workers = None,
+    plugin: Plugins = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from seedbed.benchmark.cli.options import WORK, Quiet, Root, Work, Workers, chosen_device, processes, work_folder
+from seedbed.benchmark.cli.options import (
+    WORK,
+    Plugins,
+    Quiet,
+    Root,
+    Work,
+    Workers,
+    chosen_device,
+    processes,
+    work_folder,
+)
 from seedbed.benchmark.progress import Reporter
 
 app = typer.Typer(help="Write predictions in the format of an evaluation server.", no_args_is_help=True)
@@ -23,6 +33,7 @@ def export_voc_test(
     root: Root = None,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
+    plugin: Plugins = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:

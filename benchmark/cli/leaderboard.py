@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedbed.benchmark.cli.options import WORK, Quiet, Work, chosen_device, work_folder
+from seedbed.benchmark.cli.options import WORK, Plugins, Quiet, Work, chosen_device, work_folder
 from seedbed.benchmark.cli.tracking import Uri
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.progress import Reporter
@@ -21,6 +21,7 @@ def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for the site and the tables.")],
     gallery: Annotated[int, typer.Option(min=0, help="Images per data set in the gallery; 0: no gallery.")] = 6,
     tracking_uri: Uri = None,
+    plugin: Plugins = None,
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
@@ -30,12 +31,17 @@ def leaderboard(
     """
     from collections.abc import Sequence
 
+    from seedbed.benchmark import plugins
     from seedbed.benchmark.sweeps.predictions import predict_train
+    from seedbed.benchmark.sweeps.settings import saved_settings
     from seedbed.leaderboard.build import INDEX, Sources, build
     from seedbed.leaderboard.site.gallery import FOLDER
     from seedbed.leaderboard.tables.compact import leaderboard as as_text
 
     folder, reporter = work_folder(work.resolve()), Reporter(quiet)
+    for name in sweep:
+        if (folder.sweeps / name / "sweep.yaml").exists():
+            plugins.add_all(saved_settings(folder.sweeps, name).plugins)
 
     def predict(trial: Path, ids: Sequence[str]) -> Path | None:
         return predict_train(folder, trial, ids, lambda: chosen_device("auto"), reporter)

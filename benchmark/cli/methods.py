@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seedbed.benchmark.cli.options import known_method, print_table
+from seedbed.benchmark.cli.options import Plugins, print_table
 
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.stage import Method, Stage
@@ -16,7 +16,7 @@ app = typer.Typer(help="List methods, refiners and backbones; show hyper-paramet
 
 
 @app.callback()
-def list_methods(context: typer.Context) -> None:
+def list_methods(context: typer.Context, plugin: Plugins = None) -> None:
     """List methods, refiners and backbones, each with a one-line description."""
     from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS, REFINERS
 
@@ -32,6 +32,7 @@ def show_method(
     refiner: Annotated[str, typer.Option(help="Refiner.")] = "none",
     backbone: Annotated[str, typer.Option(help="Backbone.")] = "resnet50",
     long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
+    plugin: Plugins = None,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
     from seedbed.benchmark.pipeline.hparams import declared, describe, hints, values
@@ -40,7 +41,7 @@ def show_method(
     from seedbed.benchmark.trials.trial import Trial, build_chain
     from seedbed.methods.common.recipes import recipes_of
 
-    method = METHODS.load(known_method(name))
+    method = METHODS.load(name)
     weights = "imagenet" if BACKBONES.load(backbone).imagenet else "none"
     meta = Meta(classes=20, long_side=long_side, backbone=backbone, weights=weights)
     chain = build_chain(Trial(dataset="", method=name, refiner=refiner), meta)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seedbed.benchmark import plugins
 from seedbed.benchmark.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,25 @@ Workers = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only, no progress.")]
+
+
+def _add_plugins(places: list[str] | None) -> list[str] | None:
+    for place in places or ():
+        plugins.add(place)
+    return places
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="A method, refiner, backbone or data set of your own; may be repeated.",
+        show_default="those in SEEDBED_PLUGINS",
+        callback=_add_plugins,
+        is_eager=True,
+    ),
+]
 AcceptChangedCode = Annotated[
     bool,
     typer.Option(
@@ -47,26 +67,6 @@ def work_folder(root: Path) -> WorkFolder:
     except OSError as error:
         raise ConfigError(f"--work {root}: {error.strerror}") from None
     return WorkFolder(root)
-
-
-def known_method(name: str) -> str:
-    """Return a method's name, or raise ConfigError."""
-    from seedbed.benchmark.errors import unknown_name
-    from seedbed.benchmark.pipeline.registry import METHODS
-
-    if name not in METHODS.names():
-        raise unknown_name("method", name, METHODS.names())
-    return name
-
-
-def known_refiner(name: str) -> str:
-    """Return a refiner's name, or raise ConfigError."""
-    from seedbed.benchmark.errors import unknown_name
-    from seedbed.benchmark.pipeline.registry import REFINERS
-
-    if name not in REFINERS.names():
-        raise unknown_name("refiner", name, REFINERS.names())
-    return name
 
 
 def one_of(what: str, word: str, valid: Iterable[str]) -> Any:

@@ -10,13 +10,12 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    Plugins,
     Quiet,
     Root,
     Work,
     Workers,
     chosen_device,
-    known_method,
-    known_refiner,
     one_of,
     print_records,
     processes,
@@ -49,6 +48,7 @@ def run(
         str, typer.Option(help="weak: train on image tags; full: train on true masks, an upper bound.")
     ] = "weak",
     options: dict[str, Any],
+    plugin: Plugins = None,
     accept_changed_code: AcceptChangedCode = False,
     device: Annotated[str, typer.Option(help="Device: cpu, cuda, or auto.")] = "auto",
     workers: Workers = None,
@@ -57,6 +57,7 @@ def run(
 ) -> None:
     """Run one method on one data set, from images to the mIoU of a segmentation network."""
     from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 
@@ -65,8 +66,8 @@ def run(
         options["segment"] = True
     trial = Trial(
         dataset=dataset,
-        method=known_method(method),
-        refiner=known_refiner(refiner),
+        method=METHODS.plugin(method).name,
+        refiner=REFINERS.plugin(refiner).name,
         seed=seed,
         supervision=one_of("--supervision", supervision, ("weak", "full")),
         **options,

@@ -11,6 +11,7 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    Plugins,
     Quiet,
     Root,
     Work,
@@ -61,6 +62,7 @@ def study(
             help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"
         ),
     ] = None,
+    plugin: Plugins = None,
     accept_changed_code: AcceptChangedCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,
     work: Work = WORK,

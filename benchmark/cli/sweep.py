@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    Plugins,
     Quiet,
     Work,
     print_table,
@@ -125,6 +126,7 @@ def sweep(
             help="Continue the sweep of this name, and run failed confirming trials again.", show_default="none"
         ),
     ] = None,
+    plugin: Plugins = None,
     accept_changed_code: AcceptChangedCode = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print cells, trials, shared stages and cost.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from seedbed.benchmark.environment import code_version
+from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.store import Entry, Store
 from seedbed.benchmark.source.closure import closure, differences
 
@@ -121,8 +122,8 @@ def _roots(step: Step, data: Dataset) -> set[str]:
     roots = {_name(type(step.stage)), _name(type(data))}
     for field, value in step.stage.settings().items():
         # Backbones are found by name when a stage runs (benchmark/pipeline/registry.py).
-        if field == "backbone" or field.endswith("_backbone"):
-            roots.add(f"seedbed.methods.backbones.{value}.BACKBONE")
+        if (field == "backbone" or field.endswith("_backbone")) and value in BACKBONES.names():
+            roots.add(f"{BACKBONES.plugin(value).module}.{BACKBONES.constant}")
     for needed in step.inputs.values():
         roots |= _roots(needed, data)
     return roots

@@ -1,27 +1,23 @@
-"""Finds the plug-ins: every file or folder of a package that defines the package's constant at its top level.
+"""The plug-ins by name: methods, refiners, backbones and data sets (benchmark/plugins.py says where they lie).
 
-    methods/            METHOD      a method (benchmark/pipeline/stage.py: Method)
-    methods/refine/     REFINER     a refiner (benchmark/pipeline/stage.py: Refiner)
-    methods/backbones/  BACKBONE    a backbone (methods/backbones/base.py)
-    datasets/           DATASET     a data set (datasets/base.py)
+    METHODS     METHOD      a method (benchmark/pipeline/stage.py: Method)
+    REFINERS    REFINER     a refiner (benchmark/pipeline/stage.py: Refiner)
+    BACKBONES   BACKBONE    a backbone (methods/backbones/base.py)
+    DATASETS    DATASET     a data set (datasets/base.py)
 
-A plug-in is a file, `cam.py`, or a folder whose `__init__.py` defines the constant, `icd/`. Its name is the
-name of the file or folder. Files are parsed, not imported, until one is asked for by name, so
-listing names costs milliseconds although methods import torch.
+A plug-in's name is the name of its file or folder. It is imported when it is asked for by name.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 import importlib
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from seedbed.benchmark.errors import SeedbedError, unknown_name
+from seedbed.benchmark.errors import ConfigError, SeedbedError, unknown_name
+from seedbed.benchmark.plugins import Plugin, plugins
 
 
 @dataclass(frozen=True)
@@ -29,12 +25,18 @@ class Family:
     """One kind of plug-in."""
 
     what: str
-    package: str
     constant: str
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all plug-ins, sorted."""
-        return tuple(_files(self.package, self.constant))
+        return tuple(plugins(self.constant))
+
+    def plugin(self, name: str) -> Plugin:
+        """Return where a plug-in lies. Raises ConfigError for an unknown name, with the closest match."""
+        known = plugins(self.constant)
+        if name not in known:
+            raise ConfigError(f"{unknown_name(self.what, name, known)}; or give a file of your own by --plugin")
+        return known[name]
 
     def summary(self, name: str) -> str:
         """Return the first line of the plug-in file's docstring, without importing it."""
@@ -42,51 +44,33 @@ class Family:
 
     def description(self, name: str) -> str:
         """Return the plug-in file's docstring, without importing it."""
-        return _files(self.package, self.constant)[name]
+        return self.plugin(name).description
 
     def module(self, name: str) -> ModuleType:
         """Import and return the module of a plug-in.
 
         Raises ConfigError for an unknown name, with the closest match, and SeedbedError if it cannot be imported.
         """
-        if name not in self.names():
-            raise unknown_name(self.what, name, self.names())
+        plugin = self.plugin(name)
         try:
-            return importlib.import_module(f"{self.package}.{name}")
+            return importlib.import_module(plugin.module)
         except SeedbedError:
             raise
         except Exception as error:
-            raise SeedbedError(f"{self.package}/{name}.py: cannot be imported ({_place(error)})") from error
+            raise SeedbedError(f"{plugin.path}: cannot be imported ({_place(error)})") from error
 
     def load(self, name: str) -> Any:
         """Import and return a plug-in. Raises what `module` raises."""
-        plugin = getattr(self.module(name), self.constant)
-        if plugin.name != name:
-            raise SeedbedError(f"{self.package}/{name}.py: {self.constant}.name is {plugin.name!r}, not {name!r}")
-        return plugin
+        loaded = getattr(self.module(name), self.constant)
+        if loaded.name != name:
+            raise SeedbedError(f"{self.plugin(name).path}: {self.constant}.name is {loaded.name!r}, not {name!r}")
+        return loaded
 
 
-METHODS = Family("method", "seedbed.methods", "METHOD")
-REFINERS = Family("refiner", "seedbed.methods.refine", "REFINER")
-BACKBONES = Family("backbone", "seedbed.methods.backbones", "BACKBONE")
-DATASETS = Family("data set", "seedbed.datasets", "DATASET")
-
-
-@functools.cache
-def _files(package: str, constant: str) -> dict[str, str]:
-    (folder,) = importlib.import_module(package).__path__
-    found = {}
-    for path in sorted([*Path(folder).glob("*.py"), *Path(folder).glob("*/__init__.py")]):
-        source = path.read_text("utf-8")
-        if constant not in source:
-            continue
-        try:
-            tree = ast.parse(source)
-        except SyntaxError as error:
-            raise SeedbedError(f"{path}: line {error.lineno}: {error.msg}") from None
-        if any(constant in _assigned(node) for node in tree.body):
-            found[path.parent.name if path.name == "__init__.py" else path.stem] = ast.get_docstring(tree) or ""
-    return found
+METHODS = Family("method", "METHOD")
+REFINERS = Family("refiner", "REFINER")
+BACKBONES = Family("backbone", "BACKBONE")
+DATASETS = Family("data set", "DATASET")
 
 
 def _place(error: Exception) -> str:
@@ -96,8 +80,3 @@ def _place(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")]
     text = " ".join(str(error).split())
     return f"{frames[-1].filename}, line {frames[-1].lineno}: {type(error).__name__}: {text}"
-
-
-def _assigned(node: ast.stmt) -> list[str]:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return [target.id for target in targets if isinstance(target, ast.Name)]

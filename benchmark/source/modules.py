@@ -1,6 +1,7 @@
 """The project's modules, parsed and not imported, and what a name in one of them stands for.
 
-The project is `seedbed` and the user's own modules: those outside the standard library and `site-packages`.
+The project is `seedbed`, the packages of plug-ins (benchmark/plugins.py), and the user's own modules: those
+outside the standard library and `site-packages`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import itertools
 import sys
 import sysconfig
@@ -18,11 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from seedbed.benchmark.plugins import ROOT, file_below, module_file, packages_of_plugins, plugin_file
 from seedbed.benchmark.source.syntax import dotted_name, is_text, note_import
 
 PROJECT = "seedbed"
-ROOT = Path(__file__).resolve().parents[2]
-"""The folder of the packages `benchmark`, `methods` and `datasets`."""
 _Conditional = tuple[ast.stmt, tuple[ast.stmt, ...]]
 
 
@@ -73,28 +72,9 @@ def location_of(name: str) -> Path | None:
     if top in sys.stdlib_module_names or not top.isidentifier():
         return None
     if top == PROJECT:
-        return _file_of([ROOT], rest) if rest else None
-    try:
-        specification = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if specification is None:
-        return None
-    places = [Path(place) for place in specification.submodule_search_locations or ()]
-    origin = Path(specification.origin) if specification.has_location and specification.origin else None
-    if any(_of_library(place) for place in ([origin] if origin else places)):
-        return None
-    if not rest:
-        return origin if origin is not None and origin.suffix == ".py" else None
-    return _file_of(places, rest)
-
-
-def _file_of(places: list[Path], rest: list[str]) -> Path | None:
-    for place in places:
-        for path in (place.joinpath(*rest, "__init__.py"), place.joinpath(*rest).with_suffix(".py")):
-            if path.is_file():
-                return path
-    return None
+        return (file_below([ROOT], rest) or plugin_file(name)) if rest else None
+    path = module_file(name)
+    return None if path is None or (_of_library(path) and top not in packages_of_plugins()) else path
 
 
 def files_beside(module: Module, names: Iterable[str]) -> list[str]:

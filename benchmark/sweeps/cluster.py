@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from seedbed.benchmark.environment import CODE_VARIABLE, code_version
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
+from seedbed.benchmark.plugins import VARIABLE, package_path, packages_of_plugins
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.training.initialisation import is_file
@@ -47,11 +48,13 @@ NOT_SHIPPED = (
 
 
 @contextmanager
-def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter) -> Iterator[None]:
+def connected(
+    settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str], reporter: Reporter
+) -> Iterator[None]:
     """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards.
 
-    `apart` are folders and files that are not sent to other nodes, should they lie in the checkout. Raises
-    ConfigError where there is no cluster.
+    `apart` are folders and files that are not sent to other nodes, should they lie in the checkout; `plugins` are
+    those that workers have, in folders that all nodes share. Raises ConfigError where there is no cluster.
     """
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
@@ -71,6 +74,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], reporter: Reporter
         "OMP_NUM_THREADS": str(settings.cpus_per_trial),
         "OMP_WAIT_POLICY": "PASSIVE",
         CODE_VARIABLE: code_version(),
+        VARIABLE: os.pathsep.join(plugins),
     }
     environment: dict[str, Any] = {"env_vars": variables}
     if settings.address is not None:
@@ -119,12 +123,13 @@ def _knock(address: str | None, seconds: float = 10.0) -> None:
 
 
 def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
-    """Return what sends this code to all nodes: the checkout without `apart`, or else the packages."""
+    """Return what sends to all nodes the checkout without `apart`, or the package, and installed plug-ins."""
+    packages = [str(path) for name in sorted(packages_of_plugins()) if (path := package_path(name)) is not None]
     root = Path(__file__).resolve().parents[2]
     if (root / "pyproject.toml").exists():
         inside = [f"/{path.relative_to(root)}" for path in apart if root in path.parents]
-        return {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside]}
-    return {"py_modules": [str(root)]}
+        return {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside], "py_modules": packages}
+    return {"py_modules": [str(root), *packages]}
 
 
 def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None) -> None:

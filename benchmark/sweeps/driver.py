@@ -3,6 +3,7 @@
     sweeps/NAME/sweep.yaml     the settings         sweeps/NAME/studies.db   the Optuna studies (SQLite)
     sweeps/NAME/sweep.json     cells, conditions    sweeps/NAME/trials/      one folder per trial (trial_files.py)
     sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
+    sweeps/NAME/plugins/       the plug-ins, as the workers import them
 
 What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a
 new Tune run over what is left. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
@@ -34,6 +35,7 @@ from ray.tune.search import Searcher
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.plugins import copy_plugins
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
 from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
@@ -242,7 +244,7 @@ def _tune(
     settings = plan.settings
     dataset_specs = {cell.dataset_spec.name: cell.dataset_spec for cell in plan.cells}
     apart = [plan.work.root, *(Path(dataset_spec.root) for dataset_spec in dataset_specs.values())]
-    with connected(settings, apart, reporter):
+    with connected(settings, apart, copy_plugins(plan.folder / "plugins"), reporter):
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0

@@ -11,6 +11,7 @@ from typing import Any, get_origin, get_type_hints
 from seedbed.benchmark.errors import ConfigError, unknown_name
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.hparams import conform
+from seedbed.benchmark.plugins import add_all
 from seedbed.benchmark.training.initialisation import is_file
 from seedbed.benchmark.trials.options import TrialOptions, check_table
 
@@ -80,6 +81,8 @@ class SweepSettings(TrialOptions):
     cpus_per_trial: int = setting(1, where=True, low=1)
     workers: int = setting(0, where=True, low=0)
     """Processes a trial for loading, CRF and evaluation beside its main one."""
+    plugins: tuple[str, ...] = setting((), where=True)
+    """Methods, refiners, backbones and data sets of the user's own, as `benchmark.plugins.add` takes them."""
     address: str | None = setting(None, where=True)
     """A running Ray cluster: `auto`, or its address. None: Ray is started on this machine."""
     tracking_uri: str | None = setting(None, where=True)
@@ -110,8 +113,10 @@ class SweepSettings(TrialOptions):
     def resolved(self) -> SweepSettings:
         """Return the settings with `all` methods and refiners by name, so that later ones do not join a sweep.
 
-        Raises ConfigError for an unknown method or refiner.
+        Adds the plug-ins to this process; those of the command line replace the sweep's of the same name. Raises
+        ConfigError for an unknown method or refiner, and for a plug-in that is missing.
         """
+        plugins = add_all(self.plugins)
         from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 
         for variant in self.variants.values():
@@ -125,7 +130,7 @@ class SweepSettings(TrialOptions):
             for name in names:
                 if name not in family.names():
                     raise unknown_name(family.what, name, {*family.names(), ALL})
-        return replace(self, methods=methods, refiners=refiners)
+        return replace(self, methods=methods, refiners=refiners, plugins=plugins)
 
     def cells(self) -> list[Cell]:
         """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
@@ -316,13 +321,18 @@ def saved_settings(sweeps: Path, name: str) -> SweepSettings:
 
 
 def read_saved(path: Path) -> SweepSettings:
-    """Read the `sweep.yaml` that a sweep wrote. Raises ConfigError, with the way out, if nothing is left of it."""
+    """Read the `sweep.yaml` that a sweep wrote; the sweep's copy stands for a plug-in that is gone.
+
+    Raises ConfigError, with the way out, if nothing is left of the file.
+    """
     if path.is_file() and not path.read_bytes().strip(b"\0 \r\n"):
         raise ConfigError(
             f"{path}: empty, as after a power loss. Remove it and start the sweep by its whole command again; "
             "trials that have finished are kept"
         )
-    return read_settings(path, {})
+    settings, copies = read_settings(path, {}), path.parent / "plugins"
+    found = [p if Path(p).exists() else next(copies.rglob(Path(p).name), p) for p in settings.plugins]
+    return replace(settings, plugins=tuple(map(str, found)))
 
 
 def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:

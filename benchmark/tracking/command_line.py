@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from seedbed.benchmark.plugins import needs_file
 from seedbed.benchmark.sweeps.trial_files import TrialSpec
 from seedbed.benchmark.trials.options import TrialOptions, words_of
 
@@ -14,9 +15,9 @@ from seedbed.benchmark.trials.options import TrialOptions, words_of
 def command_line(spec: TrialSpec, generated: bool) -> str:
     """Return the command. `generated` says that the data set needs no root: it is made in the work folder.
 
-    The user's own paths are not in it: folders are `DIR`, and a weights file, which the leaderboard names by its
-    digest, is `FILE`. The command of a search trial measures at all levels, the search's objective among them, and
-    trains no segmentation network, as the search did not.
+    The user's own paths are not in it: folders are `DIR`; a plug-in is `FILE`, and so is a weights file, which the
+    leaderboard names by its digest. The command of a search trial measures at all levels, the search's objective
+    among them, and trains no segmentation network, as the search did not.
     """
     return shlex.join(["seedbed", "run", *_words(spec, generated)])
 
@@ -32,6 +33,10 @@ def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     yield from ("--seed", str(trial.seed))
     if trial.supervision != "weak":
         yield from ("--supervision", trial.supervision)
+    used = {"METHOD": trial.method, "REFINER": trial.refiner, "DATASET": spec.dataset_spec.loader}
+    for constant, name in {**used, "BACKBONE": spec.conditions.get("backbone", "")}.items():
+        if name and needs_file(constant, str(name)):
+            yield from ("--plugin", "FILE")
     # The command of another machine is to take the same backbone and weights, also if its defaults differ.
     values: dict[str, Any] = {
         declared.name: spec.conditions[declared.metadata["report_as"]]

@@ -16,6 +16,7 @@ from torch import nn
 
 from seedbed.benchmark.errors import StoreError
 from seedbed.benchmark.pipeline.store import reading
+from seedbed.benchmark.plugins import packages_of_plugins
 from seedbed.benchmark.training.determinism import make_deterministic
 
 MOVED = {
@@ -44,7 +45,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
 def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     """Build the network that `folder` describes, in eval mode on `device`.
 
-    Raises StoreError if a file is damaged or names a module outside `seedbed.methods`.
+    Raises StoreError if a file is damaged or names a module outside `seedbed.methods` and the plug-ins.
     """
     make_deterministic()
     with reading(folder / "model.json") as path:
@@ -52,8 +53,10 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
         module, _, name = description["network"].partition(":")
         arguments = dict(description["arguments"])
     module = MOVED.get(module, module)
-    if not module.startswith("seedbed.methods."):
-        raise StoreError(f"{folder / 'model.json'}: {module!r} is not a module of `seedbed.methods`")
+    if not module.startswith("seedbed.methods.") and module.partition(".")[0] not in packages_of_plugins():
+        raise StoreError(
+            f"{folder / 'model.json'}: {module!r} is not a module of `seedbed.methods` or of a plug-in"
+        )
     network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
     with reading(folder / "model.pt") as path:
         network.load_state_dict(load_tensors(path))

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 
+import seedbed
+from seedbed.benchmark import plugins
 from seedbed.benchmark.errors import ConfigError, SeedbedError
-from seedbed.benchmark.pipeline.registry import BACKBONES, DATASETS, METHODS, REFINERS, Family
+from seedbed.benchmark.pipeline.registry import BACKBONES, DATASETS, METHODS, REFINERS
 
 
-@pytest.mark.parametrize("family", [METHODS, REFINERS, BACKBONES, DATASETS], ids=lambda family: family.package)
+@pytest.mark.parametrize("family", [METHODS, REFINERS, BACKBONES, DATASETS], ids=lambda family: family.constant)
 def test_every_plugin_loads_under_the_name_of_its_file_and_says_what_it_is(family):
     assert family.names()
     for name in family.names():
@@ -31,42 +33,47 @@ def test_an_unknown_name_is_refused_with_the_closest_match():
         BACKBONES.load("resnet5")
 
 
-def test_a_new_method_is_one_new_file(tmp_path, monkeypatch):
-    package = tmp_path / "grown"
-    package.mkdir()
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Return a folder `grown` that stands for `methods`, an importable package."""
+    package = tmp_path / "seedbed" / "grown"
+    package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "helper.py").write_text("'''Not a plug-in: it only mentions METHOD.'''\nx = 1\n")
-    (package / "mine.py").write_text("'''My method.'''\nclass M:\n    name = 'mine'\nMETHOD = M()\n")
-    (package / "typed.py").write_text("'''Typed.'''\nclass M:\n    name = 'other'\nMETHOD: M = M()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    family = Family("method", "grown", "METHOD")
-    assert family.names() == ("mine", "typed")
-    assert family.summary("mine") == "My method."
-    assert "grown.mine" not in sys.modules
-    assert family.load("mine").name == "mine"
+    monkeypatch.setitem(plugins.PACKAGES, "METHOD", "seedbed.grown")
+    monkeypatch.setattr(plugins, "ROOT", tmp_path / "seedbed")
+    monkeypatch.setattr(seedbed, "__path__", [*seedbed.__path__, str(tmp_path / "seedbed")])
+    plugins._in_checkout.cache_clear()
+    yield package
+    plugins._in_checkout.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("seedbed.grown")]:
+        del sys.modules[name]
+
+
+def test_a_new_method_is_one_new_file(checkout):
+    (checkout / "helper.py").write_text("'''Not a plug-in: it only mentions METHOD.'''\nx = 1\n")
+    (checkout / "mine.py").write_text("'''My method.'''\nclass M:\n    name = 'mine'\nMETHOD = M()\n")
+    (checkout / "typed.py").write_text("'''Typed.'''\nclass M:\n    name = 'other'\nMETHOD: M = M()\n")
+    assert METHODS.names() == ("mine", "typed")
+    assert METHODS.summary("mine") == "My method."
+    assert "seedbed.grown.mine" not in sys.modules
+    assert METHODS.load("mine").name == "mine"
     with pytest.raises(SeedbedError, match=r"typed.py: METHOD.name is 'other'"):
-        family.load("typed")
+        METHODS.load("typed")
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("import nowhere_at_all", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
-        ("from faulty import helper", r"helper\.py, line 2: invalid syntax"),
+        ("from seedbed.grown import helper", r"helper\.py, line 2: invalid syntax"),
         ("x = 1 / 0", r"mine\.py, line 1: ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_plugin_that_cannot_be_imported_is_one_line(code, message, tmp_path, monkeypatch):
-    package = tmp_path / "faulty"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "helper.py").write_text("x = 1\ny = * 2 2\n")
-    (package / "mine.py").write_text(f"{code}\nMETHOD = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "faulty"]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(SeedbedError, match=rf"faulty/mine\.py: cannot be imported \(.*{message}") as raised:
-        Family("method", "faulty", "METHOD").load("mine")
+def test_a_plugin_that_cannot_be_imported_is_one_line(code, message, checkout):
+    (checkout / "helper.py").write_text("x = 1\ny = * 2 2\n")
+    (checkout / "mine.py").write_text(f"{code}\nMETHOD = 1\n")
+    with pytest.raises(SeedbedError, match=rf"grown/mine\.py: cannot be imported \(.*{message}") as raised:
+        METHODS.load("mine")
     assert "\n" not in str(raised.value)
 
 

@@ -276,5 +276,5 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
         port = closed.getsockname()[1]
         settings = small(tmp_path, address=f"127.0.0.1:{port}")
         message = rf"no Ray cluster at 127\.0\.0\.1:{port} \(Connection refused\)"
-        with pytest.raises(ConfigError, match=message), connected(settings, [], Reporter()):
+        with pytest.raises(ConfigError, match=message), connected(settings, [], [], Reporter()):
             raise AssertionError("connected to nothing")

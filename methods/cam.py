@@ -34,7 +34,7 @@ from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.augmentation import Examples, classification
 from seedbed.benchmark.training.checkpoint import load_network, save_network
-from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import Dataset, Split
@@ -180,9 +180,6 @@ class InferCam(Stage):
             maps: Tensor = network.maps(images)
             return maps.sqrt() if self.square_root else maps
 
-        def grid(_: str, height: int, width: int) -> tuple[int, int]:
-            return -(-height // self.cell), -(-width // self.cell)
-
         with MapWriter(out) as writer:
             for image_id, maps in multi_scale(
                 forward,
@@ -190,7 +187,7 @@ class InferCam(Stage):
                 scales=self.scales,
                 flip=self.flip,
                 long_side=self.long_side,
-                grid=grid,
+                grid=one_value_per(self.cell),
                 ctx=ctx,
                 label="InferCam",
             ):

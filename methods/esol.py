@@ -343,11 +343,6 @@ class Esol(Method):
     )
     saliency: bool = hp(False, source="Table 4: the pseudo-masks are combined with the data set's saliency maps")
 
-    @property
-    def supervision(self) -> Literal["I", "I+S"]:
-        """Image tags only, or tags and saliency maps."""
-        return "I+S" if self.saliency else "I"
-
     def localise(self, meta: Meta) -> list[Stage]:
         """Train the classifier, then the offsets of each convolution, and infer the last network's maps."""
         settings = classifier_settings(meta, TrainEsolClassifier)

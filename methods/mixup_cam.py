@@ -40,7 +40,7 @@ from seedbed.benchmark.evaluation.stages import RECORDS_FILE
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.checkpoint import load_network
-from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.benchmark.training.loop import Batch
 from seedbed.datasets.base import Dataset
 from seedbed.methods.cam import (
@@ -179,7 +179,7 @@ class MeasureUncertainty(Stage):
             scales=(1.0,),
             flip=False,
             long_side=self.long_side,
-            grid=lambda _, height, width: (-(-height // stride), -(-width // stride)),
+            grid=one_value_per(stride),
             ctx=ctx,
             label="MeasureUncertainty",
         ):

@@ -48,6 +48,15 @@ Plugins = Annotated[
         is_eager=True,
     ),
 ]
+CpusPerTrial = Annotated[int | None, typer.Option(help="CPU cores per trial.", show_default="1")]
+GpusPerTrial = Annotated[
+    float | None,
+    typer.Option(help="GPUs per trial; 0.5: two trials share one.", show_default="1 if there are any, else 0"),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"),
+]
 AcceptChangedCode = Annotated[
     bool,
     typer.Option(

@@ -11,6 +11,9 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    Address,
+    CpusPerTrial,
+    GpusPerTrial,
     Plugins,
     Quiet,
     Root,
@@ -52,16 +55,9 @@ def study(
         str, typer.Option("--name", help="Name of the sweep.", show_default="study and data set")
     ] = "",
     options: dict[str, Any],
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU cores per trial.", show_default="1")] = None,
-    gpus_per_trial: Annotated[
-        float | None, typer.Option(help="GPUs per trial.", show_default="1 if there are any, else 0")
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"
-        ),
-    ] = None,
+    cpus_per_trial: CpusPerTrial = None,
+    gpus_per_trial: GpusPerTrial = None,
+    address: Address = None,
     plugin: Plugins = None,
     accept_changed_code: AcceptChangedCode = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print trials, shared stages and cost.")] = False,

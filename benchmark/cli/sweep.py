@@ -13,6 +13,9 @@ from typer.core import TyperCommand
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    Address,
+    CpusPerTrial,
+    GpusPerTrial,
     Plugins,
     Quiet,
     Work,
@@ -103,20 +106,12 @@ def sweep(
         ),
     ] = None,
     options: dict[str, Any],
-    gpus_per_trial: Annotated[
-        float | None,
-        typer.Option(help="GPUs per trial; 0.5: two trials share one.", show_default="1 if there are any, else 0"),
-    ] = None,
-    cpus_per_trial: Annotated[int | None, typer.Option(help="CPU cores per trial.", show_default="1")] = None,
+    gpus_per_trial: GpusPerTrial = None,
+    cpus_per_trial: CpusPerTrial = None,
     workers: Annotated[
         int | None, typer.Option(help="Worker processes per trial, besides its own process.", show_default="0")
     ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Address of a running Ray cluster, or auto.", show_default="Ray is started on this machine"
-        ),
-    ] = None,
+    address: Address = None,
     tracking_uri: Annotated[
         str | None, typer.Option(help="URI of an MLflow server.", show_default="SQLite in the work folder")
     ] = None,

@@ -173,8 +173,8 @@ class Method(ABC):
 
     @property
     def supervision(self) -> Literal["I", "I+S"]:
-        """`I`: image-level tags. `I+S`: tags and saliency maps."""
-        return "I"
+        """`I`: image-level tags. `I+S`: tags and saliency maps, if the field `saliency` of the method is true."""
+        return "I+S" if getattr(self, "saliency", False) else "I"
 
     @abstractmethod
     def localise(self, meta: Meta) -> list[Stage]:

@@ -126,6 +126,11 @@ def _fused(
     return [total / count for total in sums if total is not None]
 
 
+def one_value_per(pixels: int) -> Callable[[str, int, int], tuple[int, int]]:
+    """Return a `grid` for `multi_scale` with one value per square of `pixels` × `pixels` pixels of the image."""
+    return lambda _, height, width: (-(-height // pixels), -(-width // pixels))
+
+
 def _on_grid(maps: Tensor, size: tuple[int, int], activation: Callable[[Tensor], Tensor] | None) -> Tensor:
     maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     return (maps if activation is None else activation(maps))[0]

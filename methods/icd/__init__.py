@@ -313,11 +313,6 @@ class Icd(Method):
     fixed_threshold: float = 0.0
     saliency: bool = hp(False, source="ICD, section 5.6 and code: the data set's saliency maps tell background")
 
-    @property
-    def supervision(self) -> Literal["I", "I+S"]:
-        """Image tags only, or tags and saliency maps."""
-        return "I+S" if self.saliency else "I"
-
     def localise(self, meta: Meta) -> list[Stage]:
         """Compute superpixels, train, infer."""
         training = training_settings(meta)

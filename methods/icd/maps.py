@@ -41,7 +41,7 @@ from seedbed.benchmark.evaluation.threshold import UNSURE
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Stage
 from seedbed.benchmark.training.checkpoint import load_network
-from seedbed.benchmark.training.inference import multi_scale, resized
+from seedbed.benchmark.training.inference import multi_scale, one_value_per, resized
 from seedbed.datasets.base import Dataset, SplitView
 from seedbed.datasets.io.images import decode_mask, write_mask
 from seedbed.methods.common.saliency_masks import salient_area
@@ -130,7 +130,7 @@ class IcdInference(Stage):
             scales=self.scales,
             flip=self.flip,
             long_side=self.long_side,
-            grid=lambda _, height, width: (-(-height // cell), -(-width // cell)),
+            grid=one_value_per(cell),
             ctx=ctx,
             label=type(self).__name__,
         ):

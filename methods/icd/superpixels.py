@@ -78,7 +78,7 @@ class ComputeSuperpixels(Stage):
         from torch import nn
 
         from seedbed.benchmark.training.checkpoint import to_device
-        from seedbed.benchmark.training.inference import multi_scale, resized
+        from seedbed.benchmark.training.inference import multi_scale, one_value_per, resized
         from seedbed.methods.backbones.base import build_backbone, initialise
 
         network, stride = nn.Sequential(), 1
@@ -94,7 +94,7 @@ class ComputeSuperpixels(Stage):
             scales=(1.0,),
             flip=False,
             long_side=self.long_side,
-            grid=lambda _, height, width: (-(-height // stride), -(-width // stride)),
+            grid=one_value_per(stride),
             ctx=ctx,
             label="ComputeSuperpixels",
         ):

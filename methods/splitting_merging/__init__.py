@@ -223,11 +223,6 @@ class SplittingMerging(Method):
     """The solution m of (1 − m)^2 = m: above it the best class exceeds the paper's background, α = 2."""
     saliency: bool = hp(False, source="Section 3.3: the data set's saliency maps take part in the background")
 
-    @property
-    def supervision(self) -> Literal["I", "I+S"]:
-        """Image tags only, or tags and saliency maps."""
-        return "I+S" if self.saliency else "I"
-
     def localise(self, meta: Meta) -> list[Stage]:
         """Train the network, then infer its maps."""
         infer = InferWithSaliency if self.saliency else InferSplittingMerging

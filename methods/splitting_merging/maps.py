@@ -25,7 +25,7 @@ from seedbed.benchmark.evaluation.scoring import SOFT_SCHEMA
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Stage
 from seedbed.benchmark.training.checkpoint import load_network
-from seedbed.benchmark.training.inference import multi_scale
+from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.datasets.base import Dataset, SplitView
 from seedbed.methods.refine.crf import background_by_exponent
 
@@ -92,7 +92,7 @@ class StreamInference(Stage):
             scales=self.scales,
             flip=self.flip,
             long_side=self.long_side,
-            grid=lambda _, height, width: (-(-height // 4), -(-width // 4)),
+            grid=one_value_per(4),
             ctx=ctx,
             label=f"{type(self).__name__} on {view.split}",
         ):

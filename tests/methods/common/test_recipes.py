@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-import types
 import warnings
 from dataclasses import replace
 
 import pytest
 
+from seedbed.benchmark import plugins
 from seedbed.benchmark.cli import main as cli
 from seedbed.benchmark.errors import ConfigError, UntunedWarning
-from seedbed.benchmark.pipeline import registry
 from seedbed.benchmark.pipeline.hparams import declared
 from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Meta, Stage
 from seedbed.benchmark.training.loop import TrainingStage
-from seedbed.methods.backbones import tiny
 from seedbed.methods.cam import TrainCam
 from seedbed.methods.common.recipes import Recipe
 from seedbed.methods.refine.psa import TrainPsa
@@ -25,22 +23,24 @@ from seedbed.methods.segmentation import stages as segment
 META = Meta(classes=6, long_side=64, backbone="toy", weights="none")
 
 
+TOY = """\"A toy.\"
+from dataclasses import replace
+from seedbed.methods.backbones import tiny
+BACKBONE = replace(tiny.BACKBONE, name="toy", strides={strides})
+"""
+
+
 @pytest.fixture
-def toy(monkeypatch):
-    """Return what adds a backbone `toy` with some strides, as a new file in methods/backbones/ does."""
-    files = registry._files
+def toy(monkeypatch, tmp_path):
+    """Return what adds a backbone `toy` with some strides, as a plug-in."""
+    monkeypatch.setenv(plugins.VARIABLE, "")
 
     def add(*strides):
-        module = types.ModuleType("seedbed.methods.backbones.toy")
-        module.BACKBONE = replace(tiny.BACKBONE, name="toy", strides=strides)
-        monkeypatch.setitem(sys.modules, "seedbed.methods.backbones.toy", module)
+        (tmp_path / "toy.py").write_text(TOY.format(strides=strides))
+        plugins.add(tmp_path / "toy.py")
 
-        def listed(package, constant):
-            return {**files(package, constant), **({"toy": "A toy."} if constant == "BACKBONE" else {})}
-
-        monkeypatch.setattr(registry, "_files", listed)
-
-    return add
+    yield add
+    sys.modules.pop("seedbed.methods.backbones.toy", None)
 
 
 def stages(meta):
@@ -82,7 +82,7 @@ def test_a_backbones_file_alone_sets_every_stage(toy):
         "WalkPsa": Recipe("A paper", steps=11),
     }
     toy(8)
-    sys.modules["seedbed.methods.backbones.toy"].RECIPES = recipes
+    BACKBONES.module("toy").RECIPES = recipes
     meta = replace(META, long_side=400)
     with pytest.warns(UntunedWarning) as notes:
         found = {type(stage).__name__: stage for stage in stages(meta)}

@@ -1,8 +1,8 @@
-"""Tells which stored results were made by other code than today's although no `version` was raised.
+"""Finds stored results that other code computed although no `version` was raised.
 
 Each entry of the store keeps the definitions that its stage and the stages before it depended on
-(benchmark/source/closure.py). Entries without them are taken as they are. So are those of versions that did not
-import the packages as `seedbed.…`: nearly every definition has moved since.
+(benchmark/source/closure.py). Entries without them are used without a check, and so are entries from
+versions that did not import the packages as `seedbed.…`, because nearly every definition has moved since.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 OPTION = "--accept-changed-code"
 EARLIER_PACKAGES = ("benchmark.", "methods.", "datasets.")
-"""How the names of definitions began before the packages were imported as `seedbed.…`."""
+"""Prefixes of the names of definitions before the packages were imported as `seedbed.…`."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A result in the store that today's code may not give."""
+    """A stored result that today's code might not give."""
 
     step: Step
     entry: Entry
     names: tuple[str, ...]
     """The definitions that changed, for example `methods.mine.loss`."""
     source: Mapping[str, Any]
-    """What today's code is, as `source_of` returns it."""
+    """Today's code, as `source_of` returns it."""
 
 
 def source_of(step: Step, data: Dataset) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def source_of(step: Step, data: Dataset) -> dict[str, Any]:
 def changed_names(entry: Entry, definitions: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the definitions that changed since an entry was made or last accepted.
 
-    `definitions` are today's; by default those that the entry's own roots lead to.
+    `definitions` are today's; by default those that the entry's own roots depend on.
     """
     sources = (entry.record.get("source"), *entry.record.get("accepted", ()))
     known = [source for source in sources if source and not _earlier(source["definitions"])]
@@ -70,7 +70,7 @@ def changes_of(steps: Iterable[Step], data: Dataset, store: Store) -> list[Chang
     """Return the steps that are in the store and whose code has changed, in the order of `steps`."""
     changes = []
     for step in steps:
-        # Read now, so that what is recorded later is the code that this process has imported.
+        # Read now, so that later records are of the code that this process has imported.
         source = source_of(step, data)
         entry = store.get(step.key)
         if entry is not None and (names := changed_names(entry, source["definitions"])):
@@ -81,7 +81,7 @@ def changes_of(steps: Iterable[Step], data: Dataset, store: Store) -> list[Chang
 def with_earlier_code(
     source: dict[str, Any], inputs: Mapping[Any, Entry], steps: Mapping[Any, Step], data: Dataset
 ) -> dict[str, Any]:
-    """Return what is recorded of a result: a changed input still stands for the code that it was made by."""
+    """Return the source to record for a result; a changed input keeps the code that made it."""
     definitions = dict(source["definitions"])
     for kind, entry in inputs.items():
         if changed_names(entry, source_of(steps[kind], data)["definitions"]):
@@ -90,12 +90,12 @@ def with_earlier_code(
 
 
 def describe(changes: list[Change]) -> str:
-    """Return what changed, and which stages it is about, in one line that ends in an unfinished sentence."""
+    """Return what changed, and the stages it affects, in one line that ends in an unfinished sentence."""
     stages: dict[str, list[str]] = {}
     keys = {name: {c.step.key for c in changes if name in c.names} for c in changes for name in c.names}
     for change in changes:
         for name in change.names:
-            # Those after it are about the same change: only the first stages have to be named.
+            # Later stages have the same change: only the first stages must be named.
             if not any(needed.key in keys[name] for needed in change.step.inputs.values()):
                 stages.setdefault(name, []).append(type(change.step.stage).__name__)
     about = {name: tuple(dict.fromkeys(found)) for name, found in stages.items()}

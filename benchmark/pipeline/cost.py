@@ -17,15 +17,15 @@ class Conditions:
     device: str
     """`cpu` or `cuda`."""
     backbone: str
-    """Of the network that the step trains or runs; empty for a step without one."""
+    """Backbone of the network that the step trains or runs; empty for a step without one."""
     side: int
-    """Image side in pixels that the step works on: its crop, or the longer side."""
+    """Side in pixels of the images that the step works on: its crop, or the longer side."""
     images: int
     epochs: int
 
     @property
     def work(self) -> int:
-        """The number of pixels that are processed; a duration is roughly proportional to it."""
+        """Number of processed pixels; durations are roughly proportional to it."""
         return self.images * self.epochs * self.side**2
 
     def to_json(self) -> dict[str, Any]:

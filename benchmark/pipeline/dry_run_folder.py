@@ -17,7 +17,7 @@ from seedbed.datasets.chimera import TRAIN, split_sizes
 from seedbed.datasets.chimera.world import CLASSES
 
 NOT_KNOWN = "not known"
-"""Stands for the digest of a data set of which the store cannot have anything."""
+"""The digest of a data set that cannot have results in the store."""
 
 
 class _NotGeneratedError(Exception):
@@ -25,7 +25,7 @@ class _NotGeneratedError(Exception):
 
 
 class PlannedChimera(Dataset):
-    """The demonstration data set before it is generated: its ids, classes and image size are known already."""
+    """The demonstration data set before it is generated; its ids, classes and image size are known."""
 
     tag_source = mask_source = "not generated yet"
     long_side = DEMO_SIZE
@@ -69,7 +69,7 @@ class PlannedChimera(Dataset):
 
 @dataclass(frozen=True)
 class _PlannedDatasetSpec(DatasetSpec):
-    """Where the demonstration data set will lie."""
+    """Location of the demonstration data set."""
 
     def open(self) -> Dataset:
         return PlannedChimera(Path(self.root), CHIMERAS.get(self.name, "voc"))
@@ -81,7 +81,7 @@ class DryRunFolder(WorkFolder):
     def locate(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
     ) -> DatasetSpec:
-        """Return where a data set lies, or would be generated. Raises as `WorkFolder.locate`."""
+        """Return the location of a data set, or where it would be generated. Raises as `WorkFolder.locate`."""
         try:
             return super().locate(name, root, reporter, given)
         except _NotGeneratedError as error:
@@ -92,7 +92,7 @@ class DryRunFolder(WorkFolder):
         if isinstance(data, PlannedChimera) or next(self.store.entries(), None) is None:
             return NOT_KNOWN
         with tempfile.TemporaryDirectory() as folder:
-            # The digests of files that are known already are used, and those of others are not kept.
+            # Known digests of files are used; new ones are not kept.
             if (known := self.root / "digests").is_dir():
                 shutil.copytree(known, Path(folder) / known.name)
             return WorkFolder(Path(folder)).digest(data, reporter)

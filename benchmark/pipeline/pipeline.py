@@ -1,7 +1,7 @@
 """Chains stages, checks that their kinds fit, and runs them through the store.
 
-A stage gets, of each kind that it consumes, the artifact of the nearest stage before it. Training stages and
-superpixels are of `weak`; stages that make SCORES, MASKS or RECORDS work on the split that is asked for.
+For each kind that a stage consumes, it gets the artifact of the nearest stage before it. Training stages and
+superpixels use `weak`; stages that make SCORES, MASKS or RECORDS use the requested split.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NESTED = (Split.TUNE, Split.TRAIN, Split.WEAK)
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how fast things run. Nothing here changes a result."""
+    """Where and how things run. Nothing here changes a result."""
 
     device: str = "cpu"
     workers: int = 0
@@ -36,7 +36,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage on one split, with the steps that it gets its inputs from."""
+    """One stage on one split, with the steps that make its inputs."""
 
     stage: Stage
     split: Split
@@ -62,9 +62,9 @@ def check_chain(stages: Sequence[Stage]) -> None:
 class Pipeline:
     """A chain of stages on one data set with one seed.
 
-    `scope` names, for SCORES and MASKS, the widest of `tune ⊂ train ⊂ weak` that they are made for; whoever
-    asks for a smaller split reads it from there, so that nothing is computed twice. `on_weak` of the first
-    stages work on `weak` whatever their scope, because a training after them needs it.
+    `scope` is the widest of `tune ⊂ train ⊂ weak` for which SCORES and MASKS are made; a smaller split is read
+    from it, so that nothing is computed twice. The first `on_weak` stages always work on `weak`, because a later
+    training needs it.
     """
 
     stages: Sequence[Stage]
@@ -76,15 +76,15 @@ class Pipeline:
     scope: Mapping[Kind, Split] = field(default_factory=dict)
     on_weak: int = 0
     executed: list[Entry] = field(default_factory=list)
-    """The entries that this pipeline computed, in order; those found in the store are not among them."""
+    """The entries that this pipeline computed, in order, without those found in the store."""
     planned: int = 0
-    """The number of stages that will be computed, for messages; 0: not known."""
+    """Number of stages that will be computed, for messages; 0: not known."""
 
     def __post_init__(self) -> None:
         check_chain(self.stages)
 
     def step(self, position: int, split: Split) -> Step:
-        """Return the plan for the stage at `position`, asked for on `split`. Runs nothing."""
+        """Return the plan for the stage at `position`, requested on `split`. Runs nothing."""
         stage = self.stages[position]
         split = stage.on or self._within_scope(position, split)
         inputs = {}
@@ -102,7 +102,7 @@ class Pipeline:
         return self.compute(self.step(position, split)).path
 
     def compute(self, step: Step) -> Entry:
-        """Compute a step and all that it needs, or find them in the store."""
+        """Compute a step and its inputs, or find them in the store."""
         if (entry := self.store.use(step.key)) is not None:
             return entry
         source = source_of(step, self.data)
@@ -139,7 +139,7 @@ class Pipeline:
         return entry
 
     def walk(self, step: Step, visit: Callable[[Step], None]) -> None:
-        """Call `visit` for a step and all that it needs, inputs first."""
+        """Call `visit` for a step and its inputs, inputs first."""
         for needed in step.inputs.values():
             self.walk(needed, visit)
         visit(step)

@@ -55,12 +55,12 @@ class Meta:
     classes: int
     """Number of foreground classes."""
     long_side: int
-    """Longer image side in pixels at which networks work: the data set's median, or `size`."""
+    """Longer side in pixels of the images that networks see: the data set's median, or `size`."""
     backbone: str
     weights: str = "none"
     """Initialisation: `none`, `imagenet`, or `sha256:…` of a state-dict file."""
     size: int = 0
-    """The user's `--size`: the longer side, in pixels, at which networks see images; 0: each image's own size."""
+    """The user's `--size`: networks see images resized to this longer side in pixels; 0: original size."""
 
     def scaled(self, pixels: int, multiple: int = 8) -> int:
         """Return a size for VOC's 500-pixel images, scaled down to this data set's image size.
@@ -78,7 +78,7 @@ OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
 
 
 def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
-    """Let every training continue."""
+    """Never stop a training."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Context:
     """A folder that survives a kill of this stage and is removed when the stage is done."""
     device: str = "cpu"
     workers: int = 0
-    """Number of processes for loading, CRF and evaluation, besides the main one."""
+    """Number of worker processes, besides the main one."""
     weights_files: Mapping[str, Path] | None = None
     """Paths of the state-dict files, by their `sha256:…` initialisation."""
     reporter: Reporter = field(default_factory=Reporter)
@@ -160,7 +160,7 @@ def cache_key(identity: Mapping[str, Any]) -> str:
 class Method(ABC):
     """A weakly-supervised localisation method: the object `METHOD` of a file in `methods/`.
 
-    A method is a frozen dataclass. Its fields declared with `hp` decide which stages there are; set them like
+    A method is a frozen dataclass. Its fields declared with `hp` decide which stages it has; set them like
     those of a stage: `--set ScCam.rounds=2`.
     """
 
@@ -187,7 +187,7 @@ class Method(ABC):
     def measurements(self, meta: Meta) -> list[Stage]:
         """Return stages that write RECORDS, and pictures `*.png`, about the results of `localise` on `train`.
 
-        They are for the method's own tables; the measurements of every method are added anyway.
+        They are for the method's own tables; the measurements that all methods share are always added.
         """
         return []
 

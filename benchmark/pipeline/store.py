@@ -1,12 +1,12 @@
-"""The content-addressed artifact store: what was computed once is never computed again.
+"""The content-addressed artifact store: nothing is computed twice.
 
-    entries/ab/abcdef…/   the files of a finished stage, and `entry.json`, which tells what made it
+    entries/ab/abcdef…/   the files of a finished stage, and `entry.json`, its record
     partial/abcdef…/      a stage that runs, or was killed: `out`, and `scratch`, its resumable checkpoints
     locks/abcdef….lock    held by the process that computes the entry; freed by the kernel when it dies
 
-An entry appears by one rename, so it is either whole or absent, whenever a process is killed. Damage that a power
-loss or a cleaner does later is recognised by `entry.json` and by the size of the files; the entry is computed
-again. Files that are damaged in another way raise StoreError when they are read (`damaged`).
+An entry appears by one rename, so it is either whole or absent, even after a kill. Later damage, for example by a
+power loss, is recognised by `entry.json` and the size of the files; the entry is then computed again. Files that
+are damaged in another way raise StoreError when they are read (`damaged`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from seedbed.datasets.io.images import atomic
 
 ENTRY_FILE = "entry.json"
 TYPES = (".arrow", ".json", ".parquet", ".pt")
-"""The types of the files of which an entry has one or few; none of them begins with zeros."""
+"""Suffixes of the files of which an entry has one or few; none of these files begins with zeros."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ class Store:
         return None
 
     def use(self, key: str) -> Entry | None:
-        """Return a finished and undamaged entry, and remember that it was used now (see `collect_garbage`)."""
+        """Return a finished and undamaged entry, and note the time of use (see `collect_garbage`)."""
         entry = self.get(key)
         if entry is None or self.damage(key) is not None:
             return None
-        # A store that may only be read is as good.
+        # A read-only store works, too.
         with contextlib.suppress(OSError):
             os.utime(entry.path)
         return entry
 
     def damage(self, key: str) -> str | None:
-        """Return what is wrong with an entry, None if it is whole or there is none."""
+        """Return what is wrong with an entry; None if it is whole or does not exist."""
         if not self.path(key).exists():
             return None
         if (entry := self.get(key)) is None:
@@ -109,10 +109,10 @@ class Store:
     ) -> tuple[Entry, bool]:
         """Return the entry of `identity` and whether it was computed now, by `produce(out, scratch)`.
 
-        Of several processes that ask for the same entry one computes it; the others wait (`on_wait` is called
-        once) and get its result. What `produce` leaves in `scratch` is there again after a kill, unless the code
-        has changed. A damaged entry is computed again. `warn` gets both messages. `notes` are recorded beside the
-        identity and are not part of the key: `conditions` (benchmark/pipeline/cost.py) and `source`
+        If several processes ask for the same entry, one computes it; the others wait (`on_wait` is called once)
+        and get its result. `scratch` survives a kill unless the code has changed. A damaged entry is computed
+        again. `warn` gets both messages. `notes` are recorded beside the identity and are not part of the key:
+        `conditions` (benchmark/pipeline/cost.py) and `source`
         (benchmark/pipeline/changed_code.py).
         Raises StoreError if the disk is full or not writable; other errors of `produce` pass through.
         """
@@ -140,13 +140,13 @@ class Store:
             raise
         except Exception as error:
             name = getattr(error, "filename", None)
-            # A file of the data set that may not be read is no fault of the store.
+            # An unreadable file of the data set is not an error of the store.
             elsewhere = name is not None and not Path(str(name)).absolute().is_relative_to(self.root.absolute())
             if elsewhere or (reason := unwritable(error)) is None:
                 raise
             raise StoreError(
                 f"{self.root}: cannot write ({reason}); free space with `seedbed cache gc`, "
-                "or choose another folder with --work. What was finished is kept."
+                "or choose another folder with --work. Finished stages are kept."
             ) from error
 
     def _compute(
@@ -189,13 +189,13 @@ class Store:
         return Entry(key, final, record)
 
     def accept(self, entry: Entry, source: Mapping[str, Any]) -> None:
-        """Add to an entry's record that the code `source` gives the same result."""
+        """Record in an entry that the code `source` gives the same result."""
         record = {**entry.record, "accepted": [*entry.record.get("accepted", ()), source]}
         with atomic(entry.path / ENTRY_FILE) as temporary:
             temporary.write_text(json.dumps(record, indent=1))
 
     def all_keys(self) -> list[str]:
-        """Return the keys of all entries, damaged ones too, in order."""
+        """Return the sorted keys of all entries, including damaged ones."""
         return sorted(path.name for path in (self.root / "entries").glob("*/*") if path.is_dir())
 
     def entries(self) -> Iterator[Entry]:
@@ -205,16 +205,16 @@ class Store:
                 yield entry
 
     def remove(self, key: str) -> None:
-        """Remove one entry. The name goes first, so that no half entry is ever seen."""
+        """Remove one entry. It is renamed first, so that no partial entry is ever seen."""
         doomed = self.root / "partial" / f"removed-{key}-{os.getpid()}"
         doomed.parent.mkdir(parents=True, exist_ok=True)
         self.path(key).rename(doomed)
         shutil.rmtree(doomed)
 
     def collect_garbage(self, older_than_days: float) -> tuple[int, int]:
-        """Remove entries, and leftovers of killed stages, that have not been used for some days.
+        """Remove entries and leftovers of killed stages that were not used for some days.
 
-        Returns the number of removed entries and of removed leftovers. What a process works on is kept.
+        Returns the number of removed entries and of removed leftovers. Entries in use by a process are kept.
         """
         horizon = time.time() - older_than_days * 86_400
         removed = 0
@@ -250,7 +250,7 @@ def way_out(path: Path) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """Raise StoreError, with the way out, for any error that reading a file of the store ends in."""
+    """Turn any error of reading a file of the store into a StoreError with the way out."""
     try:
         yield path
     except (PermissionError, SeedbedError):
@@ -262,7 +262,7 @@ def reading(path: Path) -> Iterator[Path]:
 def _keep_if_same_code(
     partial: Path, scratch: Path, source: Mapping[str, Any], warn: Callable[[str], object]
 ) -> None:
-    """Empty the `scratch` of a stage that was killed if its code has changed since, and note the code of now."""
+    """Empty the `scratch` of a killed stage if its code has changed since, and record today's code."""
     note = partial / "source.json"
     today = source.get("definitions", {})
     with contextlib.suppress(OSError, ValueError):
@@ -276,7 +276,7 @@ def _keep_if_same_code(
 
 
 def _begins_with_zeros(path: Path) -> bool:
-    """Return whether a file has its size but not its content, as file systems leave it after a power loss."""
+    """Return whether a file has only zeros, as file systems may leave it after a power loss."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -286,12 +286,12 @@ def _begins_with_zeros(path: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of all files of an entry but `entry.json`."""
+    """Return the total size in bytes of an entry's files, without `entry.json`."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f != folder / ENTRY_FILE)
 
 
 def _flush(folder: Path) -> None:
-    """Put the files of `folder` on the disk, so that the rename cannot outlive their content."""
+    """Write the files of `folder` to the disk, so that the rename cannot outlive their content."""
     files = [f for f in folder.rglob("*") if f.is_file()]
     if len(files) > 256:
         os.sync()

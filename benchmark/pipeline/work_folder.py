@@ -1,8 +1,8 @@
-"""The work folder, and `seedbed.toml`, which maps the names of data sets to where they lie.
+"""The work folder, and `seedbed.toml`, which maps names of data sets to folders.
 
-    seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder a run
+    seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
     seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
-    seedbed-work/sweeps/    one folder a sweep          seedbed-work/mlflow/   MLflow's SQLite file and artifacts
+    seedbed-work/sweeps/    one folder per sweep          seedbed-work/mlflow/   MLflow's SQLite file and artifacts
 
 `seedbed.toml`, in the current folder, is optional:
 
@@ -10,7 +10,7 @@
     voc2012 = "/data/VOCdevkit/VOC2012"
 
     [datasets.chimera-coco]      # a name of your own
-    dataset = "chimera"          # which loader
+    dataset = "chimera"          # the loader
     root = "/data/chimera-coco"  # further keys are options of the loader
 """
 
@@ -42,14 +42,14 @@ CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-co
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set by name, and all that any process on any node needs to open it."""
+    """A data set by name, and everything that a process on any node needs to open it."""
 
     name: str
     loader: str
     root: str
     """An absolute path."""
     options: Mapping[str, Any]
-    """Of the loader; those that are paths are absolute."""
+    """Options of the loader; paths are absolute."""
 
     def open(self) -> Dataset:
         """Open the data set. Raises ConfigError for unknown options, DataError without a data set."""
@@ -92,10 +92,10 @@ class WorkFolder:
     def locate(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
     ) -> DatasetSpec:
-        """Return where the data set `name` lies: a loader's name, or one that `seedbed.toml` defines.
+        """Return the location of the data set `name`: a loader's name, or one that `seedbed.toml` defines.
 
-        `root` and the loader's options in `given` win over `seedbed.toml`; Chimera without a root is generated in
-        the work folder. Raises ConfigError for an unknown name and where no root is known.
+        `root` and the loader's options in `given` override `seedbed.toml`; Chimera without a root is generated in
+        the work folder. Raises ConfigError if the name or the root is unknown.
         """
         spec = self._configured(name, given or {})
         if root is not None:
@@ -107,10 +107,10 @@ class WorkFolder:
         return _absolute(spec)
 
     def current(self, spec: DatasetSpec, digest: str, reporter: Reporter) -> DatasetSpec:
-        """Return where a data set lies that an earlier trial read as `spec` says.
+        """Return the location of a data set that an earlier trial read from `spec`.
 
-        If it is no longer there, that is where `locate` finds it, without generating any. Raises ConfigError if
-        it is nowhere, DataError if its content has another digest.
+        If it is no longer there, `locate` finds it, without generating any. Raises ConfigError if it is not found,
+        DataError if its content has another digest.
         """
         if Path(spec.root).is_dir():
             return spec
@@ -125,7 +125,7 @@ class WorkFolder:
         return now
 
     def _configured(self, name: str, given: Mapping[str, Any]) -> DatasetSpec:
-        """Return what `seedbed.toml` and `given` options say about a data set; its root may be empty."""
+        """Return a data set as defined by `seedbed.toml` and the `given` options; its root may be empty."""
         configured = read_configuration(CONFIGURATION)
         known = {*DATASETS.names(), *CHIMERAS, *configured}
         if name not in known:
@@ -139,7 +139,7 @@ class WorkFolder:
     def open(
         self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
     ) -> Dataset:
-        """Locate and open a data set, and tell the user what it reads. Raises ConfigError, DataError."""
+        """Locate and open a data set, and print what it reads. Raises ConfigError, DataError."""
         data = self.locate(name, root, reporter, given).open()
         reporter.say(f"{data.display_name}: tags from {data.tag_source}; masks from {data.mask_source}")
         for notice in data.notices:
@@ -161,12 +161,12 @@ class WorkFolder:
 
 
 def _absolute(spec: DatasetSpec) -> DatasetSpec:
-    """Return a spec with absolute paths. Raises ConfigError if its root is no folder."""
+    """Return a spec with absolute paths. Raises ConfigError if its root is not a folder."""
     root = expanded(spec.root)
     if not root.is_dir():
         problem = "not a folder" if root.exists() else "no such folder"
         raise ConfigError(
-            f"{root}: {problem} (the root of {spec.name}); say where it is by --root DIR, in a sweep by "
+            f"{root}: {problem} (the root of {spec.name}); give its folder with --root DIR, in a sweep with "
             f"--datasets {spec.name}=DIR, or in {CONFIGURATION}"
         )
     paths = {key: str(expanded(spec.options[key]).resolve()) for key in PATH_OPTIONS if key in spec.options}
@@ -176,12 +176,12 @@ def _absolute(spec: DatasetSpec) -> DatasetSpec:
 def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:
     """Return the keys of each data set in `seedbed.toml`; none if there is no such file.
 
-    Raises ConfigError, naming the file, if it cannot be read and for every entry of the wrong kind.
+    Raises ConfigError, naming the file, if it cannot be read or an entry has a wrong type.
     """
     if not path.exists():
         return {}
     try:
-        # Windows editors put a byte order mark before the text.
+        # Windows editors write a byte order mark before the text.
         text = path.read_text("utf-8-sig")
         content = tomllib.loads(text)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Intervals of the numbers of a study: a paired bootstrap over images and seeds, or Student's t over seeds.
 
-Numbers that are compared get the same resamples of images, so what they share cancels. How seeds enter is the
-leaderboard's way (benchmark/evaluation/bootstrap.py): three are too few to be resampled.
+Compared numbers use the same resamples of images, so what they share cancels. Seeds are not resampled, because
+three are too few; the leaderboard does the same (benchmark/evaluation/bootstrap.py).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ RESAMPLES = 2000
 
 
 def over_images(ratios: Mapping[int, Ratios]) -> Interval:
-    """Return the interval of the mean over seeds of a number, given its parts by seed."""
+    """Return the interval of the mean over seeds of a ratio, given its parts by seed."""
     return _interval([ratios[seed] for seed in sorted(ratios)], None)
 
 
 def difference_over_images(first: Mapping[int, Ratios], second: Mapping[int, Ratios]) -> Interval:
-    """Return the interval of first − second, which have the same seeds and images."""
+    """Return the interval of first − second, which must have the same seeds and images."""
     seeds = sorted(first)
     return _interval([first[seed] for seed in seeds], [second[seed] for seed in seeds])
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """Return the interval of the mean of some numbers by Student's t; None for fewer than two."""
+    """Return the interval of the mean of numbers by Student's t; None for fewer than two."""
     from scipy.stats import t
 
     if len(values) < 2:

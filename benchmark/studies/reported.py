@@ -1,4 +1,4 @@
-"""What the papers report, from `reported.yaml`: shown beside measured numbers, never mixed or ranked with them."""
+"""The numbers that papers report, from `reported.yaml`: shown beside measured numbers, never ranked with them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FILE = Path(__file__).parent / "reported.yaml"
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One line of a paper's table."""
+    """One row of a paper's table."""
 
     label: str
     own: Literal["own", "baseline", "cited"]
-    """Whose number: of the paper's method, of a baseline that its authors ran, or taken from other work."""
+    """Source: the paper's method, a baseline that its authors ran, or other work."""
     values: Mapping[str, float | None]
-    """By column, in the table's unit; None where the paper prints none."""
+    """By column, in the table's unit; None if the paper prints none."""
     notes: str = ""
 
 
@@ -35,13 +35,13 @@ class ReportedTable:
     unit: str
     """`%`, `fraction` or `hours`."""
     protocol: Mapping[str, str]
-    """Data set, split, metric, backbone and what else the paper says of how it was measured."""
+    """Data set, split, metric, backbone, and other details of the measurement."""
     columns: tuple[str, ...]
     rows: tuple[ReportedRow, ...]
     note: str = ""
 
     def value(self, row: str, column: str) -> float | None:
-        """Return what the paper prints; None where it prints nothing there."""
+        """Return the printed value; None if there is none."""
         return next((r.values.get(column) for r in self.rows if r.label == row), None)
 
 
@@ -53,7 +53,7 @@ class ReportedPaper:
     title: str
     venue: str
     method: str
-    """Its method's name in the registry."""
+    """Name of its method in the registry."""
     tables: tuple[ReportedTable, ...]
 
 

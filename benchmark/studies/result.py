@@ -1,4 +1,4 @@
-"""The results of studies: a table of ours beside the paper's, read from `studies/STUDY/DATASET/table.json`."""
+"""The results of studies: our table beside the paper's, read from `studies/STUDY/DATASET/table.json`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class StudyCell:
     std: float | None
     low: float | None
     high: float | None
-    """The bounds of the interval of 95 %."""
+    """The bounds of the 95 % interval."""
     seeds: int
     paper: float | None
     difference: float | None
     missing: str
-    """Why there is no number of ours; empty where there is one."""
+    """Why we have no number; empty if there is one."""
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row, with a cell a column."""
+    """One row, with one cell per column."""
 
     label: str
     cells: tuple[StudyCell, ...]
@@ -40,7 +40,7 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """What a paper says of its table, and whether our numbers bear it out."""
+    """A claim of a paper about its table, and whether our numbers support it."""
 
     text: str
     verdict: str
@@ -77,17 +77,17 @@ class StudyResult:
 
     @property
     def label(self) -> str:
-        """Return the study's name, with that of its sweep where it has one of its own."""
+        """Return the study's name, with that of its sweep if it has its own."""
         return f"{self.study} ({self.sweep})" if self.sweep else self.study
 
     @property
     def digits(self) -> int:
-        """Return how many decimals numbers of the study's unit have."""
+        """Return the number of decimals for the study's unit."""
         return 3 if self.unit == "fraction" else 2
 
     @property
     def conditions(self) -> list[tuple[str, str, str]]:
-        """Return name, ours and the paper's of each condition that either tells."""
+        """Return name, our value and the paper's value of each condition that either has."""
         ours, paper = self.protocol["ours"], self.protocol["paper"]
         return [(name, ours.get(name, "–"), paper.get(name, "–")) for name in dict.fromkeys([*ours, *paper])]
 
@@ -99,7 +99,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def read_studies(folder: Path) -> tuple[StudyResult, ...]:
-    """Return the studies in a folder, in the order of their names; none where it does not exist.
+    """Return the studies in a folder, in the order of their names; none if it does not exist.
 
     Raises DataError for a file that cannot be read, naming it.
     """
@@ -115,7 +115,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 def read_study_result(path: Path) -> StudyResult:
     """Return the study in a file `table.json`. Raises DataError if it cannot be read."""
     try:
-        # Python's JSON may hold NaN and Infinity, which are no numbers of a table.
+        # Python's JSON may hold NaN and Infinity, which are not valid numbers.
         return study_of(json.loads(path.read_text("utf-8"), parse_constant=lambda _: None))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the table of a study ({error!r}); run the study again") from None

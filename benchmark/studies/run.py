@@ -1,7 +1,7 @@
-"""Runs a study as a sweep of its variants, and makes the paper's table of what the trials measured.
+"""Runs a study as a sweep of its variants, and fills the paper's table with the measured numbers.
 
-What a cell reports is the mean over seeds. Its interval, and that of a claim, is a paired bootstrap over images
-and seeds where the trials keep per-image statistics, else Student's t over seeds (benchmark/studies/intervals.py).
+A cell reports the mean over seeds. Its interval, and that of a claim, is a paired bootstrap over images and seeds
+if the trials keep per-image statistics, else Student's t over seeds (benchmark/studies/intervals.py).
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ CITED = "reported only"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest(TrialOptions):
-    """How a user wants a study run. Options that are not given are the paper's."""
+    """The options of a study. Options that are not given are the paper's."""
 
     dataset: str
     root: Path | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     name: str = ""
-    """The sweep's; empty: the study's and the data set's."""
+    """Name of the sweep; empty: the names of study and data set."""
     where: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of a sweep that are about the machines: workers, cores, address."""
+    """Settings of the sweep about machines: workers, cores, address."""
 
 
 def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Reporter) -> SweepSettings:
-    """Return the sweep that a study is.
+    """Return the sweep of a study.
 
-    Raises ConfigError where `settings` change what the table varies, and for everything that a sweep refuses.
+    Raises ConfigError if `settings` change what the table varies, and if a sweep would.
     """
     if varied := sorted(study.varied & {*request.settings}):
-        raise ConfigError(f"{study.name} varies {', '.join(varied)}: it cannot be set")
+        raise ConfigError(f"{study.name} varies {', '.join(varied)}, so you cannot set it")
     data = work.locate(request.dataset, request.root, reporter).open()
     preflight(data, allow_val_in_training=request.allow_val_in_training)
     small = data.long_side <= SMALL_IMAGES
@@ -96,7 +96,7 @@ def run_study(
     listeners: Sequence[SweepListener] = (),
     accept_changed_code: bool = False,
 ) -> SweepResult:
-    """Run the trials of a study, or go on with them, as `run_sweep`; those that failed before run again."""
+    """Run or continue the trials of a study, as `run_sweep`; failed trials run again."""
     from seedbed.benchmark.sweeps.driver import run_sweep
 
     return run_sweep(
@@ -106,22 +106,22 @@ def run_study(
 
 @dataclass(frozen=True)
 class Measured:
-    """What one trial measured."""
+    """The measurements of one trial."""
 
     spec: TrialSpec
     failure: str
-    """Why there are no numbers; empty where there are."""
+    """Why there are no numbers; empty if there are."""
     values: Mapping[str, float]
     """Records by name, as fractions."""
     folder: Path
 
     def ratios(self, measure: str, classes: Sequence[str]) -> Ratios | None:
-        """Return the parts of a record by image."""
+        """Return the numerators and denominators of a record by image."""
         return ratios_of(self.folder / "per_image", measure, classes, self.values)
 
 
 def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
-    """Return what the trials of a sweep measured, by variant and seed."""
+    """Return the measurements of a sweep's trials by variant and seed."""
     found = {}
     for path in sorted((work.sweeps / sweep / "trials").glob("*/job.json")):
         spec, outcome = read_spec(path.parent), read_outcome(path.parent)
@@ -143,7 +143,7 @@ def measured(work: WorkFolder, sweep: str) -> dict[tuple[str, int], Measured]:
 def result_of(
     study: Study, settings: SweepSettings, work: WorkFolder, command: str, classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the study's table as plain JSON values (docs/studies.md says what they are)."""
+    """Return the study's table as plain JSON values (docs/studies.md)."""
     trials = measured(work, settings.name)
     table = StudyTable(study, trials, settings.seeds, tuple(classes))
     columns = [*dict.fromkeys(("background", *classes, "mIoU"))] if study.by_class else list(study.table.columns)
@@ -186,7 +186,7 @@ class StudyTable:
     classes: tuple[str, ...]
 
     def cell(self, row: str, column: str) -> dict[str, Any]:
-        """Return one cell: our mean, spread and interval, the paper's value and the difference, in its unit."""
+        """Return one cell in its unit: our mean, spread and interval, the paper's value and the difference."""
         paper = self.study.table.value(row, column)
         spot = self._spot(row, column)
         cell: dict[str, Any] = dict.fromkeys(("ours", "std", "low", "high", "difference"))
@@ -211,7 +211,7 @@ class StudyTable:
         return cell
 
     def claim(self, text: str, higher: tuple[str, str], lower: tuple[str, str]) -> dict[str, Any]:
-        """Return what we found of a claim of the paper, with the paper's own difference."""
+        """Return our verdict on a claim of the paper, with the paper's difference."""
         above, below = self.study.table.value(*higher), self.study.table.value(*lower)
         found: dict[str, Any] = {"text": text, "verdict": "undecided"}
         found |= dict.fromkeys(("difference", "low", "high", "p", "paper"))
@@ -242,7 +242,7 @@ class StudyTable:
         return missing or Spot("", "", CITED)
 
     def _values(self, spot: Spot, measure: str) -> tuple[dict[int, float], str]:
-        """Return the numbers by seed, and why some seed has none."""
+        """Return the numbers by seed, and why a seed has none."""
         values = {}
         for seed in self.seeds:
             trial = self.trials.get((spot.variant, seed))
@@ -262,7 +262,7 @@ class StudyTable:
 
 
 def verdict(low: float, high: float) -> str:
-    """Return what an interval of the difference says of a claim that it is positive."""
+    """Return the verdict on the claim that a difference is positive, from its interval."""
     if math.isnan(low) or low <= 0 <= high:
         return "undecided"
     return "holds" if low > 0 else "does not hold"

@@ -1,4 +1,4 @@
-"""Refuses a sweep that would show results of earlier code as today's, unless the user accepts them."""
+"""Refuses a sweep that would mix results of earlier code with new ones, unless the user accepts them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from seedbed.benchmark.trials.trial import Trial
 
 
 def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
-    """Look at all results that a sweep will take from the store or has finished, before any trial starts.
+    """Check all results that a sweep will read from the store or has finished, before any trial starts.
 
-    If `accepted`, record in the store that today's code gives the same results, and only warn of trials that were
+    If `accepted`, record in the store that today's code gives the same results, and only warn of trials that
     finished with other versions of their stages. Else raise ConfigError, naming what changed.
     """
     changes: dict[str, Change] = {}
@@ -36,7 +36,7 @@ def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
 
 
 def refusal(plan: SweepPlan, reporter: Reporter) -> str:
-    """Return why `check_code` would refuse the sweep if nothing is accepted; empty if it would not."""
+    """Return why `check_code` would refuse the sweep without acceptance; empty if it would not."""
     try:
         check_code(plan, accepted=False, reporter=reporter)
     except ConfigError as error:
@@ -45,7 +45,7 @@ def refusal(plan: SweepPlan, reporter: Reporter) -> str:
 
 
 def check_trial(plan: SweepPlan, spec: TrialSpec, accepted: bool) -> None:
-    """Do what `check_code` does for the store, for one trial whose settings were not known before."""
+    """Check the store as `check_code` does, for one trial whose settings were not known before."""
     cell = next(cell for cell in plan.cells if cell.cell == spec.cell)
     _decide(_changes(plan, cell, spec.trial), plan, accepted)
 
@@ -65,12 +65,12 @@ def _steps(plan: SweepPlan, cell: CellPlan, trial: Trial) -> dict[str, Step]:
     try:
         return plan.plan(cell, trial).steps()
     except SeedbedError:
-        # Settings of an earlier suggestion that are impossible today: the trial itself says so.
+        # Settings of an earlier suggestion that are invalid today: the trial reports it.
         return {}
 
 
 def _known_trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
-    """Yield the trials of a cell that are known before it begins, and those that have finished."""
+    """Yield the trials of a cell that are known before it starts, and the finished ones."""
     if plan.settings.trials:
         yield plan.trial(cell, plan.settings.search_seed, {}, "search")
     for seed in plan.settings.seeds:
@@ -91,7 +91,7 @@ def _finished(plan: SweepPlan) -> Iterator[tuple[TrialSpec, Outcome]]:
 
 
 def _finished_with_other_versions(plan: SweepPlan) -> list[str]:
-    """Return the stages whose version differs from that of trials that have finished."""
+    """Return the stages whose version differs from that of finished trials."""
     cells = {cell.cell: cell for cell in plan.cells}
     names: dict[str, None] = {}
     for spec, outcome in _finished(plan):

@@ -5,8 +5,8 @@
     sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
     sweeps/NAME/plugins/       the plug-ins, as the workers import them
 
-What is done is known from these files and the store alone, never from Ray's memory, so a resumed sweep starts a
-new Tune run over what is left. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
+All state is in these files and in the store, never in Ray's memory, so a resumed sweep starts a new Tune run over
+the remaining trials. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
 workers run trials (benchmark/sweeps/worker.py), and the driver tells listeners
 (`SweepListener`), one of which uploads the records to MLflow (benchmark/tracking/uploader.py).
 """
@@ -65,13 +65,13 @@ def run_sweep(
     retry_failed: bool = False,
     accept_changed_code: bool = False,
 ) -> SweepResult:
-    """Run a sweep, or go on with it, to its end; `retry_failed` runs failed trials again (`resume.to_retry`).
+    """Run or continue a sweep to its end; `retry_failed` runs failed trials again (`resume.to_retry`).
 
-    Results that earlier code made are refused unless `accept_changed_code` (benchmark/sweeps/code_changes.py).
+    Results of earlier code are refused unless `accept_changed_code` (benchmark/sweeps/code_changes.py).
 
-    Raises ConfigError for those, if the settings disagree with those of an earlier sweep of the same name, if
-    another process drives it, if a node of the cluster does not see the data, and if other code began the search
-    and this code cannot go on with it; DataError if the data changed.
+    Raises ConfigError for such results, if the settings differ from those of an earlier sweep of the same name, if
+    another process drives the sweep, if a node of the cluster does not see the data, and if this code cannot
+    continue a search that other code began; DataError if the data changed.
     """
     started = time.monotonic()
     work = WorkFolder(work.root.resolve())
@@ -88,7 +88,7 @@ def run_sweep(
         check_code(plan, accept_changed_code, reporter)
         _check_weights(plan)
         describe(folder, plan, reporter)
-        # Saved once the content is known to be the same: data sets and weights may lie at new places.
+        # Saved once the content is known to be the same: data sets and weights may have new paths.
         settings.save(folder / "sweep.yaml")
         forget_damaged(folder, reporter)
         update_dataset_specs(folder, plan)
@@ -110,10 +110,10 @@ def run_sweep(
 
 
 class TrialActor(Trainable):
-    """A worker of Ray: runs one trial after another, so that libraries and data are loaded once."""
+    """A Ray worker: runs one trial after another, so that libraries and data are loaded once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first trial. Raises DataError if this node, perhaps a new one, does not see the work folder."""
+        """Take the first trial. Raises DataError if this node does not see the work folder."""
         if not Path(config["token"]).exists():
             raise DataError(f"{config['token']}: not on this node; all nodes must share the work folder")
         self._config = config
@@ -144,7 +144,7 @@ class TrialActor(Trainable):
 
 
 class SchedulerSearcher(Searcher):
-    """Shows the scheduler to Ray Tune. State is in the sweep's folder, so nothing is saved here."""
+    """The scheduler as a searcher of Ray Tune. State is in the sweep's folder, so nothing is saved here."""
 
     def __init__(
         self,
@@ -153,20 +153,20 @@ class SchedulerSearcher(Searcher):
         constants: Mapping[str, Any],
         check: Callable[[TrialSpec], None] = lambda _: None,
     ) -> None:
-        """`check` is called with each trial before it starts, and may raise; `ended` when it has ended."""
+        """`check` is called with each trial before it starts and may raise; `ended` is called after its end."""
         super().__init__(metric="outcome", mode="max")
         self._scheduler, self._notify, self._constants, self._check = scheduler, ended, dict(constants), check
         self._specs: dict[str, TrialSpec] = {}
         self.failures = WorkerFailures()
         self.broken: Exception | None = None
-        """What went wrong while a trial's end was noted; Tune itself would go on without the trial."""
+        """The error while a trial's end was recorded; Tune itself would continue without the trial."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give Tune, which pickles its searcher for a restore that Seedbed never does, nothing to keep."""
+        """Return no state: Tune pickles its searcher for a restore that Seedbed never does."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next trial, None while none can start, FINISHED after the last."""
+        """Return the next trial; None while none can start; FINISHED after the last."""
         if self.broken is not None:
             raise self.broken
         if self._scheduler.done:
@@ -175,14 +175,14 @@ class SchedulerSearcher(Searcher):
             return None
         spec = self._scheduler.next_trial()
         if spec is None:
-            # The scheduler may just have found the last trials done.
+            # The scheduler may just have found that the last trials are done.
             return Searcher.FINISHED if self._scheduler.done else None
         self._check(spec)
         self._specs[trial_id] = spec
         return {**self._constants, "spec": spec.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Pass on how a trial ended; one whose worker was lost starts again, unless it lost too many."""
+        """Record how a trial ended; if its worker was lost, start it again unless it lost too many."""
         spec = self._specs.pop(trial_id, None)
         if spec is None:
             return
@@ -204,7 +204,7 @@ class SchedulerSearcher(Searcher):
         self._notify(spec, outcome)
 
     def _lost(self, spec: TrialSpec) -> Outcome | None:
-        """Return how a trial ended whose worker was lost, None where it is tried again."""
+        """Return the outcome of a trial whose worker was lost; None if it is tried again."""
         folder = self._scheduler.folder(spec)
         if (outcome := read_outcome(folder)) is not None:
             return outcome
@@ -240,7 +240,7 @@ def _tune(
     reporter: Reporter,
     accept_changed_code: bool,
 ) -> None:
-    """Run what is left of a sweep as one Tune run."""
+    """Run the remaining trials of a sweep as one Tune run."""
     settings = plan.settings
     dataset_specs = {cell.dataset_spec.name: cell.dataset_spec for cell in plan.cells}
     apart = [plan.work.root, *(Path(dataset_spec.root) for dataset_spec in dataset_specs.values())]
@@ -250,7 +250,7 @@ def _tune(
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
             if settings.address is not None and not gpus:
                 reporter.say(
-                    "note: the cluster has no GPU now, so trials get none; say --gpus-per-trial otherwise"
+                    "note: the cluster has no GPU now, so trials use none; --gpus-per-trial overrides this"
                 )
         check_nodes(
             list(dataset_specs.values()),
@@ -279,7 +279,7 @@ def _tune(
             ray.tune.with_resources(TrialActor, {"cpu": settings.cpus_per_trial, "gpu": gpus}),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
-                # A trial that is tried again is a new one to Tune; the searcher says when all have ended.
+                # A repeated trial is a new one to Tune; the searcher knows when all have ended.
                 num_samples=-1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: f"trial_{trial.trial_id}",
@@ -302,17 +302,17 @@ def _tune(
             raise ConfigError(f"{_stopped(settings.name)} ({reason_of(error)})") from error
     if not scheduler.done:
         raise ConfigError(
-            f"Ray Tune ended with {scheduler.finished} of {plan.expected()} trials; go on with: "
+            f"Ray Tune ended with {scheduler.finished} of {plan.expected()} trials; continue with: "
             f"seedbed sweep --resume {settings.name}"
         )
 
 
 def _stopped(name: str) -> str:
-    return f"The sweep stopped. Nothing that ended is lost; go on with: seedbed sweep --resume {name}"
+    return f"The sweep stopped. Finished trials are kept; continue with: seedbed sweep --resume {name}"
 
 
 def _ray_died(name: str, listeners: Sequence[SweepListener]) -> None:
-    """End this process: Tune waits for ever for a Ray that is gone. All that counts is in files."""
+    """End this process: Tune would wait forever for a lost Ray. All results are in files."""
     print(f"error: {_stopped(name)}", file=sys.stderr, flush=True)
     try:
         _stop(listeners, finished=False)
@@ -326,23 +326,23 @@ def _stop(listeners: Sequence[SweepListener], finished: bool) -> None:
 
 
 class _Causes(Callback):
-    """Keeps why the last worker was lost.
+    """Records why the last worker was lost.
 
-    Stands in for Tune's own loggers too, which would write a line a trial and import TensorBoard.
+    Also replaces Tune's loggers, which would write one line per trial and import TensorBoard.
     """
 
     def __init__(self, failures: WorkerFailures) -> None:
         self._failures = failures
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Keep the last line of the error, which names it."""
+        """Record the last line of the error, which names it."""
         lines = Path(trial.error_file).read_text().splitlines() if trial.error_file else []
         self._failures.cause = next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 @contextmanager
 def _only_driver(folder: Path) -> Iterator[None]:
-    """Hold the sweep's lock, which the kernel frees where the driver is killed."""
+    """Hold the sweep's lock, which the kernel frees if the driver is killed."""
     lock = FileLock(folder / "driver.lock")
     try:
         lock.acquire(timeout=0)

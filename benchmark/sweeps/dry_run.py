@@ -1,8 +1,8 @@
-"""What a sweep will do and cost, before it runs (`seedbed sweep --dry-run`).
+"""The trials and the cost of a sweep, before it runs (`seedbed sweep --dry-run`).
 
-Suggestions are not known before the search, so random ones stand for them: which stages they share is the same.
-Costs come from the durations in this store: of the same stage with the same backbone, image size, number of images
-and device, else scaled by pixels and images from the closest one, and called rough.
+Suggestions are not known before the search, so random ones replace them: they share the same stages. Costs come
+from the durations in this store: of the same stage with the same backbone, image size, number of images and
+device, else scaled by pixels and images from the closest one, and marked as rough.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class CellForecast:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long a step will take."""
+    """The estimated duration of a step."""
 
     seconds: float
     rough: bool
-    """Whether it is scaled from images of another size or number."""
+    """Whether it was scaled from images of another size or number."""
 
 
 @dataclass(frozen=True)
 class StageForecast:
-    """How often a stage is needed, how many different artifacts that is, and what the missing ones cost."""
+    """How often a stage is needed, its number of different artifacts, and the cost of the missing ones."""
 
     stage: str
     needed: int
     distinct: int
     stored: int
     estimates: tuple[Estimate, ...]
-    """Estimates of the missing artifacts for which this store has timed a comparable stage."""
+    """Estimates of missing artifacts, as far as this store has timed a comparable stage."""
 
     @property
     def missing(self) -> int:
@@ -72,12 +72,12 @@ class StageForecast:
 
     @property
     def rough(self) -> bool:
-        """Whether an estimate is scaled from images of another size or number."""
+        """Whether an estimate was scaled from images of another size or number."""
         return any(estimate.rough for estimate in self.estimates)
 
     @property
     def seconds(self) -> float | None:
-        """Mean of the estimates; None without any."""
+        """Mean of the estimates; None if there are none."""
         return fmean(estimate.seconds for estimate in self.estimates) if self.estimates else None
 
     @property
@@ -88,16 +88,16 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All of a sweep."""
+    """The whole sweep."""
 
     cells: list[CellForecast]
     stages: list[StageForecast]
     device: str | None
-    """`cpu` or `cuda`; None if it is not known what the cluster's machines have."""
+    """`cpu` or `cuda`; None if the cluster's machines are not known."""
     not_generated: tuple[str, ...]
     """Data sets that the sweep will generate."""
     refusal: str
-    """Why the sweep will be refused without `--accept-changed-code`; empty if it will not."""
+    """Why the sweep will be refused without `--accept-changed-code`; empty if it will not be."""
 
     @property
     def trials(self) -> int:
@@ -106,7 +106,7 @@ class Forecast:
 
 
 def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> Forecast:
-    """Return what a sweep would do. Runs and writes nothing. Raises ConfigError and DataError as the sweep."""
+    """Return what a sweep would do. Runs and writes nothing. Raises what the sweep would."""
     work = DryRunFolder(work.root)
     plan = plan_sweep(settings, work, reporter)
     needed: Counter[str] = Counter()
@@ -120,7 +120,7 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
             try:
                 planned = plan.plan(cell, trial).steps()
             except ConfigError:
-                # Random settings that do not go together; such a trial would fail at no cost.
+                # Random settings that are not valid together; such a trial would fail at no cost.
                 continue
             for key, step in planned.items():
                 needed[type(step.stage).__name__] += 1
@@ -141,7 +141,7 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
 
 
 def _device(settings: SweepSettings) -> str | None:
-    """Return what the trials will run on; None if that depends on a cluster."""
+    """Return the trials' device; None if it depends on a cluster."""
     if settings.gpus_per_trial is not None:
         return "cuda" if settings.gpus_per_trial else "cpu"
     if settings.address is not None:
@@ -152,7 +152,7 @@ def _device(settings: SweepSettings) -> str | None:
 
 
 def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
-    """Yield the trials of a cell, with random settings for the suggestions; the best is the last of them."""
+    """Yield the trials of a cell, with random settings for the suggestions; the last one counts as the best."""
     settings = plan.settings
     changes: dict[str, object] = {}
     for number in range(settings.trials):
@@ -169,19 +169,19 @@ def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
 
 
 class _Durations:
-    """Seconds that steps took, from the store."""
+    """The durations of steps in the store, in seconds."""
 
     def __init__(self, store: Store) -> None:
         self._known: dict[tuple[str, str, str], list[tuple[Conditions, float]]] = defaultdict(list)
         for entry in store.entries():
-            # Entries of earlier versions do not say what their duration depended on.
+            # Entries of earlier versions do not record the conditions of their duration.
             if found := entry.record.get("conditions"):
                 conditions = Conditions(**found)
                 place = (entry.stage, conditions.device, conditions.backbone)
                 self._known[place].append((conditions, entry.seconds))
 
     def estimate(self, step: Step, data: Dataset, device: str) -> Estimate | None:
-        """Return how long a step will take by those of the same stage, device and backbone; None without any."""
+        """Return the estimated duration of a step from the same stage, device and backbone; None without any."""
         wanted = conditions_of(step, data, device)
         known = self._known.get((type(step.stage).__name__, wanted.device, wanted.backbone))
         if not known:

@@ -1,9 +1,9 @@
-"""What becomes of a trial whose worker died: it is tried again, it has failed, or the sweep stops.
+"""What happens after a worker dies: its trial is tried again, its trial fails, or the sweep stops.
 
 A worker marks the folder of a trial that it begins (worker.py). If it dies after that, the trial may be the cause:
-the failure is counted. A worker that began nothing says nothing about the trial: until a cluster notices that a
-node is gone, it goes on placing workers there, and each of them is lost at once. This module
-knows neither Ray nor the scheduler.
+the failure is counted. If it began nothing, the trial is not the cause: until a cluster notices that a node
+is gone, it still places workers there, and each of them is lost at once. This module knows neither Ray nor the
+scheduler.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from seedbed.benchmark.sweeps.trial_files import BEGUN
 MAX_RESTARTS = 3
 """Maximum number of restarts after a worker dies during a trial."""
 PAUSE = 5.0
-"""Seconds during which no trial is started after a worker was lost that had begun none."""
+"""Seconds to wait before the next trial after the loss of a worker that had begun none."""
 PATIENCE = 600.0
-"""Seconds for which no worker at all need begin a trial before the sweep stops."""
+"""Seconds without any worker beginning a trial after which the sweep stops."""
 
 
 class WorkerFailures:
     """Judges each loss of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the clock, in seconds."""
+        """`clock` returns the time in seconds."""
         self._clock = clock
         self._counts: Counter[Path] = Counter()
         self._until = 0.0
         self._since: float | None = None
         self.cause = ""
-        """Why the last worker was lost, as Ray tells it."""
+        """Why the last worker was lost, as Ray reports it."""
 
     @property
     def pausing(self) -> bool:
-        """Whether trials are held back, so that a cluster has time to notice that a node is gone."""
+        """Whether trials must wait, so that a cluster has time to notice that a node is gone."""
         return self._clock() < self._until
 
     def none(self) -> None:
-        """Note that a worker brought a trial to its end."""
+        """Note that a worker finished a trial."""
         self._since = None
 
     def lost(self, folder: Path, others: Iterable[Path]) -> str:

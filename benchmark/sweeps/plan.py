@@ -29,7 +29,7 @@ from seedbed.datasets.tools.check import preflight
 
 @dataclass
 class CellPlan:
-    """A cell with all that its trials share."""
+    """A cell with everything that its trials share."""
 
     cell: Cell
     dataset_spec: DatasetSpec
@@ -38,22 +38,22 @@ class CellPlan:
     default: Plan
     """The plan of a confirming trial with the default settings."""
     fixed: Settings
-    """The sweep's settings that this cell's stages have."""
+    """The sweep's settings for this cell's stages."""
 
     @property
     def conditions(self) -> dict[str, str | int]:
-        """The conditions of every trial of the cell, which a missing trial shows too."""
+        """The conditions of every trial of the cell, also of missing ones."""
         return conditions_of(self.default)
 
     def description(self) -> dict[str, Any]:
-        """Return what `sweep.json` says of the cell."""
+        """Return the cell's entry in `sweep.json`."""
         digest, segment = {"data_digest": self.digest}, {"segment": self.default.trial.segment}
         return {**asdict(self.cell), **self.conditions, **digest, **segment}
 
 
 @dataclass
 class SweepPlan:
-    """All cells of a sweep, checked: every name known, every setting valid, every chain possible."""
+    """All cells of a sweep, with names, settings and chains checked."""
 
     settings: SweepSettings
     work: WorkFolder
@@ -73,11 +73,11 @@ class SweepPlan:
         return _trial(self.settings, cell.cell, seed, settings, phase)
 
     def plan(self, cell: CellPlan, trial: Trial) -> Plan:
-        """Return what a trial of a cell will compute."""
+        """Return the plan of a trial of a cell."""
         return plan_trial(trial, cell.data, self.work, Machine(), cell.digest)
 
     def space(self, cell: CellPlan) -> Space:
-        """Return the search space of a cell; the segmentation network is no part of a search."""
+        """Return the search space of a cell; a search does not include the segmentation network."""
         chain = cell.default.chain
         return search_space([*chain.localise, *chain.refine], self.settings.tune, cell.fixed)
 
@@ -91,7 +91,7 @@ class SweepPlan:
         changes: Mapping[str, Any],
         rivals: list[list[float]] | None = None,
     ) -> TrialSpec:
-        """Return all that a worker must know to run one trial."""
+        """Return everything that a worker needs to run one trial."""
         trial = self.trial(cell, seed, changes, phase)
         return TrialSpec(
             self.settings.name,
@@ -112,7 +112,7 @@ class SweepPlan:
         return len(self.cells) * (self.settings.trials + confirming)
 
     def description(self) -> dict[str, Any]:
-        """Return what the leaderboard must know to show what is missing (`sweep.json`)."""
+        """Return what the leaderboard needs to show missing trials (`sweep.json`)."""
         return {
             "version": 1,
             "name": self.settings.name,
@@ -140,7 +140,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
     known: set[str] = set()
     for cell in settings.cells():
         dataset_spec, data, digest = dataset_specs[cell.dataset], opened[cell.dataset], digests[cell.dataset]
-        # A setting of the method may bring in stages that other settings are about.
+        # A setting of the method may add stages that have other settings.
         method = type(METHODS.load(cell.method)).__name__
         given = settings.settings_of(cell)
         own = {key: value for key, value in given.items() if key.partition(".")[0] == method}
@@ -160,7 +160,7 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
 def _check_settings(plan: SweepPlan, known: set[str], reporter: Reporter) -> None:
     """Refuse settings and words of `tune` that no stage of the project has; note those that no cell has.
 
-    So a file can be copied and some of its methods left out. `known` are the names of the sweep's stages.
+    So users can copy a file and remove some methods. `known` are the names of the sweep's stages.
     """
     settings = plan.settings
     ignored = [key for key in settings.settings if key.partition(".")[0] not in known]

@@ -1,6 +1,6 @@
 """The masks that a finished trial's segmentation network predicts for a few images of `train`.
 
-The trial itself predicts `val` alone. What was predicted once is kept in `gallery/NETWORK/` of the work folder.
+The trial itself predicts only `val`. Predictions are kept in `gallery/NETWORK/` of the work folder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def predict_train(
 ) -> Path | None:
     """Return a folder with the mask ID.png of each image, uint8 labels at the image's size.
 
-    `trial` is the folder of a finished trial. None where it has no segmentation network, or the store does not
-    have it any more. Only where something has to be predicted is torch imported, and `device()` asked for the
-    name of a device. Raises the errors of the stage.
+    `trial` is the folder of a finished trial. None if it has no segmentation network, or the store no longer
+    has it. Imports torch and calls `device()`, the name of a device, only to predict missing masks. Raises the
+    errors of the stage.
     """
     key = json.loads((trial / "config.json").read_text("utf-8"))["artifacts"].get("network")
     if key is None or not work.store.path(key).is_dir():
@@ -59,6 +59,6 @@ def _predict(
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), machine.device, reporter=machine.reporter)
         predict_masks(stage, checkpoint, view, Path(temporary), context)
-        # A mask appears by one rename, so that a kill leaves no half one.
+        # A mask appears by one rename, so that a kill leaves no partial one.
         for image_id in ids:
             (Path(temporary) / f"{image_id}.png").replace(folder / f"{image_id}.png")

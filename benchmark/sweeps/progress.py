@@ -22,13 +22,13 @@ SHOWN_REASONS = 5
 
 
 class SweepListener(Protocol):
-    """Follows a sweep in the driver's process. `trial_ended` must return at once: it holds up the next trial."""
+    """Follows a sweep in the driver's process. `trial_ended` must return at once: it delays the next trial."""
 
     def sweep_started(self, folder: Path) -> None:
-        """The sweep in `folder` begins or goes on; its `sweep.json` is written."""
+        """The sweep in `folder` starts or continues; its `sweep.json` is written."""
 
     def trial_ended(self, trial: Path) -> None:
-        """The trial in a folder has ended, in whatever way; its `result.json` is written."""
+        """The trial in a folder has finished or failed; its `result.json` is written."""
 
     def sweep_stopped(self, finished: bool) -> None:
         """The driver stops; `finished` if all trials have ended."""
@@ -38,7 +38,7 @@ class SweepProgress:
     """Prints a line when a trial ends: its numbers, and the time that the sweep still needs."""
 
     def __init__(self, scheduler: Scheduler, wanted: Mapping[str, float], reporter: Reporter) -> None:
-        """Take what a trial wants of the cluster, `{"CPU": …, "GPU": …}`."""
+        """`wanted` are the resources of a trial, `{"CPU": …, "GPU": …}`."""
         self._scheduler, self._wanted, self._reporter = scheduler, wanted, reporter
 
     def ended(self, spec: TrialSpec, outcome: Outcome) -> None:
@@ -61,7 +61,7 @@ class SweepProgress:
         return f"  tune mIoU {100 * outcome.objective:.2f}" + ("" if best is None else f" (best {100 * best:.2f})")
 
     def _slots(self) -> int:
-        """Return how many trials the cluster runs at once, as it is now."""
+        """Return how many trials the cluster can run at once now."""
         there = ray.cluster_resources()
         fits = [there.get(what, 0) / wanted for what, wanted in self._wanted.items() if wanted]
         return max(1, int(min(fits)))
@@ -78,7 +78,7 @@ class SweepProgress:
 
 
 def ranked_number(folder: Path) -> str:
-    """Return the number of a confirming trial that the leaderboard ranks by, as text; empty without one."""
+    """Return the number that ranks a confirming trial, as text; empty without one."""
     try:
         values = {record.name: record.value for record in read_records(folder / "records.parquet")}
     except DataError:
@@ -94,8 +94,8 @@ def time_left(
 ) -> tuple[float, int]:
     """Return the seconds that the remaining trials take one after another, and how many are not in the estimate.
 
-    A trial takes as long as those of its cell and phase did, else as those of its phase. Confirming trials take
-    many times as long as those of the search, so that neither stands for the other.
+    A trial takes as long as those of its cell and phase, else as those of its phase. Confirming trials take many
+    times as long as search trials, so neither estimates the other.
     """
     seconds, unknown = 0.0, 0
     for (cell, phase), count in remaining.items():
@@ -119,13 +119,13 @@ def _state(folder: Path, outcome: Outcome) -> str:
 
 
 def log_of(trial: Path) -> Path:
-    """Return the file that says most of why the trial in a folder failed."""
+    """Return the file that best explains why the trial in a folder failed."""
     return next((trial / name for name in (ERROR, "log.txt") if (trial / name).exists()), trial)
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep has come to."""
+    """The result of a sweep."""
 
     name: str
     folder: Path
@@ -140,12 +140,12 @@ class SweepResult:
 
     @property
     def finished(self) -> int:
-        """How many trials came to their end without failing; those that were stopped early are among them."""
+        """Number of trials that ended without failing, including those stopped early."""
         return len(self.ended) - len(self.failed)
 
     @property
     def confirmed(self) -> bool:
-        """Whether there is anything for a leaderboard."""
+        """Whether a leaderboard has anything to show."""
         return any(spec.phase == "confirm" and outcome.status == "complete" for spec, outcome in self.ended)
 
     @property

@@ -1,4 +1,4 @@
-"""What an earlier driver of a sweep left: its settings, its description, and trials that must run again."""
+"""Resumes a sweep: checks its settings and data, and finds trials that must run again."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from seedbed.benchmark.sweeps.trial_files import (
 )
 
 WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
-"""The conditions that are the digest of a weights file, with the options that give the file."""
+"""The conditions that hold the digest of a weights file, with the options that give the file."""
 
 
 def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
     """Raise ConfigError if the sweep in `folder` began with other settings."""
     path = folder / "sweep.yaml"
-    # Without sweep.json the earlier sweep never began: its settings were refused, or it was killed before.
+    # Without sweep.json the earlier sweep never began: it was refused or killed before.
     if not path.exists() or not (folder / "sweep.json").exists():
         return
     if names := read_saved(path).differences(settings):
         raise ConfigError(
-            f"{folder}: a sweep of this name has other settings ({', '.join(names)}); go on with it by "
+            f"{folder}: a sweep of this name has other settings ({', '.join(names)}); continue it with "
             f"`seedbed sweep --resume {settings.name}`, or choose another --name"
         )
 
 
 @contextmanager
 def naming_other_code(folder: Path) -> Iterator[None]:
-    """Add the way out to a ConfigError if the sweep in `folder` began with other code, whose settings differ."""
+    """Add a hint to a ConfigError if the sweep in `folder` began with other code."""
     try:
         yield
     except ConfigError as error:
@@ -58,14 +58,14 @@ def naming_other_code(folder: Path) -> Iterator[None]:
             raise
         raise ConfigError(
             f"{error}. The sweep began with other code ({before['code'][:12]}): use that, or give the sweep a new "
-            "name; what is in the store is not computed again"
+            "name; stored results are not computed again"
         ) from None
 
 
 def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
     """Write `sweep.json`.
 
-    Raises DataError if the data is not what the sweep began with, ConfigError if its cells are not.
+    Raises DataError if the data has changed since the sweep began, ConfigError if its cells have.
     """
     path = folder / "sweep.json"
     description = {
@@ -100,9 +100,9 @@ def _description(path: Path, reporter: Reporter) -> dict[str, Any] | None:
 
 
 def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise DataError if a cell's data set or weights file has another content than when the sweep began."""
+    """Raise DataError if a cell's data set or weights file has changed since the sweep began."""
     for key, what in {"data_digest": new["dataset"], **WEIGHTS}.items():
-        # A sweep of an earlier version may lack a condition that came later.
+        # A sweep of an earlier version may lack a condition that was added later.
         before, now = str(old.get(key, "")), str(new.get(key, ""))
         if before and before != now:
             raise DataError(
@@ -117,7 +117,7 @@ def _short(digest: str) -> str:
 
 
 def update_dataset_specs(folder: Path, plan: SweepPlan) -> None:
-    """Write to the files of earlier trials where their data sets lie now."""
+    """Write the current locations of data sets to the files of earlier trials."""
     dataset_specs = {cell.cell: cell.dataset_spec for cell in plan.cells}
     for path in sorted((folder / "trials").glob("*/job.json")):
         spec = read_spec(path.parent)
@@ -131,7 +131,7 @@ def _cell(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def forget_damaged(folder: Path, reporter: Reporter) -> None:
-    """Make trials of a sweep wait again of which a file is empty or cut off, as after a power loss."""
+    """Reset the trials that have an empty or truncated file, as after a power loss."""
     for result in sorted((folder / "trials").glob(f"*/{RESULT}")):
         if (damaged := damaged_file(result.parent)) is not None:
             reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
@@ -145,7 +145,7 @@ def forget_damaged(folder: Path, reporter: Reporter) -> None:
 
 
 def forget_failures(folder: Path) -> int:
-    """Make the failed trials of a sweep that can run again wait again, and return how many they are."""
+    """Reset the failed trials that can run again, and return their number."""
     ended = [
         (read_spec(path.parent), outcome)
         for path in sorted((folder / "trials").glob(f"*/{RESULT}"))
@@ -166,9 +166,8 @@ def forget_failures(folder: Path) -> int:
 def to_retry(ended: Iterable[tuple[TrialSpec, Outcome]]) -> list[TrialSpec]:
     """Return the trials that `--resume` runs again.
 
-    A confirming trial that failed runs again. A search trial that failed does not, since later suggestions were
-    made knowing it; but if all search trials of a cell failed, the search and what was confirmed of its best
-    settings begin again.
+    Failed confirming trials run again. Failed search trials do not, because later suggestions depend on them; but
+    if all search trials of a cell failed, the search and the confirming trials of its best settings start again.
     """
     ended = list(ended)
     searched = {spec.cell for spec, _ in ended if spec.phase == "search"}

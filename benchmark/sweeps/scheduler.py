@@ -1,9 +1,9 @@
-"""Which trial is next: all cells of a sweep, their two phases, and what must wait for what.
+"""Chooses the next trial of a sweep, over all cells and their two phases.
 
-Search: the trials of a cell on `tune`, under its Optuna study. Confirm: default and best settings with every seed.
-Cells take turns, and searching goes first; the default settings are confirmed whenever no search trial can start.
-A trial that needs a stage which another one is computing is held back until that stage is in the
-store, so that nothing is computed twice and no machine waits. Nothing here knows Ray or MLflow.
+Search: the trials of a cell on `tune`, suggested by its Optuna study. Confirm: default and best settings with
+every seed. Cells take turns, search trials first; default settings are confirmed when no search trial can start.
+If a trial needs a stage that another trial is computing, it waits until that stage is in the store, so that
+nothing is computed twice and no machine waits. Nothing here knows Ray or MLflow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from seedbed.benchmark.sweeps.trial_files import (
 
 @dataclass
 class _CellState:
-    """Where a cell is."""
+    """The phase of a cell."""
 
     plan: CellPlan
     study: CellStudy
@@ -44,10 +44,10 @@ class _CellState:
 
 
 class Scheduler:
-    """Chooses the next trial of a sweep, and records how each one ended, also before a kill."""
+    """Chooses the next trial of a sweep, and records how each one ended, so that a kill loses nothing."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        """Read the state of the sweep from its folder. What was running when it stopped starts again."""
+        """Read the state of the sweep from its folder. Trials that were running start again."""
         self.plan = plan
         plan.folder.mkdir(parents=True, exist_ok=True)
         storage = storage_at(plan.folder / "studies.db")
@@ -69,7 +69,7 @@ class Scheduler:
         self._running: dict[str, tuple[TrialSpec, dict[str, Step]]] = {}
         self._steps: dict[str, dict[str, Step]] = {}
         self.ended: list[tuple[TrialSpec, Outcome]] = []
-        """All trials that have ended, those of earlier drivers too."""
+        """All ended trials, also of earlier drivers."""
 
     def folder(self, spec: TrialSpec) -> Path:
         """Return the folder of a trial."""
@@ -80,12 +80,12 @@ class Scheduler:
         return self._state(spec).plan
 
     def refresh(self) -> None:
-        """Take up what ended before a kill."""
+        """Read the trials that ended before a kill."""
         for state in self._cells:
             self._advance(state)
 
     def next_trial(self) -> TrialSpec | None:
-        """Return the next trial, None where none can start now (`done` says whether any is left)."""
+        """Return the next trial; None if none can start now (`done`: whether none is left)."""
         self.refresh()
         busy = self._busy()
         for phase in ("search", "confirm"):
@@ -107,7 +107,7 @@ class Scheduler:
 
     @property
     def finished(self) -> int:
-        """How many trials have ended, in whatever way."""
+        """Number of trials that have finished or failed."""
         return len(self.ended)
 
     @property
@@ -116,9 +116,9 @@ class Scheduler:
         return self.finished == self.plan.expected()
 
     def changes(self) -> list[str]:
-        """Say how this code's search spaces differ from those with which unfinished searches go on.
+        """Return how this code's search spaces differ from those that unfinished searches keep.
 
-        Raises ConfigError if this code cannot run what an unfinished search draws or drew.
+        Raises ConfigError if this code cannot run the settings of an unfinished search.
         """
         notes = []
         for state in self._cells:
@@ -138,15 +138,15 @@ class Scheduler:
                     checked(classes[stage], name, value)
             except ConfigError as error:
                 raise ConfigError(
-                    f"{state.plan.cell}: the search began with other code, and this code cannot go on with {key} "
-                    f"({error}). Use the code that it began with, or give the sweep a new name: what is in the "
-                    "store is not computed again"
+                    f"{state.plan.cell}: the search began with other code, and this code cannot continue with "
+                    f"{key} ({error}). Use the code that it began with, or give the sweep a new name: stored "
+                    "results are not computed again"
                 ) from None
 
     def finish(self, outcome: Outcome) -> TrialSpec:
-        """Note how a started trial ended, and return it."""
+        """Record how a started trial ended, and return it."""
         spec, _ = self._running[outcome.key]
-        # The file comes first: what Optuna is told must be known after a kill too.
+        # Write the file first: after a kill, it must contain all that Optuna knows.
         if read_outcome(self.folder(spec)) is None:
             write_outcome(self.folder(spec), outcome)
         self._note(self._state(spec), spec, outcome)
@@ -154,19 +154,19 @@ class Scheduler:
         return spec
 
     def give_up(self, key: str, reason: str) -> Outcome:
-        """Return how a trial ended whose worker could not say so itself: failed, unless it left a result."""
+        """Return the outcome of a trial whose worker was lost: failed, unless it left a result."""
         spec, _ = self._running[key]
         return read_outcome(self.folder(spec)) or Outcome(key, "failed", reason)
 
     def take_back(self, key: str) -> None:
-        """Let a started trial wait again, as the next of its cell."""
+        """Put a started trial back, as the next of its cell."""
         spec, _ = self._running.pop(key)
         state = self._state(spec)
         state.waiting.insert(0, spec)
         state.started -= 1
 
     def remaining(self) -> dict[tuple[Cell, Phase], int]:
-        """Return how many trials of each cell and phase have not ended."""
+        """Return the number of trials of each cell and phase that have not ended."""
         settings = self.plan.settings
         confirming = len(settings.seeds) * (2 if settings.trials else 1)
         left: dict[tuple[Cell, Phase], int] = {}
@@ -178,7 +178,7 @@ class Scheduler:
         return left
 
     def seconds(self) -> dict[tuple[Cell, Phase], list[float]]:
-        """Return how long trials took that computed something and did not fail, by cell and phase."""
+        """Return the durations of trials that computed something and did not fail, by cell and phase."""
         found: dict[tuple[Cell, Phase], list[float]] = {}
         for spec, outcome in self.ended:
             if outcome.computed and outcome.status != "failed":
@@ -192,7 +192,7 @@ class Scheduler:
         return None if number is None else study.value(number)
 
     def _advance(self, state: _CellState) -> None:
-        """Fill the list of trials that wait, as far as the cell's results allow; take up what ended before."""
+        """Fill the list of waiting trials, as far as the cell's results allow; read trials that ended before."""
         settings = self.plan.settings
         while state.begun < settings.trials and state.study.ready(state.begun):
             number = state.begun
@@ -215,11 +215,11 @@ class Scheduler:
         searched = settings.trials and all(state.study.finished(n) for n in range(settings.trials))
         if searched and "best" not in state.confirming:
             best = state.study.best()
-            # Where no search trial came to its end, the best known settings are the default ones.
+            # If no search trial finished, the best known settings are the defaults.
             self._confirm(state, "best", state.study.begin(best) if best else {})
 
     def _settings_of_ended(self, state: _CellState, number: int) -> Settings | None:
-        """Return what was drawn for a search trial that ran but that the study has lost."""
+        """Return the settings of a search trial that ran but is missing from the study."""
         if number == 0 or state.study.knows(number):
             return None
         settings = self.plan.settings
@@ -257,7 +257,7 @@ class Scheduler:
             try:
                 self._steps[spec.key] = self.plan.plan(self.cell_of(spec), spec.trial).steps()
             except Exception:
-                # Settings that do not go together: the worker meets the same error and writes it down.
+                # Settings that are invalid together: the worker gets the same error and records it.
                 self._steps[spec.key] = {}
         store = self.plan.work.store
         missing = {key: step for key, step in self._steps[spec.key].items() if not store.path(key).exists()}
@@ -265,7 +265,7 @@ class Scheduler:
         return missing
 
     def _busy(self) -> set[str]:
-        """Return the keys that running trials still have to compute."""
+        """Return the keys that running trials still compute."""
         store = self.plan.work.store
         for _, missing in self._running.values():
             for key in [key for key in missing if store.path(key).exists()]:

@@ -1,8 +1,8 @@
 """The search of one cell: its space, its Optuna study, and suggestions that do not depend on timing.
 
-Suggestion k is a function of the seed, k, and the results of the trials 0 … k − window. Trials that happen to end
-earlier or later than others, on another number of GPUs or after a kill, therefore change no suggestion. The study
-on disk (SQLite) is what `optuna-dashboard` shows; the sampler itself works on a copy with the visible trials.
+Suggestion k is a function of the seed, k, and the results of the trials 0 … k − window. So suggestions do not
+change if trials end in another order, on another number of GPUs or after a kill. `optuna-dashboard` shows the
+study on disk (SQLite); the sampler itself uses a copy with the visible trials.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ STATES: dict[Status, TrialState] = {
 def search_space(
     stages: Sequence[Stage], tune: Sequence[str], fixed: Mapping[str, Any]
 ) -> dict[str, tuple[BaseDistribution, Any]]:
-    """Return distribution and default by `Stage.field` of what a search over `stages` draws.
+    """Return distribution and default, by `Stage.field`, of the settings that a search over `stages` draws.
 
-    `tune` are words (benchmark/sweeps/settings.py: tune); `fixed` names settings that are given and not drawn.
-    A field that has no effect at these settings is left out.
+    `tune` are words (benchmark/sweeps/settings.py: tune); `fixed` names settings that are given, not drawn.
+    Fields without effect at these settings are left out.
     """
     space = {}
     for stage in stages:
@@ -69,9 +69,9 @@ def check_tune(
     tune: Sequence[str],
     elsewhere: Callable[[], Iterable[type[object]]] = tuple,
 ) -> list[str]:
-    """Return the words of `tune` that name nothing in any of the chains, but something of the classes `elsewhere`.
+    """Return the words of `tune` that match nothing in the chains, but a setting of the classes `elsewhere`.
 
-    Raises ConfigError for a word that names nothing at all, and if no word names anything in the chains.
+    Raises ConfigError if a word matches nothing at all, or no word matches anything in the chains.
     """
     searchable = {key for stages in chains for key in search_space(stages, ["."], {})}
     ignored = [w for w in tune if w != ALL and not any(_asked(key, True, [w]) for key in searchable)]
@@ -81,7 +81,7 @@ def check_tune(
     for word in ignored:
         if len(ignored) == len(tune) or not any(_asked(key, True, [word]) for key in others):
             valid = ", ".join([ALL, *sorted(searchable)])
-            raise ConfigError(f"tune: nothing to search is called {word!r}. Valid: {valid}")
+            raise ConfigError(f"tune: no searched setting matches {word!r}. Valid: {valid}")
     return ignored
 
 
@@ -95,18 +95,18 @@ def _asked(key: str, on_request: bool, tune: Sequence[str]) -> bool:
 
 
 def storage_at(path: Path) -> optuna.storages.RDBStorage:
-    """Open, or make, the SQLite file that holds a sweep's studies.
+    """Open or create the SQLite file with a sweep's studies.
 
     Raises StoreError if the file is damaged, or locked by another program for more than PATIENCE seconds.
     """
     with named_errors(path):
-        # Somebody may look at the file with optuna-dashboard at the same time.
+        # optuna-dashboard may read the file at the same time.
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": PATIENCE}})
 
 
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Turn errors of SQLite into a StoreError that names the studies file and says what to do."""
+    """Turn errors of SQLite into a StoreError with the studies file and the way out."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -119,7 +119,7 @@ def named_errors(path: Path) -> Iterator[None]:
         else:
             problem = f"damaged ({text}); remove it: the sweep makes it again from the results of its trials"
         raise StoreError(
-            f"{path}: {problem}, then go on with: seedbed sweep --resume {path.parent.name}"
+            f"{path}: {problem}, then continue with: seedbed sweep --resume {path.parent.name}"
         ) from None
 
 
@@ -128,7 +128,7 @@ def drawn(
 ) -> tuple[dict[int, Settings], dict[str, BaseDistribution]]:
     """Return the drawn settings of each trial of a study, by number, and the distributions they were drawn from.
 
-    Both are empty where the storage has no such study.
+    Both are empty if the storage has no such study.
     """
     if name not in optuna.get_all_study_names(storage):
         return {}, {}
@@ -138,10 +138,10 @@ def drawn(
 
 
 def recorded_space(current: Space, trials: Sequence[FrozenTrial]) -> tuple[Space, list[str]]:
-    """Return the space that a search goes on with, and how `current`, this code's, differs from it.
+    """Return the space that a search keeps, and how `current`, this code's space, differs from it.
 
-    A search keeps the distributions that it began with: Optuna refuses other choices within a study, and bounds
-    that move would make trials incomparable. The first trial, which has the defaults, need not have all settings.
+    A search keeps the distributions that it began with: Optuna refuses other choices within a study, and other
+    bounds would make trials incomparable. The first trial, with the defaults, need not have all settings.
     """
     found = {key: distribution for trial in trials for key, distribution in trial.distributions.items()}
     begun = any(trial.number > 0 for trial in trials)
@@ -163,7 +163,7 @@ def recorded_space(current: Space, trials: Sequence[FrozenTrial]) -> tuple[Space
 
 
 def described(space: BaseDistribution) -> str:
-    """Return what a distribution draws from, in words."""
+    """Return a distribution in words."""
     if isinstance(space, CategoricalDistribution):
         return "among " + ", ".join(map(str, space.choices))
     low, high, log = space.low, space.high, space.log  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def described(space: BaseDistribution) -> str:
 
 
 def extremes(space: BaseDistribution) -> tuple[Any, ...]:
-    """Return the values whose validity means that all values of a distribution are valid."""
+    """Return values of a distribution: if these are valid, all are."""
     if isinstance(space, CategoricalDistribution):
         return tuple(space.choices)
     return space.low, space.high  # type: ignore[attr-defined]
@@ -205,17 +205,17 @@ class CellStudy:
         self.space, self.notes = recorded_space(space, self._trials)
 
     def ready(self, number: int) -> bool:
-        """Say whether suggestion `number` can be made: all that it may see has ended."""
+        """Return whether suggestion `number` can be made: the trials that it sees have ended."""
         return all(trial.state.is_finished() for trial in self._visible(number))
 
     def knows(self, number: int) -> bool:
-        """Say whether trial `number` has begun."""
+        """Return whether trial `number` has begun."""
         return number < len(self._trials)
 
     def begin(self, number: int, known: Settings | None = None) -> Settings:
-        """Return the settings of trial `number`, and note it as running if it is not known yet.
+        """Return the settings of trial `number`, and record it as running if it is new.
 
-        `known` are the settings with which it already ran, if the studies file was lost.
+        `known` are the settings of its earlier run, if the studies file was lost.
         """
         if self.knows(number):
             return dict(self._trials[number].params)
@@ -229,7 +229,7 @@ class CellStudy:
         return settings
 
     def suggest(self, number: int) -> Settings:
-        """Return suggestion `number`. The first is the default, as far as its values lie in the space."""
+        """Return suggestion `number`. The first has the defaults, as far as the space contains them."""
         if number == 0:
             return {key: value for key, (space, value) in self.space.items() if _within(space, value)}
         seed = derive_seed(self._seed, self._name, number) % 2**32
@@ -239,10 +239,10 @@ class CellStudy:
         return dict(copy.ask({key: space for key, (space, _) in self.space.items()}).params)
 
     def finish(self, number: int, status: Status, value: float | None, losses: Sequence[float]) -> None:
-        """Tell the study how trial `number` ended. A value that is not finite counts as failed.
+        """Record in the study how trial `number` ended. A value that is not finite counts as failed.
 
-        `losses` are those of the epochs of its first training; the study keeps them negated, as it maximises.
-        A trial that had ended before is left as it is.
+        `losses` are the epochs' losses of its first training; the study stores them negated, because it maximises.
+        An ended trial does not change.
         """
         trial = self._trials[number]
         if trial.state.is_finished():
@@ -258,16 +258,16 @@ class CellStudy:
             self._trials = self._study.get_trials()
 
     def finished(self, number: int) -> bool:
-        """Say whether trial `number` has ended."""
+        """Return whether trial `number` has ended."""
         return number < len(self._trials) and self._trials[number].state.is_finished()
 
     def rivals(self, number: int) -> list[list[float]]:
-        """Return the losses by epoch of the complete trials that trial `number` may be compared with."""
+        """Return the losses by epoch of the complete trials to compare trial `number` with."""
         curves = (t.intermediate_values for t in self._visible(number) if t.state is TrialState.COMPLETE)
         return [[-curve[epoch] for epoch in sorted(curve)] for curve in curves if curve]
 
     def best(self) -> int | None:
-        """Return the number of the complete trial with the highest value, of equal ones the first."""
+        """Return the number of the complete trial with the highest value; the first of equal ones."""
         complete = [t for t in self._trials if t.state is TrialState.COMPLETE]
         return max(complete, key=lambda t: (t.value, -t.number)).number if complete else None
 
@@ -281,7 +281,7 @@ class CellStudy:
 
 
 class StoppedEarlyError(Exception):
-    """A search trial was stopped inside its first training, whose losses by epoch were `losses`."""
+    """A search trial was stopped during its first training, with `losses` by epoch."""
 
     def __init__(self, losses: Sequence[float]) -> None:
         super().__init__(f"its loss {losses[-1]:.4f} in epoch {len(losses)} is above the median of earlier trials")
@@ -289,9 +289,9 @@ class StoppedEarlyError(Exception):
 
 
 def stop_if_above_median(rivals: Sequence[Sequence[float]], losses: Sequence[float], epochs: int) -> None:
-    """Raise StoppedEarlyError where the best loss so far is above the median of the rivals' at that epoch.
+    """Raise StoppedEarlyError if the best loss so far is above the rivals' median at that epoch.
 
-    Optuna's median rule, from a third of the epochs on, with at least two rivals. The last epoch stops nothing.
+    Optuna's median rule, after a third of the epochs, with at least two rivals. Never stops after the last epoch.
     """
     study = optuna.create_study(
         direction="minimize",

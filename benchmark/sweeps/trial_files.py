@@ -1,9 +1,9 @@
-"""One trial of a sweep as a file: what to do (`job.json`) and how it ended (`result.json`).
+"""One trial of a sweep as files: what to do (`job.json`) and how it ended (`result.json`).
 
 sweeps/NAME/trials/KEY/
     job.json         cell, phase, trial, data set, its conditions     records.parquet   the numbers
     result.json      written last: status, objective, stages          losses.json       by stage and epoch
-    config.json      every hyper-parameter, data, environment         per_class.csv     one row a class
+    config.json      every hyper-parameter, data, environment         per_class.csv     one row per class
     per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
     system.json      load of the machine while it ran                 log.txt           what it printed
     error.txt        the traceback of a failure
@@ -30,7 +30,7 @@ from seedbed.datasets.io.images import atomic
 Phase = Literal["search", "confirm"]
 SettingsName = Literal["default", "suggested", "best"]
 FIELDS = {"dataset_spec": "place", "conditions": "facts"}
-"""The fields of a spec that have another name in `job.json`."""
+"""The fields of a spec with another name in `job.json`."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class TrialSpec:
     digest: str
     """The data set's content digest."""
     conditions: Mapping[str, Any]
-    """What the numbers depend on, for the tracker and the leaderboard (benchmark/trials/conditions.py)."""
+    """What the numbers depend on, for MLflow and the leaderboard (benchmark/trials/conditions.py)."""
     rivals: Sequence[Sequence[float]] | None = None
-    """Loss curves to compare the first training with; None: no early stopping."""
+    """Loss curves of the trials to compare the first training with; None: no early stopping."""
 
     @property
     def key(self) -> str:
-        """The trial's name for ever: the same sweep, cell, phase and number or seed have the same key."""
-        # A cell without a variant has the key that it had before there were variants.
+        """The trial's permanent name: the same sweep, cell, phase and number or seed have the same key."""
+        # A cell without a variant keeps the key from before there were variants.
         cell = [value for name, value in asdict(self.cell).items() if value or name != "variant"]
         identity = [
             self.sweep,
@@ -80,7 +80,7 @@ class TrialSpec:
 
     @classmethod
     def from_json(cls, text: str) -> TrialSpec:
-        """Return what `to_json` wrote."""
+        """Read the text of `to_json`."""
         content = json.loads(text)
         content["cell"] = Cell(**content["cell"])
         content["trial"] = Trial(**content["trial"])
@@ -101,7 +101,7 @@ class Outcome:
     losses: Sequence[float] = ()
     """Sum of the losses of each epoch of the first training."""
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each stage which the trial needed took when it was computed, by 12 digits of its key."""
+    """Seconds that each needed stage took when it was computed, by 12 digits of its key."""
     computed: float = 0.0
     """Seconds of the stages that this trial computed itself."""
     started: float = 0.0
@@ -118,12 +118,12 @@ ERROR = "error.txt"
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Write `result.json`, by one rename: it is the last file of a trial."""
+    """Write `result.json` by one rename, as the last file of a trial."""
     write_text(folder / RESULT, json.dumps(asdict(outcome), indent=1))
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return how the trial in `folder` ended; None if it has not, or if its `result.json` is damaged."""
+    """Return how the trial in `folder` ended; None if it has not ended or its `result.json` is damaged."""
     try:
         return Outcome(**json.loads((folder / RESULT).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -142,7 +142,7 @@ def read_spec(folder: Path) -> TrialSpec:
 
 
 def damaged_file(folder: Path) -> Path | None:
-    """Return a file of an ended trial that is missing, empty or cut off (a power loss); None if all are whole."""
+    """Return a file of an ended trial that is missing, empty or truncated; None if all are whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

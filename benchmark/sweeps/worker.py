@@ -1,7 +1,6 @@
-"""Runs one trial of a sweep and leaves its folder behind. Knows neither Ray nor MLflow.
+"""Runs one trial of a sweep and writes its folder. Knows neither Ray nor MLflow.
 
-Whatever goes wrong inside the trial becomes an outcome `failed` with its reason; only the death of the process
-itself does not.
+Every error inside the trial becomes an outcome `failed` with its reason; only the death of the process does not.
 """
 
 from __future__ import annotations
@@ -56,20 +55,20 @@ if TYPE_CHECKING:
     from seedbed.benchmark.training.loop import TrainingStage
 
 REASON = 500
-"""Length of a failure's reason in characters."""
+"""Maximum length of a failure's reason in characters."""
 
 
 def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int) -> Outcome:
-    """Run a trial, write its folder, and return how it ended; what ended before is not run again.
+    """Run a trial, write its folder, and return how it ended; an ended trial does not run again.
 
-    A worker that outlived its driver and the one that a resumed sweep started take turns.
+    A worker that outlived its driver and a worker of the resumed sweep take turns.
     """
     folder = work.sweeps / spec.sweep / "trials" / spec.key
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "running.lock"):
         if (outcome := read_outcome(folder)) is not None:
             return outcome
-        # Without this mark, on a full disk, the death of this worker is not counted.
+        # On a full disk this mark is missing, and the death of this worker is not counted.
         with contextlib.suppress(OSError):
             (folder / BEGUN).touch()
         return _run(spec, folder, work, device, workers)
@@ -94,7 +93,7 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
     except Exception as error:
         _leave_if_broken(device)
         outcome = replace(outcome, status="failed", reason=reason_of(error))
-        # A full disk may refuse even this.
+        # Even this may fail on a full disk.
         with contextlib.suppress(OSError):
             write_text(folder / ERROR, traceback.format_exc())
     now = environment()
@@ -107,7 +106,7 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
         device=device,
         hardware=str((now["gpu"] if device != "cpu" else None) or now["processor"]),
     )
-    # What cannot be written now, on a full disk, is computed again when the sweep is resumed.
+    # What a full disk does not accept now is computed again when the sweep is resumed.
     with contextlib.suppress(OSError, SeedbedError):
         if plan is not None:
             outcome = replace(outcome, stages=_seconds(plan))
@@ -118,7 +117,7 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
 
 
 def _leave_if_broken(device: str) -> None:
-    """End this process where its GPU no longer answers: the next trials would fail on it, whatever they are."""
+    """End this process if its GPU no longer answers: all later trials would fail on it."""
     if device == "cpu":
         return
     import torch
@@ -141,10 +140,10 @@ def reason_of(error: BaseException) -> str:
     if not isinstance(error, SeedbedError) and (text := out_of_memory(error)) is not None:
         return text
     if any("Traceback (most recent call last)" in line for line in lines):
-        # A worker process of a loader puts its traceback before the error itself.
+        # A loader's worker process writes its traceback before the error.
         text = lines[-1]
     else:
-        # `Error(s) in loading state_dict for VGG:` says nothing without the next line.
+        # `Error(s) in loading state_dict for VGG:` needs the next line.
         text = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
         text = text if isinstance(error, SeedbedError) else f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= REASON else text[: REASON - 1] + "…"
@@ -153,7 +152,7 @@ def reason_of(error: BaseException) -> str:
 def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
     """Return the losses by epoch of every training stage of a plan that is in the store.
 
-    A stage that occurs again has its place behind its name: `TrainSub`, `TrainSub_2`.
+    Repeated stages are numbered: `TrainSub`, `TrainSub_2`.
     """
     found: dict[str, list[dict[str, float]]] = {}
     for key, step in plan.steps().items():
@@ -166,7 +165,7 @@ def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
 
 
 def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
-    """Run the first training, stop it where it is worse than its rivals, and return its losses by epoch."""
+    """Run the first training, stop it if it is worse than its rivals, and return its losses by epoch."""
     target = plan.first_training()
     if target is None:
         return []
@@ -181,7 +180,7 @@ def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> lis
         judged = replace(target.pipeline.machine, on_epoch=judge)
         pipeline = replace(target.pipeline, machine=judged, executed=plan.executed)
         folder = pipeline.compute(target.step).path
-        # What was in the store already is judged as if it had run now, so that a resumed sweep decides the same.
+        # Stored trainings are judged as if they had run now, so that a resumed sweep decides the same.
         judge(name, _history(folder) or [])
     else:
         folder = target.pipeline.compute(target.step).path
@@ -245,6 +244,6 @@ def _frozen(spec: DatasetSpec) -> tuple[str, str, str, str]:
 
 @functools.lru_cache(maxsize=8)
 def _opened(spec: tuple[str, str, str, str]) -> Dataset:
-    """Open a data set once a process: reading the lists and tags of COCO takes seconds."""
+    """Open a data set once per process: reading the lists and tags of COCO takes seconds."""
     name, loader, root, options = spec
     return DatasetSpec(name, loader, root, json.loads(options)).open()

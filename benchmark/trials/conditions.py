@@ -1,8 +1,8 @@
 """The conditions of a trial: what its numbers depend on besides method, refiner, data set and seed.
 
-A setting of a stage, or an option of a trial, is a condition if its declaration says `report_as="NAME"`. Every
-condition goes by its name to `job.json` and `sweep.json`, to a tag of the run in MLflow, and to a column of the
-leaderboard (leaderboard/data/conditions.py has the titles).
+A setting of a stage, or an option of a trial, is a condition if it is declared with `report_as="NAME"`. Under this
+name it is in `job.json` and `sweep.json`, a tag of the run in MLflow, and a column of the leaderboard
+(leaderboard/data/conditions.py has the titles).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 NONE = "none"
 NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest"})
-"""What else `sweep.json` says of a cell."""
+"""The other keys of a cell in `sweep.json`."""
 
 
 def conditions_of(plan: Plan) -> dict[str, str | int]:
-    """Return the conditions of a trial by name, as they are recorded."""
+    """Return the conditions of a trial by name, as recorded."""
     from seedbed.datasets.tools.check import val_in_training
 
     trial, chain, data = plan.trial, plan.chain, plan.data
@@ -33,7 +33,7 @@ def conditions_of(plan: Plan) -> dict[str, str | int]:
         if "report_as" in option.metadata
     }
     method = [] if chain.method is None else [chain.method]
-    # Of several stages with the same condition, the first counts.
+    # If several stages have the same condition, the first counts.
     for stage in reversed([*method, *chain.stages]):
         for name, setting in declared(type(stage)).items():
             if setting.report_as:
@@ -65,7 +65,7 @@ def conditions_in(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """Return a setting as it is shown: `0.5,1,1.5`, `true`, `none`."""
+    """Return a setting as text: `0.5,1,1.5`, `true`, `none`."""
     if isinstance(value, list | tuple):
         return ",".join(map(_text, value))
     if isinstance(value, float):

@@ -1,7 +1,7 @@
 """The options of a trial, each declared once.
 
 `seedbed run`, `sweep` and `study` take them on the command line (benchmark/cli/trial_options.py), a sweep's YAML
-file and the files of its trials have them as keys, and the command that repeats a trial names them. A new option
+file and the files of its trials have them as keys, and the command that repeats a trial has them. A new option
 is one field here and the code that reads it.
 """
 
@@ -21,7 +21,7 @@ Selection = Literal["fixed", "tuned", "oracle"]
 SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
 
 DECIDED = ("segment", "selections", "maps_on")
-"""Options of a trial that the file of a study decides."""
+"""Options of a trial that a study's file sets."""
 
 
 def option(
@@ -34,11 +34,16 @@ def option(
     file: bool = False,
     network: bool = False,
 ) -> Any:
-    """Declare an option: its default and what `--help` says of it.
+    """Declare an option with its default and help text.
 
-    `shown` is the default in words, if it depends on other things; `low` the smallest valid number; `report_as`
-    the condition of a row that the option is (trials/conditions.py). `file` says that the value may be the path of
-    a weights file, `network` that the option is about the segmentation network alone.
+    Args:
+        default: The default value.
+        help: The text of `--help`.
+        shown: The default in words, if it depends on other options.
+        low: Lowest valid number.
+        report_as: Name of the condition that MLflow and the leaderboard show (trials/conditions.py).
+        file: The value may be the path of a weights file.
+        network: The option is only about the segmentation network.
     """
     metadata: dict[str, Any] = {"help": help, "shown": shown, "low": low, "file": file, "network": network}
     if report_as is not None:
@@ -50,9 +55,9 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions:
-    """What a trial, all trials of a sweep, and those of a study have in common.
+    """The options that trials, sweeps and studies share.
 
-    Raises ConfigError for values of the wrong type and below their bounds, naming the option.
+    Raises ConfigError, naming the option, if a value has the wrong type or is below its bound.
     """
 
     backbone: str | None = option(
@@ -114,7 +119,7 @@ def options_of(holder: TrialOptions) -> dict[str, Any]:
 def words_of(holder: TrialOptions, values: Mapping[str, Any]) -> list[str]:
     """Return the options that differ from their defaults as words of a command line.
 
-    `values` are those of options that are not to be taken from `holder`. A weights file is `FILE`.
+    `values` override those of `holder`. A weights file is written as `FILE`.
     """
     words = []
     for declared in fields(TrialOptions):
@@ -162,6 +167,6 @@ def check_table(where: str, content: Any) -> None:
 
 @functools.cache
 def type_hints(holder: Any) -> dict[str, Any]:
-    """Return the resolved types of the fields of a dataclass; Any for tables, which have checks of their own."""
+    """Return the resolved types of the fields of a dataclass; Any for tables, which have their own checks."""
     hints = get_type_hints(holder)
     return {name: Any if "Mapping" in str(hint) else hint for name, hint in hints.items()}

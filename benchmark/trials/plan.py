@@ -1,4 +1,4 @@
-"""The plan of a trial: every artifact that it is for, known before anything runs."""
+"""The plan of a trial: all artifacts that it will make, known before anything runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from seedbed.datasets.io.images import atomic
 
 @dataclass(frozen=True)
 class Target:
-    """One artifact that a trial is for, and what its folder is called in `run.json` (None: not listed)."""
+    """One artifact of a trial, and the name of its folder in `run.json` (None: not listed)."""
 
     pipeline: Pipeline
     step: Step
@@ -32,10 +32,10 @@ class Target:
 
 @dataclass
 class Plan:
-    """All that a trial will compute, known before anything runs."""
+    """Everything that a trial will compute, known before anything runs."""
 
     trial: Trial
-    """With the defaults that depend on the data set filled in."""
+    """The trial, with defaults that depend on the data set filled in."""
     meta: Meta
     chain: Chain
     data: Dataset
@@ -45,10 +45,10 @@ class Plan:
     executed: list[Entry] = field(default_factory=list)
     artifacts: dict[str, Path] = field(default_factory=dict)
     planned: int = 0
-    """The number of stages that `measure` computes; 0: not known yet."""
+    """Number of stages that `measure` computes; 0: not known yet."""
 
     def targets(self) -> list[Target]:
-        """Return what is computed, in order; those that are RECORDS are the trial's numbers."""
+        """Return the artifacts to compute, in order; the RECORDS are the trial's numbers."""
         if self.trial.measure_on == "tune":
             return self._masks_on_tune()
         targets: list[Target] = []
@@ -59,7 +59,7 @@ class Plan:
         return [*targets, *self._network()]
 
     def steps(self) -> dict[str, Step]:
-        """Return every step of the trial by its key, inputs before those that need them. Runs nothing."""
+        """Return every step of the trial by its key, inputs first. Runs nothing."""
         steps: dict[str, Step] = {}
         for target in self.targets():
             target.pipeline.walk(target.step, lambda step: steps.update({step.key: step}))
@@ -90,7 +90,7 @@ class Plan:
         return needed
 
     def changes(self) -> list[Change]:
-        """Return the results in the store that other code than today's made (pipeline/changed_code.py)."""
+        """Return the stored results that other code made (pipeline/changed_code.py)."""
         return changes_of(self.steps().values(), self.data, self.work.store)
 
     def measure(self) -> list[Record]:
@@ -106,7 +106,7 @@ class Plan:
         return records
 
     def figures(self) -> dict[str, Path]:
-        """Return the pictures that the method's own measurements have left in the store, by file name."""
+        """Return the stored pictures of the method's own measurements, by file name."""
         found = {}
         for target in (
             self._own() if self.trial.measure_on == "report" and self.trial.supervision == "weak" else ()
@@ -116,7 +116,7 @@ class Plan:
         return found
 
     def first_training(self) -> Target | None:
-        """Return the first training stage of the method; None where there is none."""
+        """Return the first training stage of the method; None if there is none."""
         for position, stage in enumerate(self.chain.localise):
             if stage.produces is Kind.CHECKPOINT:
                 pipeline = self._pipeline(self.chain.localise)
@@ -153,7 +153,7 @@ class Plan:
         }
 
     def pictures(self, path: Path) -> None:
-        """Draw some images of `train` with all that the run made of them, unless that was done before."""
+        """Draw some images of `train` with all results of the run, unless they exist."""
         from seedbed.benchmark.evaluation.pictures import draw_examples
         from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
 
@@ -193,7 +193,7 @@ class Plan:
         if not makes_scores or self.chain.method is None:
             return []
         localise = self.chain.localise[: makes_scores[-1] + 1]
-        # A refiner that makes maps of its own cuts those.
+        # A refiner with its own maps thresholds those.
         own = any(stage.produces is Kind.SCORES for stage in self.chain.refine)
         chosen = next((s for s in self.chain.refine if isinstance(s, SelectThreshold) and not own), None)
         fixed = self.chain.method.fixed_threshold if chosen is None else chosen.value
@@ -205,9 +205,9 @@ class Plan:
         return [self._target(localise, Split.TRAIN, name="scores"), *measured]
 
     def _own(self) -> list[Target]:
-        """Return what the method measures besides what all are measured by.
+        """Return the method's own measurements.
 
-        What it measures of clusters or superpixels, which only training images have, is measured on `train`.
+        Clusters and superpixels, which only training images have, are measured on `train`.
         """
         return [
             self._target([*self.chain.localise, stage], split)
@@ -260,7 +260,7 @@ class Plan:
         ]
 
     def _network(self) -> list[Target]:
-        """Return the network that the last stage predicts with, which is computed already, so that it is named."""
+        """Return the network of the last stage, which is already computed, so that `run.json` names it."""
         from seedbed.methods.segmentation.stages import PredictMasks
 
         if not isinstance(self.chain.stages[-1], PredictMasks):
@@ -270,7 +270,7 @@ class Plan:
         return [Target(pipeline, predict.inputs[Kind.CHECKPOINT], "network")]
 
     def _selection(self) -> Any:
-        """Return how the threshold of the masks that are trained on is chosen; `none` where there is none."""
+        """Return how the threshold of the training masks is chosen; `none` without a threshold."""
         return next((s.settings()["selection"] for s in self.chain.refine if hasattr(s, "selection")), "none")
 
     def _target(self, stages: list[Stage], split: Split, name: str | None = None, wide: bool = True) -> Target:
@@ -278,7 +278,7 @@ class Plan:
         return Target(pipeline, pipeline.step(len(stages) - 1, split), name)
 
     def _pipeline(self, stages: list[Stage], wide: bool = True) -> Pipeline:
-        # Where a segmentation network follows, all of `weak` is needed anyway: smaller splits are read from it.
+        # A segmentation network needs all of `weak`, so smaller splits are read from it.
         widest = Split.WEAK if self.chain.segment and self.chain.localise else Split.TRAIN
         if self.trial.measure_on == "tune":
             widest = Split.TUNE
@@ -301,8 +301,8 @@ class Plan:
 def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, digest: str | None = None) -> Plan:
     """Return what a trial will do. Computes nothing.
 
-    `digest` is the data set's, where it is known already; else the data set's files are read for it. Raises
-    ConfigError for an impossible trial.
+    `digest` is the data set's, if known; else the data set's files are read for it. Raises ConfigError for an
+    impossible trial.
     """
     trial, meta, machine = resolve(trial, data, machine)
     if trial.measure_on == "tune":
@@ -317,7 +317,7 @@ def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, 
 def _refuse_without_saliency(trial: Trial, chain: Chain, data: Dataset) -> None:
     if chain.method is not None and chain.method.supervision == "I+S" and not data.has_saliency:
         raise ConfigError(
-            f"{trial.dataset}: {trial.method} with these settings needs saliency maps, and the data set was "
+            f"{trial.dataset}: {trial.method} with these settings needs saliency maps, but the data set was "
             f"opened without. Give their folder: `seedbed run --saliency DIR`, or in seedbed.toml, below "
             f'[datasets.{trial.dataset}], the line saliency = "DIR"'
         )

@@ -1,4 +1,4 @@
-"""Runs: a trial from images to Records in a folder `runs/ID/`, and what finished runs have."""
+"""Runs a trial from images to records in a folder `runs/ID/`, and finds the results of finished runs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from seedbed.datasets.tools.check import preflight
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial gave."""
+    """The result of a trial."""
 
     run: str
     """The run's id: the same trial on the same data and code settings has the same id."""
     folder: Path
-    """Holds `run.json`, `records.parquet`, `examples.png`, and `figures/` where the method draws any."""
+    """Holds `run.json`, `records.parquet`, `examples.png`, and `figures/` if the method draws any."""
     records: list[Record]
     executed: list[Entry]
-    """The stages that were computed; those found in the store are not among them."""
+    """The computed stages, without those found in the store."""
     changes: list[Change]
-    """The results from the store that earlier code made; the user was warned."""
+    """Stored results of earlier code; the user was warned."""
 
 
 def run_trial(
@@ -42,9 +42,9 @@ def run_trial(
 ) -> Result:
     """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
 
-    Whatever is in the store already is not computed again. Warns of results that earlier code made;
-    `accept_changed_code` records instead that today's code gives the same. Raises DataError if the data set's
-    lists, tags or files show before any training that it cannot work, and the errors of the stages.
+    Stored results are not computed again. Warns of results of earlier code; `accept_changed_code` records instead
+    that today's code gives the same. Raises DataError before any training if the lists, tags or files of the data
+    set have errors, and the errors of the stages.
     """
     warnings = preflight(
         data,
@@ -77,14 +77,14 @@ def run_trial(
 
 
 def copy_figures(plan: Plan, folder: Path) -> None:
-    """Copy the pictures of the method's own measurements to `folder`, which is made where there are any."""
+    """Copy the pictures of the method's own measurements to `folder`, which is created if there are any."""
     for name, path in plan.figures().items():
         folder.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / name)
 
 
 def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
-    """Return the description of a finished run. Raises ConfigError where there is no such run."""
+    """Return the description of a finished run. Raises ConfigError if there is no such run."""
     path = work.runs / run / "run.json"
     if not path.exists():
         known = sorted(p.parent.name for p in work.runs.glob("*/run.json"))
@@ -98,10 +98,10 @@ def read_run(work: WorkFolder, run: str) -> dict[str, Any]:
 
 
 def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
-    """Return what a finished run has for a split: its name (`predictions`, `masks`, `scores`) and its folder.
+    """Return the name (`predictions`, `masks`, `scores`) and the folder of a finished run's result for a split.
 
-    Raises ConfigError where there is no such run, where it has nothing for the split, or where the store does
-    not have it any more.
+    Raises ConfigError if there is no such run, if it has nothing for the split, or if the result is no longer in
+    the store.
     """
     artifacts = read_run(work, run)["artifacts"]
     wanted = ("predictions",) if split == "val" else ("masks", "scores")
@@ -116,13 +116,13 @@ def artifact_of(work: WorkFolder, run: str, split: str) -> tuple[str, Path]:
 def network_of(work: WorkFolder, run: str) -> Path:
     """Return the folder of the trained network that a finished run predicted its masks with.
 
-    Raises ConfigError where there is no such run, where it trained no segmentation network, or where the store
-    does not have the network any more.
+    Raises ConfigError if there is no such run, if it trained no segmentation network, or if the network is no
+    longer in the store.
     """
     artifacts = read_run(work, run)["artifacts"]
     if "network" not in artifacts:
         raise ConfigError(
-            f"{work.runs / run / 'run.json'}: names no segmentation network; give the run's command again, "
+            f"{work.runs / run / 'run.json'}: names no segmentation network; repeat the run's command "
             "without --no-segment"
         )
     return _in_store(work, run, artifacts["network"])

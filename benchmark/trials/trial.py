@@ -1,4 +1,4 @@
-"""One trial: what is run, and the stages that this means."""
+"""One trial, and its stages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from seedbed.benchmark.trials.options import TrialOptions
 from seedbed.datasets.base import Dataset
 
 SMALL_IMAGES = 128
-"""Data sets whose images are at most so many pixels long get the backbone `tiny` unless told otherwise."""
+"""Maximum longer image side, in pixels, of data sets whose default backbone is `tiny`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(TrialOptions):
-    """What is run. Everything here is recorded; nothing else changes the numbers."""
+    """What to run. Everything here is recorded; nothing else changes the numbers."""
 
     dataset: str
     method: str = "cam"
@@ -29,7 +29,7 @@ class Trial(TrialOptions):
     supervision: Literal["weak", "full"] = "weak"
     """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
     measure_on: Literal["report", "tune"] = "report"
-    """`report`: all levels on `train` and `val`. `tune`: the pseudo-masks on `tune` alone, for a search."""
+    """`report`: all levels on `train` and `val`. `tune`: only the pseudo-masks on `tune`, for a search."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Chain:
 
     localise: list[Stage]
     refine: list[Stage]
-    """From SCORES to pseudo-masks: the refiner's, then the method's own on masks."""
+    """From SCORES to pseudo-masks: the stages of the refiner, then those of the method on masks."""
     segment: list[Stage]
     measurements: list[Stage] = field(default_factory=list)
-    """The method's own, beside the chain."""
+    """The method's own measurements, beside the chain."""
     method: Method | None = None
-    """With its settings applied; None for the upper bound."""
+    """The method with its settings applied; None for the upper bound."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -51,7 +51,7 @@ class Chain:
 
     @property
     def configured(self) -> list[Method | Stage]:
-        """All that has settings."""
+        """The method and all stages, which have settings."""
         method = [self.method] if self.method is not None and declared(type(self.method)) else []
         return [*method, *self.stages, *self.measurements]
 
@@ -73,7 +73,7 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
     of_method = {key: value for key, value in trial.settings.items() if key.partition(".")[0] == name}
     (method,) = override([method], of_method)
     if method.one_step and trial.refiner != "none":
-        raise ConfigError(f"the method {method.name!r} predicts its masks itself; it takes no refiner but 'none'")
+        raise ConfigError(f"the method {method.name!r} predicts its own masks; use the refiner 'none'")
     refine = [] if method.one_step else REFINERS.load(trial.refiner).refine(meta, method.fixed_threshold)
     refine += method.on_masks(meta)
     parts = [method.localise(meta), refine, segment, method.measurements(meta)]
@@ -92,7 +92,7 @@ def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta,
     if trial.segmentation_weights is not None or segmentation_backbone != backbone:
         network_weights, network_files = segmentation_weights(trial.segmentation_weights, segmentation_backbone)
     if not trial.segment and (trial.segmentation_backbone or trial.segmentation_weights):
-        raise ConfigError("--segmentation-backbone and --segmentation-weights need the network that segments")
+        raise ConfigError("--segmentation-backbone and --segmentation-weights need a segmentation network")
     if network_weights == "coco" and data.name == "coco2014":
         raise ConfigError(
             "--segmentation-weights coco: torchvision trained them on train2017, which has most images of COCO's "

@@ -28,19 +28,19 @@ from seedbed.datasets.io.images import BROKEN, atomic
 from seedbed.datasets.voc2012 import VocDataset
 from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
 
-# comp5 is for what learned from VOC's own images alone; our networks start from ImageNet's.
+# comp5 is for training on VOC's images only; our networks start from ImageNet weights.
 MASKS = Path("results/VOC2012/Segmentation/comp6_test_cls")
 TAR = "results.tgz"
 NAMED = 10
-"""So many missing images are named; the others are counted."""
+"""Maximum number of missing images to name; the others are counted."""
 
 
 def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, machine: Machine) -> Path:
     """Predict `test` with the network of a finished run, check the masks, and return the tar for the server.
 
-    Nothing is trained, and masks that are in `out` from before are written again. Raises ConfigError where the
-    run or its network is not there, or does not go with the data set; DataError where test images are missing,
-    and for a submission that the server would refuse, of which there is no tar then.
+    Trains nothing, and overwrites earlier masks in `out`. Raises ConfigError if the run or its network does not
+    exist or does not fit the data set; DataError, without writing a tar, if test images are missing or the server
+    would refuse the submission.
     """
     description = read_run(work, run)
     network, stage = network_of(work, run), recorded_prediction(description)
@@ -49,7 +49,7 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
     view = images_of_test(data)
     folder, tar = out / MASKS, out / TAR
     folder.mkdir(parents=True, exist_ok=True)
-    # The tar of an earlier export must not lie beside masks that are not in it.
+    # An earlier tar must not lie beside masks that it does not contain.
     tar.unlink(missing_ok=True)
     context = Context(
         seed=description["trial"]["seed"],
@@ -67,11 +67,11 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
 
 
 def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
-    """Return the stage that a run predicted its masks with, with the settings in the run's `run.json`.
+    """Return the stage that predicted a run's masks, with the settings in its `run.json`.
 
-    Raises ConfigError where this code has no such stage, another version of it, or other settings.
+    Raises ConfigError if this code has no such stage, or another version or other settings of it.
     """
-    # The file of a one-step method brings a stage of its own.
+    # A one-step method has its own stage.
     METHODS.load(description["trial"]["method"])
     kinds: list[type[PredictMasks]] = [PredictMasks, *PredictMasks.__subclasses__()]
     known = {kind.__name__: kind for kind in kinds}
@@ -88,9 +88,9 @@ def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
 
 
 def images_of_test(data: Dataset) -> SplitView:
-    """Return the split `test`, of which every image is there.
+    """Return the split `test` with all of its images.
 
-    Raises ConfigError where the data set is not in VOC's layout, DataError where images are missing.
+    Raises ConfigError if the data set is not in VOC's layout, DataError if images are missing.
     """
     if not isinstance(data, VocDataset):
         raise ConfigError(f"{data.root}: {data.name} is not in VOC's layout; the server takes VOC's test images")
@@ -109,14 +109,14 @@ def images_of_test(data: Dataset) -> SplitView:
 
 
 def check_submission(folder: Path, view: SplitView) -> list[str]:
-    """Return all that is wrong with the masks ID.png in `folder`, each with its file; empty where nothing is.
+    """Return all problems of the masks ID.png in `folder`, each with its file.
 
-    There must be one palette PNG for every image of `view`, of the image's size, with labels 0..C, and nothing
-    else. Raises DataError where the size of an image cannot be read.
+    There must be one palette PNG per image of `view`, of the image's size, with labels 0..C, and nothing else.
+    Raises DataError if the size of an image cannot be read.
     """
     expected = {folder / f"{image_id}.png": view.size(image_id) for image_id in view.ids}
     problems = [text for path, size in expected.items() for text in _look(path, size, len(view.classes))]
-    # A Mac writes .DS_Store and ._NAME; they do not go into the tar.
+    # macOS writes .DS_Store and ._NAME; the tar leaves them out.
     extra = sorted(path for path in folder.glob("[!.]*") if path not in expected)
     return [*problems, *(f"{path}: not in the test list; remove it" for path in extra)]
 

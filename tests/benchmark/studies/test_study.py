@@ -192,7 +192,7 @@ def test_a_study_is_a_sweep_of_its_variants(request_of, tmp_path):
 
 def test_what_a_study_varies_cannot_be_set(request_of, tmp_path):
     request = request_of("small", settings={"TrainSplittingMerging.beta": 3})
-    with pytest.raises(ConfigError, match=r"svm_t2 varies TrainSplittingMerging\.beta: it cannot be set"):
+    with pytest.raises(ConfigError, match=r"svm_t2 varies TrainSplittingMerging\.beta, so you cannot set it"):
         sweep_of(read_study("svm_t2"), request, WorkFolder(tmp_path / "work"), Reporter(quiet=True))
 
 

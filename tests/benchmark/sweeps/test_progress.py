@@ -227,8 +227,8 @@ def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(c
         ({"settings": {"TrainSubcategories.lrr": 1}}, r"unknown setting of TrainSubcategories 'lrr'.*'lr'"),
         ({"settings": {"ScCam.round": 1}}, r"unknown setting of ScCam 'round'.*rounds"),
         ({"settings": {"TrainKamm.lr": 1}}, r"unknown stage 'TrainKamm'.*TrainCam"),
-        ({"tune": ["lr", "crv"]}, "nothing to search is called 'crv'"),
-        ({"tune": ["TrainSubcategories.lr"]}, "nothing to search is called 'TrainSubcategories.lr'"),
+        ({"tune": ["lr", "crv"]}, "no searched setting matches 'crv'"),
+        ({"tune": ["TrainSubcategories.lr"]}, "no searched setting matches 'TrainSubcategories.lr'"),
     ],
 )
 def test_what_no_method_has_is_still_refused(chimera_root, tmp_path, changes, message):

@@ -307,7 +307,8 @@ def test_what_this_code_cannot_run_is_refused_with_setting_and_way_out(upgraded,
         hparams, "hints", lambda stage: {name: float for name in declared(stage) if name != "dropout"}
     )
     with pytest.raises(
-        ConfigError, match=r"cannot go on with TrainCam\.dropout \(unknown setting of TrainCam 'dropout'.*new name"
+        ConfigError,
+        match=r"cannot continue with TrainCam\.dropout \(unknown setting of TrainCam 'dropout'.*new name",
     ):
         scheduler.changes()
 

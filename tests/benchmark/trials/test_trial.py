@@ -190,7 +190,7 @@ def test_a_one_step_method_goes_on_to_the_segmentation_network(odd, chimera, tmp
 
 def test_a_one_step_method_takes_no_refiner(odd):
     odd(one_step=True)
-    with pytest.raises(ConfigError, match="'odd' predicts its masks itself"):
+    with pytest.raises(ConfigError, match="'odd' predicts its own masks"):
         build_chain(trial(refiner="crf"), META)
 
 
@@ -299,7 +299,7 @@ def test_weights_files_are_known_by_their_digests(chimera, tmp_path):
             "--segmentation-weights nowhere.pth: no such file. Valid: .*coco",
         ),
         ({"segmentation_backbone": "resnet11"}, "unknown backbone 'resnet11'. Did you mean"),
-        ({"segmentation_backbone": "tiny", "segment": False}, "need the network that segments"),
+        ({"segmentation_backbone": "tiny", "segment": False}, "need a segmentation network"),
         (
             {"segmentation_backbone": "resnet50", "settings": {"TrainSegmentation.head": "large_fov"}},
             "has no fc6. Valid with large_fov: vgg16",

@@ -1,4 +1,4 @@
-"""Follows docs/extending.md: makes the changes of a section in a copy of the packages, and runs code there."""
+"""Follows a page of docs/: makes its files and changes in a copy of the packages, and runs its commands there."""
 
 from __future__ import annotations
 
@@ -10,48 +10,78 @@ import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PAGE = CHECKOUT / "docs/extending.md"
+PROGRAMS = {"seedbed": '-c "from seedbed.benchmark.cli.main import main; main()"', "python": ""}
+
+
+def page(name: str) -> str:
+    """Return the text of a page of docs/."""
+    return (CHECKOUT / "docs" / name).read_text("utf-8")
 
 
 def section(title: str) -> str:
-    """Return the text of a section of the page."""
-    (text,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.M | re.S)
+    """Return the text of a section of docs/extending.md."""
+    (text,) = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page("extending.md"), re.M | re.S)
     return text
 
 
-def changes(title: str) -> list[tuple[str, str, str]]:
-    """Return file, text before and text after of each change of a section."""
+def new_files(text: str) -> dict[str, str]:
+    """Return the content of each file that a text tells its reader to save, by path."""
+    return dict(re.findall(r"`([\w/.]+)`:\n\n```(?:python|yaml)\n(.*?)^```", text, re.M | re.S))
+
+
+def changes(text: str) -> list[tuple[str, str, str]]:
+    """Return file, lines before and lines after of each change that a text makes."""
     found = []
-    for path, lines in re.findall(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```", section(title), re.M | re.S):
+    for path, lines in re.findall(r"^```diff\n\+\+\+ (\S+)\n(.*?)^```", text, re.M | re.S):
         before = "".join(line[1:] for line in lines.splitlines(keepends=True) if line[0] in " -")
         after = "".join(line[1:] for line in lines.splitlines(keepends=True) if line[0] in " +")
         found.append((path, before, after))
     return found
 
 
-def changed_copy(title: str, folder: Path) -> Path:
-    """Return a copy of the packages in `folder` with the changes of a section."""
+def commands(text: str) -> list[str]:
+    """Return the commands of a text, in order."""
+    return [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S) for line in block.splitlines()]
+
+
+def changed_copy(text: str, folder: Path) -> Path:
+    """Return a copy of the packages in `folder` with the files and changes of a text, and the programs in bin/."""
     for package in ("benchmark", "datasets", "leaderboard", "methods", "tests"):
         shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "seedbed.py"):
         shutil.copy(CHECKOUT / name, folder)
-    for path, before, after in changes(title):
-        text = (folder / path).read_text("utf-8")
-        assert text.count(before) == 1, f"{path}: has {text.count(before)} times\n{before}"
-        (folder / path).write_text(text.replace(before, after), "utf-8")
+    for path, content in new_files(text).items():
+        assert not (folder / path).exists(), f"{path}: exists"
+        (folder / path).write_text(content, "utf-8")
+    for path, before, after in changes(text):
+        content = (folder / path).read_text("utf-8")
+        assert content.count(before) == 1, f"{path}: has {content.count(before)} times\n{before}"
+        (folder / path).write_text(content.replace(before, after), "utf-8")
+    (folder / "bin").mkdir()
+    for name, words in PROGRAMS.items():
+        program = folder / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        program.chmod(0o755)
     return folder
 
 
 def run(script: str, copy: Path) -> str:
     """Run Python code with the packages of a copy, and return what it prints."""
+    return _run([sys.executable, "-c", script], copy)
+
+
+def run_commands(lines: list[str], copy: Path) -> dict[str, str]:
+    """Run commands in a copy, and return what each printed."""
+    return {line: _run(["sh", "-c", line], copy) for line in lines}
+
+
+def _run(words: list[str], copy: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SEEDBED_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=copy,
-        env=environment | {"PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment |= {
+        "PATH": f"{copy / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(copy),
+        "PYTEST_DEBUG_TEMPROOT": str(copy),
+    }
+    done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words[-1]}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from seedbed.benchmark.pipeline.registry import METHODS
+from tests.docs.extending import CHECKOUT, changed_copy, commands, page, run_commands
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PAGE = (CHECKOUT / "docs/adding-a-method.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+PAGE = page("adding-a-method.md")
 
 
 @pytest.fixture(scope="module")
@@ -26,47 +23,20 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The other methods are left out because recording their numbers takes minutes.
     """
-    folder = tmp_path_factory.mktemp("copy")
-    for package in ("benchmark", "datasets", "leaderboard", "methods", "tests"):
-        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "seedbed.py"):
-        shutil.copy(CHECKOUT / name, folder)
+    folder = changed_copy(PAGE, tmp_path_factory.mktemp("copy"))
     for name in set(METHODS.names()) - {"cam"}:
-        plugin = folder / "methods" / str(name)
+        plugin = folder / "methods" / name
         if plugin.is_dir():
             shutil.rmtree(plugin)
         else:
             plugin.with_suffix(".py").unlink()
-    found = re.search(r"Save this as `(.+?)`:\n\n```python\n(.*?)```", PAGE, re.S)
-    assert found, "the page shows no file"
-    path, content = found.groups()
-    (folder / path).write_text(content)
-    programs = {"seedbed": '-c "from seedbed.benchmark.cli.main import main; main()"', "python": ""}
-    (folder / "bin").mkdir()
-    for name, words in programs.items():
-        program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        program.chmod(0o755)
     return folder
 
 
 @pytest.fixture(scope="module")
 def outputs(copy: Path) -> dict[str, str]:
     """Return what each command of the page printed, in order; the first that fails ends the test."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SEEDBED_"))}
-    environment |= {
-        "PATH": f"{copy / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(copy),
-        "PYTEST_DEBUG_TEMPROOT": str(copy),
-    }
-    printed = {}
-    for command in COMMANDS:
-        done = subprocess.run(
-            command, shell=True, cwd=copy, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        printed[command] = done.stdout
-    return printed
+    return run_commands(commands(PAGE), copy)
 
 
 def printed_by(outputs: dict[str, str], words: str) -> str:

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.docs.extending import changed_copy, changes, run
+from tests.docs.extending import (
+    CHECKOUT,
+    changed_copy,
+    changes,
+    commands,
+    new_files,
+    page,
+    run,
+    run_commands,
+    section,
+)
 
 METRIC = """
 import json
@@ -112,9 +123,103 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize(("title", "most"), [("A metric", 3), ("A trial option", 2), ("A leaderboard column", 2)])
-def test_few_files_are_changed(title, most):
-    assert 0 < len({path for path, _, _ in changes(title)}) <= most
+FOLDERS = """
+import csv
+import shutil
+from pathlib import Path
+from seedbed.datasets.chimera import DATASET
+
+tiny, root = Path("tiny"), Path("my-data")
+# Its training images are then `train`, as in the layout of the page.
+shutil.rmtree(tiny / "SegmentationClassAug")
+(tiny / "ImageSets/Segmentation/train_aug.txt").unlink()
+data = DATASET.open(tiny)
+ids = [*data.ids("train"), *data.ids("val")]
+for folder, path in (("images", data.image_path), ("masks", data.mask_path)):
+    (root / folder).mkdir(parents=True)
+    for image_id in ids:
+        shutil.copy(path(image_id), root / folder)
+for split in ("train", "val"):
+    (root / f"{split}.txt").write_text("\\n".join(data.ids(split)))
+(root / "classes.txt").write_text("\\n".join(data.classes))
+with (root / "tags.csv").open("w", newline="") as file:
+    tags = {image_id: [data.classes[label - 1] for label in data.tags(image_id)] for image_id in ids}
+    csv.writer(file).writerows([("image_id", "classes"), *((i, " ".join(names)) for i, names in tags.items())])
+"""
+"""Writes the tiny Chimera in the layout of the section on data sets."""
+
+
+def follow(title: str, folder: Path, before: str = "") -> dict[str, str]:
+    """Follow a section: make its files and changes, make the tiny Chimera, run `before`, and run its commands."""
+    copy = changed_copy(section(title), folder)
+    run_commands(commands(page("extending.md").partition("## ")[0]), copy)
+    run(before, copy)
+    return run_commands(commands(section(title)), copy)
+
+
+def table(output: str) -> dict[tuple[str, ...], list[str]]:
+    """Return the numbers of each row that `seedbed run` printed, by level, split and metric."""
+    rows = (line.split() for line in output.splitlines() if re.match(r"(classification|seed|pseudo_mask) ", line))
+    return {tuple(words[:3]): words[3:] for words in rows}
+
+
+@pytest.mark.parametrize(
+    ("title", "most"),
+    [
+        ("A refiner", 1),
+        ("A backbone", 1),
+        ("A data set", 1),
+        ("A study", 2),
+        ("A metric", 3),
+        ("A trial option", 2),
+        ("A leaderboard column", 2),
+    ],
+)
+def test_few_files_are_changed_and_every_change_has_its_place(title, most):
+    text = section(title)
+    assert 0 < len({*new_files(text), *(path for path, _, _ in changes(text))}) <= most
+    for path, before, _ in changes(text):
+        assert (CHECKOUT / path).read_text("utf-8").count(before) == 1, f"{path}\n{before}"
+
+
+# New files
+
+
+@pytest.mark.slow
+def test_the_refiner_changes_the_masks_and_fits_every_method(tmp_path):
+    trial, contract = follow("A refiner", tmp_path).values()
+    assert "run cam-vote-chimera-voc-seed0" in trial
+    numbers = table(trial)
+    assert len(numbers["pseudo_mask", "train", "mIoU"]) == 3
+    assert numbers["pseudo_mask", "train", "mIoU"] != numbers["seed", "train", "mIoU"]
+    assert int(re.search(r"(\d+) passed", contract)[1]) >= 1
+    assert "failed" not in contract
+
+
+@pytest.mark.slow
+def test_the_backbone_has_its_recipe_and_passes_the_tests_of_backbones(tmp_path):
+    shown, trial, tests = follow("A backbone", tmp_path).values()
+    assert re.search(r"^  dropout +0\.0 .* a first guess; elsewhere: ", shown, re.M)
+    assert len(table(trial)["pseudo_mask", "train", "mIoU"]) == 3
+    assert int(re.search(r"(\d+) passed", tests)[1]) >= 7
+    assert "failed" not in tests
+
+
+@pytest.mark.slow
+def test_the_data_set_gives_the_numbers_of_the_same_images_in_vocs_layout(tmp_path):
+    checked, trial = follow("A data set", tmp_path, FOLDERS).values()
+    assert checked == "0 errors, 0 warnings\n"
+    (same,) = run_commands(["seedbed run --dataset chimera --root tiny --no-segment"], tmp_path).values()
+    assert table(trial) == table(same)
+    assert len(table(trial)) > 5
+
+
+@pytest.mark.slow
+def test_the_study_prints_our_numbers_beside_the_papers_and_its_claim(tmp_path):
+    (printed,) = follow("A study", tmp_path).values()
+    assert re.search(r"^CAM +\d+\.\d+ ± \d+\.\d+ \(48\.30, −\d+\.\d+\)$", printed, re.M)
+    assert re.search(r"^CAM \+ CRF +\d+\.\d+ ± \d+\.\d+ \(53\.70, −\d+\.\d+\)$", printed, re.M)
+    assert re.search(r": the CRF helps \(.*; the paper has \+5\.40\)$", printed, re.M)
 
 
 # A metric
@@ -123,7 +228,7 @@ def test_few_files_are_changed(title, most):
 @pytest.fixture(scope="module")
 def metric(tmp_path_factory) -> tuple[Path, str]:
     """Return the leaderboard of a sweep with the metric, and the metrics of a run in MLflow."""
-    copy = changed_copy("A metric", tmp_path_factory.mktemp("metric"))
+    copy = changed_copy(section("A metric"), tmp_path_factory.mktemp("metric"))
     return copy / "site", run(METRIC, copy)
 
 
@@ -151,7 +256,7 @@ def test_the_leaderboard_shows_it_with_an_interval(metric):
 
 
 def test_the_option_is_on_every_command_in_every_file_and_in_effect(tmp_path):
-    found = json.loads(run(OPTION, changed_copy("A trial option", tmp_path)).splitlines()[-1])
+    found = json.loads(run(OPTION, changed_copy(section("A trial option"), tmp_path)).splitlines()[-1])
     wanted = "Multiply the number of epochs of every training. [default: (1.0)]"
     for command, lines in found["helps"].items():
         (line,) = lines
@@ -166,7 +271,7 @@ def test_the_option_is_on_every_command_in_every_file_and_in_effect(tmp_path):
 
 
 def test_the_condition_is_a_tag_and_a_column_with_its_title(tmp_path):
-    copy = changed_copy("A leaderboard column", tmp_path)
+    copy = changed_copy(section("A leaderboard column"), tmp_path)
     assert run(COLUMN, copy).splitlines()[-1] == "{'colour_jitter': 'false'}"
     (row,) = csv.DictReader((copy / "site/leaderboard.csv").open(newline=""))
     assert row["colour_jitter"] == "false"

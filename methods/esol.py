@@ -42,7 +42,7 @@ from torchvision.ops import deform_conv2d
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.checkpoint import load_network, save_network
-from seedbed.benchmark.training.loop import Batch, Group, fit
+from seedbed.benchmark.training.loop import Batch, ParameterGroup, fit
 from seedbed.datasets.base import Dataset
 from seedbed.methods.cam import (
     SIZES,
@@ -211,7 +211,7 @@ class OffsetTraining(TagTraining):
         """Write the network of this phase."""
         network = self.enter(cast(EsolNetwork, load_network(inputs[Kind.CHECKPOINT])))
         learning = self.learning(network)
-        groups = [Group(list(layer.parameters()), self.head_multiplier) for layer in learning]
+        groups = [ParameterGroup(list(layer.parameters()), self.head_multiplier) for layer in learning]
 
         def losses(batch: Batch, _: float) -> dict[str, Tensor]:
             return self.losses(network, batch)

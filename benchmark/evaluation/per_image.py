@@ -45,7 +45,7 @@ class Ratios:
 
 
 @dataclass(frozen=True, eq=False)
-class Cells:
+class ImageConfusions:
     """The nonzero cells of the confusion matrices of images."""
 
     ids: tuple[str, ...]
@@ -73,7 +73,7 @@ def file_name(name: RecordName) -> str:
     return f"{name.level}.{name.split}{'' if name.selection == 'none' else f'_{name.selection}'}.parquet"
 
 
-def read_cells(path: Path, threshold: float | None = None) -> Cells:
+def read_confusions(path: Path, threshold: float | None = None) -> ImageConfusions:
     """Read the statistics of masks, or those of maps cut at `threshold`.
 
     Raises OSError or ArrowInvalid for a file that cannot be read, KeyError for one of another kind, ConfigError
@@ -86,7 +86,7 @@ def read_cells(path: Path, threshold: float | None = None) -> Cells:
     if threshold is not None:
         index = threshold_index(np.frombuffer(table.schema.metadata[b"thresholds"], "<f4"), threshold)
         predicted = np.where(table["passed"].to_numpy() > index, predicted, 0)
-    return Cells(tuple(ids.tolist()), image, truth, predicted, pixels)
+    return ImageConfusions(tuple(ids.tolist()), image, truth, predicted, pixels)
 
 
 def ratios(metric: str, ids: tuple[str, ...], counts: Counts) -> Ratios:
@@ -115,9 +115,9 @@ def ratios_of(folder: Path, record: str, classes: Sequence[str], values: Mapping
     if metric not in COUNTED or name.label not in (None, *labels):
         return None
     if path.exists() and "predicted" in pq.read_schema(path).names:
-        cells = read_cells(path)
+        cells = read_confusions(path)
     elif curve.exists() and threshold is not None:
-        cells = read_cells(curve, threshold)
+        cells = read_confusions(curve, threshold)
     else:
         return None
     parts = ratios(metric, cells.ids, cells.counts(len(labels)))

@@ -21,7 +21,7 @@ from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
 from seedbed.benchmark.trials.conditions import conditions_of
 from seedbed.benchmark.trials.options import options_of
-from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.tools.check import preflight
@@ -35,7 +35,7 @@ class CellPlan:
     dataset_spec: DatasetSpec
     data: Dataset
     digest: str
-    default: Plan
+    default: TrialPlan
     """The plan of a confirming trial with the default settings."""
     fixed: Settings
     """The sweep's settings for this cell's stages."""
@@ -72,7 +72,7 @@ class SweepPlan:
             settings = {key: value for key, value in settings.items() if key.partition(".")[0] in searched}
         return _trial(self.settings, cell.cell, seed, settings, phase)
 
-    def plan(self, cell: CellPlan, trial: Trial) -> Plan:
+    def plan(self, cell: CellPlan, trial: Trial) -> TrialPlan:
         """Return the plan of a trial of a cell."""
         return plan_trial(trial, cell.data, self.work, Machine(), cell.digest)
 

@@ -47,7 +47,7 @@ from seedbed.benchmark.sweeps.trial_files import (
     write_text,
 )
 from seedbed.benchmark.system_metrics import SystemMetrics
-from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.run import copy_figures
 from seedbed.datasets.base import Dataset
 
@@ -79,7 +79,7 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
     started = time.time()
     losses: list[float] = []
     outcome = Outcome(spec.key, "complete")
-    plan: Plan | None = None
+    plan: TrialPlan | None = None
     try:
         with SystemMetrics(folder / "system.json"):
             plan = plan_trial(spec.trial, _opened(_frozen(spec.dataset_spec)), work, machine, spec.digest)
@@ -149,7 +149,7 @@ def reason_of(error: BaseException) -> str:
     return text if len(text) <= REASON else text[: REASON - 1] + "…"
 
 
-def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
+def curves(plan: TrialPlan) -> dict[str, list[dict[str, float]]]:
     """Return the losses by epoch of every training stage of a plan that is in the store.
 
     Repeated stages are numbered: `TrainSub`, `TrainSub_2`.
@@ -164,7 +164,7 @@ def curves(plan: Plan) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def _first_training(plan: Plan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
+def _first_training(plan: TrialPlan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
     """Run the first training, stop it if it is worse than its rivals, and return its losses by epoch."""
     target = plan.first_training()
     if target is None:
@@ -195,13 +195,13 @@ def _history(entry: Path) -> list[dict[str, float]] | None:
     return history
 
 
-def _seconds(plan: Plan) -> dict[str, float]:
+def _seconds(plan: TrialPlan) -> dict[str, float]:
     """Return the seconds of all stages of a plan that are in the store, by 12 digits of their keys."""
     entries = ((key, plan.work.store.get(key)) for key in plan.steps())
     return {key[:12]: entry.seconds for key, entry in entries if entry is not None}
 
 
-def _write(folder: Path, plan: Plan, records: Sequence[Record], pictures: bool) -> None:
+def _write(folder: Path, plan: TrialPlan, records: Sequence[Record], pictures: bool) -> None:
     write_records(folder / "records.parquet", records)
     _write_per_class(folder / "per_class.csv", records)
     for step in plan.steps().values():

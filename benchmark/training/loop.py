@@ -63,7 +63,7 @@ class TrainingStage(Stage):
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters that share a learning rate."""
 
     parameters: Sequence[nn.Parameter]
@@ -71,7 +71,9 @@ class Group:
     decay: bool = True
 
 
-def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage) -> list[Group]:
+def parameter_groups(
+    pretrained: nn.Module, new: Iterable[nn.Module], settings: TrainingStage
+) -> list[ParameterGroup]:
     """Return the groups of pretrained and of new layers, without frozen parameters.
 
     `new` layers may be part of `pretrained`. With `biases="no_decay"` biases have no weight decay; with `"psa"`
@@ -84,12 +86,15 @@ def parameter_groups(pretrained: nn.Module, new: Iterable[nn.Module], settings: 
     for parameters, multiplier in ((old, 1.0), (added, settings.head_multiplier)):
         named = [p for p in parameters if p[1].requires_grad]
         if settings.biases == "as_weights":
-            groups.append(Group([p for _, p in named], multiplier))
+            groups.append(ParameterGroup([p for _, p in named], multiplier))
         else:
             weights = [p for name, p in named if not name.endswith("bias")]
             biases = [p for name, p in named if name.endswith("bias")]
             faster = 2 if settings.biases == "psa" else 1
-            groups += [Group(weights, multiplier), Group(biases, faster * multiplier, decay=False)]
+            groups += [
+                ParameterGroup(weights, multiplier),
+                ParameterGroup(biases, faster * multiplier, decay=False),
+            ]
     return [group for group in groups if group.parameters]
 
 
@@ -97,7 +102,7 @@ def fit(
     network: nn.Module,
     losses: Losses,
     examples: torch.utils.data.Dataset[Any],
-    groups: Sequence[Group],
+    groups: Sequence[ParameterGroup],
     settings: TrainingStage,
     out: Path,
     ctx: Context,
@@ -238,7 +243,7 @@ def _to_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
     }
 
 
-def _optimiser(groups: Sequence[Group], settings: TrainingStage) -> torch.optim.Optimizer:
+def _optimiser(groups: Sequence[ParameterGroup], settings: TrainingStage) -> torch.optim.Optimizer:
     described = [
         {
             "params": list(group.parameters),

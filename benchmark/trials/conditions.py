@@ -15,14 +15,14 @@ from seedbed.benchmark.pipeline.hparams import declared
 from seedbed.datasets.base import Split
 
 if TYPE_CHECKING:
-    from seedbed.benchmark.trials.plan import Plan
+    from seedbed.benchmark.trials.plan import TrialPlan
 
 NONE = "none"
 NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest"})
 """The other keys of a cell in `sweep.json`."""
 
 
-def conditions_of(plan: Plan) -> dict[str, str | int]:
+def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
     """Return the conditions of a trial by name, as recorded."""
     from seedbed.datasets.tools.check import val_in_training
 

@@ -31,7 +31,7 @@ class Target:
 
 
 @dataclass
-class Plan:
+class TrialPlan:
     """Everything that a trial will compute, known before anything runs."""
 
     trial: Trial
@@ -298,7 +298,9 @@ class Plan:
         )
 
 
-def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, digest: str | None = None) -> Plan:
+def plan_trial(
+    trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, digest: str | None = None
+) -> TrialPlan:
     """Return what a trial will do. Computes nothing.
 
     `digest` is the data set's, if known; else the data set's files are read for it. Raises ConfigError for an
@@ -311,7 +313,7 @@ def plan_trial(trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, 
     _refuse_without_saliency(trial, chain, data)
     if digest is None:
         digest = work.digest(data, machine.reporter)
-    return Plan(trial, meta, chain, data, digest, work, machine)
+    return TrialPlan(trial, meta, chain, data, digest, work, machine)
 
 
 def _refuse_without_saliency(trial: Trial, chain: Chain, data: Dataset) -> None:

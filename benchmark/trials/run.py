@@ -15,7 +15,7 @@ from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.training.initialisation import check_weights
-from seedbed.benchmark.trials.plan import Plan, plan_trial
+from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.io.images import atomic
@@ -76,7 +76,7 @@ def run_trial(
     return Result(plan.run_id(), folder, records, plan.executed, changes)
 
 
-def copy_figures(plan: Plan, folder: Path) -> None:
+def copy_figures(plan: TrialPlan, folder: Path) -> None:
     """Copy the pictures of the method's own measurements to `folder`, which is created if there are any."""
     for name, path in plan.figures().items():
         folder.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.evaluation.per_image import file_name, read_cells
+from seedbed.benchmark.evaluation.per_image import file_name, read_confusions
 from seedbed.leaderboard.data.collect import SweepReader
 from seedbed.leaderboard.data.measures import measures
 from seedbed.leaderboard.data.snapshot import Run, runs_of
@@ -102,7 +102,7 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
                 without[run.key] = f"MLflow does not have its artifact per_image/{file}"
                 continue
             try:
-                cells = read_cells(path)
+                cells = read_confusions(path)
                 found[run.key] = RunImages.of(cells.ids, cells.counts())
             except (OSError, pa.ArrowInvalid, KeyError) as error:
                 # The error's own text names a folder of this machine, and the reason is published.

@@ -50,7 +50,7 @@ from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.benchmark.training.augmentation import Examples, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
-from seedbed.benchmark.training.loop import Batch, Group, TrainingStage, fit, parameter_groups
+from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.datasets.io.images import write_mask
@@ -174,7 +174,7 @@ class TrainIrn(TrainingStage):
         fit(network, losses, examples, self.groups(network), self, out, ctx)
         save_network(out, network)
 
-    def groups(self, network: EdgeNetwork) -> list[Group]:
+    def groups(self, network: EdgeNetwork) -> list[ParameterGroup]:
         """Return the layers that learn: the edge branch, and the backbone unless frozen."""
         return parameter_groups(network.backbone, [network.reduce, network.combine], self)
 

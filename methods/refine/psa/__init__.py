@@ -48,7 +48,7 @@ from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.training.augmentation import Examples, unscaled
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
-from seedbed.benchmark.training.loop import Batch, Group, TrainingStage, fit, parameter_groups
+from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.seeding import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.methods.backbones.base import initialise
@@ -177,7 +177,7 @@ class TrainPsa(TrainingStage):
         fit(network, losses, examples, groups, self, out, ctx)
         save_network(out, network)
 
-    def groups(self, network: AffinityNetwork) -> list[Group]:
+    def groups(self, network: AffinityNetwork) -> list[ParameterGroup]:
         """Freeze the early layers if `freeze_early`, and return the layers that learn."""
         if self.freeze_early:
             for module in network.backbone.early:

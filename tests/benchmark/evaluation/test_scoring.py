@@ -16,7 +16,7 @@ from seedbed.benchmark.errors import ConfigError, DataError, MaskForbiddenError
 from seedbed.benchmark.evaluation.formats import IrnMaps, MapSource, PngMasks, PsaMaps, open_maps, open_masks
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps
 from seedbed.benchmark.evaluation.metrics import Confusion, thresholds_with
-from seedbed.benchmark.evaluation.per_image import read_cells
+from seedbed.benchmark.evaluation.per_image import read_confusions
 from seedbed.benchmark.evaluation.records import (
     Record,
     read_records,
@@ -152,7 +152,7 @@ def test_the_number_of_processes_changes_no_byte(tmp_path, view, content):
 
 def confusions_at(path, threshold):
     """Return the confusion matrix of each image for 2 classes, and check the counts that are made of them."""
-    cells = read_cells(path, threshold)
+    cells = read_confusions(path, threshold)
     found = {image_id: Confusion.empty(2) for image_id in cells.ids}
     for place, *pair, pixels in zip(cells.image, cells.truth, cells.predicted, cells.pixels, strict=True):
         found[cells.ids[place]].matrix[tuple(pair)] += pixels

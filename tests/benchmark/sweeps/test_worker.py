@@ -206,7 +206,7 @@ def test_losses_of_a_stage_that_occurs_again_have_names_of_their_own(tmp_path):
 
         produces = Kind.CHECKPOINT
 
-    class Plan:
+    class TrialPlan:
         work = WorkFolder(tmp_path)
 
         def steps(self):
@@ -216,7 +216,7 @@ def test_losses_of_a_stage_that_occurs_again_have_names_of_their_own(tmp_path):
         folder = tmp_path / "store" / "entries" / "aa" / key
         folder.mkdir(parents=True)
         (folder / "training.json").write_text(json.dumps({"history": [{"loss": float(key[-1])}]}))
-    assert curves(Plan()) == {"TrainSub": [{"loss": 1.0}], "TrainSub_2": [{"loss": 2.0}]}
+    assert curves(TrialPlan()) == {"TrainSub": [{"loss": 1.0}], "TrainSub_2": [{"loss": 2.0}]}
 
 
 def test_a_worker_does_not_know_mlflow_or_ray():

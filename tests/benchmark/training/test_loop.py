@@ -14,7 +14,7 @@ from seedbed.benchmark.errors import NonFiniteLossError
 from seedbed.benchmark.pipeline.stage import Context, Kind
 from seedbed.benchmark.training.loop import (
     EpochSampler,
-    Group,
+    ParameterGroup,
     TrainingStage,
     fit,
     mixed_precision,
@@ -114,7 +114,15 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_name(tmp_path):
 
     stage = TrainToy(epochs=3, batch=4, lr=0.01)
     with pytest.raises(NonFiniteLossError, match=r"TrainToy: the loss 'broken' is nan in epoch 2, step 2"):
-        fit(network, losses, Examples(), [Group(list(network.parameters()))], stage, tmp_path, context(tmp_path))
+        fit(
+            network,
+            losses,
+            Examples(),
+            [ParameterGroup(list(network.parameters()))],
+            stage,
+            tmp_path,
+            context(tmp_path),
+        )
 
 
 def test_the_learning_rate_falls_as_a_polynomial_and_groups_have_their_multiplier(tmp_path):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.evaluation.per_image import read_cells
+from seedbed.benchmark.evaluation.per_image import read_confusions
 from seedbed.benchmark.evaluation.scoring import MASK_SCHEMA
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
@@ -42,7 +42,7 @@ def cells_of(matrices):
 def run_images(table: pa.Table, folder: Path) -> RunImages:
     """Return the statistics of the file that a trial leaves."""
     pq.write_table(table, folder / "images.parquet")
-    cells = read_cells(folder / "images.parquet")
+    cells = read_confusions(folder / "images.parquet")
     return RunImages.of(cells.ids, cells.counts())
 
 

@@ -11,6 +11,7 @@ from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import plan_sweep
+from seedbed.benchmark.sweeps.resume import describe
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import SweepSettings, settings_of
 from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome
@@ -78,3 +79,17 @@ def run_to_its_end(scheduler: Scheduler, slots: int = 2, objective: Any = lambda
         spec = running.pop(0)
         end(scheduler, spec, objective(spec))
     return started
+
+
+def run_sweep_here(settings: SweepSettings, work: WorkFolder) -> None:
+    """Run all trials of a sweep in this process, without Ray, and upload them to MLflow."""
+    from seedbed.benchmark.sweeps.worker import run_sweep_trial
+    from seedbed.benchmark.tracking.sync import sync
+
+    quiet = Reporter(quiet=True)
+    scheduler = Scheduler(plan_sweep(settings, work, quiet))
+    settings.save(scheduler.plan.folder / "sweep.yaml")
+    describe(scheduler.plan.folder, scheduler.plan, quiet)
+    while (spec := scheduler.next_trial()) is not None:
+        scheduler.finish(run_sweep_trial(spec, work, "cpu", 0))
+    sync(work, None, quiet)

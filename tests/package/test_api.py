@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,10 +15,10 @@ from typer.testing import CliRunner
 import seedbed
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from tests.conftest import CHECKOUT
 from tests.helpers.site_content import write_study
-
-SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
+from tests.helpers.sweeping import run_sweep_here, small
 
 
 def test_the_import_is_light_and_offers_what_it_lists():
@@ -72,11 +73,9 @@ def test_a_study_is_a_table(tmp_path):
 def test_the_notebook_runs_on_a_finished_sweep(chimera_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(chimera_root, "seedbed-work/demo/chimera-voc")
-    words = "sweep --name demo --methods cam --refiners none --trials 0 --seeds 0 --cpus-per-trial 1"
-    given = [word for key, epochs in SHORT.items() for word in ("--set", f"{key}={epochs}")]
-    root = ["--datasets", "chimera-voc=seedbed-work/demo/chimera-voc"]
-    command = [sys.executable, "-c", "from seedbed.benchmark.cli.main import main; main()"]
-    subprocess.run([*command, *words.split(), *root, *given], check=True, capture_output=True)
+    datasets = ["chimera-voc=seedbed-work/demo/chimera-voc"]
+    settings = small(chimera_root, name="demo", refiners=["none"], datasets=datasets, trials=0, seeds=[0])
+    run_sweep_here(settings.resolved(), WorkFolder(Path("seedbed-work").resolve()))
     results = seedbed.load_sweep("demo")
     assert {"val/mIoU", "seed.train/mIoU_oracle"} <= {*results.metric}
     notebook = nbformat.read(CHECKOUT / "docs/examples/results.ipynb", as_version=4)

@@ -45,13 +45,19 @@ def test_the_masks_of_real_coco_are_drawn_and_agree_with_the_tags(real_coco, tmp
     assert [problem for problem in check(data) if problem.severity == "error"] == []
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> WorkFolder:
+    """Return a work folder for all refiners, which have the method's stages in common."""
+    return WorkFolder(tmp_path_factory.mktemp("real"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("refiner", ["crf", "psa", "irn"])
-def test_the_whole_line_runs_on_real_images(refiner, real_voc, real_weights, tmp_path, monkeypatch):
-    """Twelve images of each split at 96 pixels, one epoch: every stage works on real sizes, tags and masks."""
+def test_the_whole_line_runs_on_real_images(refiner, real_voc, real_weights, work, monkeypatch):
+    """Six images of each split at 96 pixels, one epoch: every stage works on real sizes, tags and masks."""
     data = DATASET.open(real_voc)
-    train, val = data.ids(Split.TRAIN)[:12], data.ids(Split.VAL)[:12]
-    kept = {Split.WEAK: train, Split.TRAIN: train, Split.TUNE: train[:4], Split.VAL: val, Split.TEST: ()}
+    train, val = data.ids(Split.TRAIN)[:6], data.ids(Split.VAL)[:6]
+    kept = {Split.WEAK: train, Split.TRAIN: train, Split.TUNE: train[:2], Split.VAL: val, Split.TEST: ()}
     monkeypatch.setattr(type(data), "ids", lambda self, split: kept[split])
     trial = Trial(
         dataset="voc2012",
@@ -62,15 +68,15 @@ def test_the_whole_line_runs_on_real_images(refiner, real_voc, real_weights, tmp
         selections=["tuned"],
         settings={
             "TrainCam.epochs": 1,
-            "TrainCam.batch": 6,
+            "TrainCam.batch": 3,
             "TrainSegmentation.epochs": 1,
-            "TrainSegmentation.batch": 6,
+            "TrainSegmentation.batch": 3,
             "InferCam.scales": (1.0,),
             "PredictMasks.scales": (1.0,),
-            **{f"{stage}.{field}": n for stage in LEARN[refiner] for field, n in (("epochs", 1), ("batch", 6))},
+            **{f"{stage}.{field}": n for stage in LEARN[refiner] for field, n in (("epochs", 1), ("batch", 3))},
         },
     )
-    result = run_trial(trial, data, WorkFolder(tmp_path), Machine())
+    result = run_trial(trial, data, work, Machine())
     values = {record.name: record.value for record in result.records}
     assert 0 < values["seed.train/mIoU_oracle"] < 1
     assert values["seed.train/mIoU_oracle"] >= values["seed.train/mIoU_fixed"]

@@ -63,6 +63,8 @@ def connected(
         RAY_AIR_NEW_OUTPUT="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_USAGE_STATS_ENABLED="0",
+        # Trials have their own variables, so no worker that Ray starts in advance would ever be used.
+        RAY_prestart_worker_first_driver="0",
     )
     if settings.address is not None:
         # More trials in the queue show the autoscaler how many nodes are wanted.

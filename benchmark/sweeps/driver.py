@@ -252,12 +252,13 @@ def _tune(
                 reporter.say(
                     "note: the cluster has no GPU now, so trials use none; --gpus-per-trial overrides this"
                 )
-        check_nodes(
-            list(dataset_specs.values()),
-            plan.folder / "sweep.json",
-            settings.weights,
-            settings.segmentation_weights,
-        )
+        if settings.address is not None:  # On this machine, the plan has just read them.
+            check_nodes(
+                list(dataset_specs.values()),
+                plan.folder / "sweep.json",
+                settings.weights,
+                settings.segmentation_weights,
+            )
         progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
 
         def ended(spec: TrialSpec, outcome: Outcome) -> None:

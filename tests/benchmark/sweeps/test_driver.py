@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.helpers.command_line import seedbed, start_seedbed
 
 TABLES = ("leaderboard.md", "index.html", "leaderboard.tex", "leaderboard.csv")
 TIMES = re.compile(
@@ -36,7 +37,6 @@ TIMES = re.compile(
     re.DOTALL,
 )
 """The sentence about the Pareto front, the figures, and the column of times."""
-PROGRAM = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
 pytestmark = pytest.mark.slow
 
 
@@ -76,17 +76,17 @@ class Sweep:
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start `seedbed` with some words; its messages are appended to `output.txt`."""
         with (self.folder / "output.txt").open("ab") as output:
-            return subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *words, "--work", str(self.work)],
-                cwd=self.folder,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-            )
+            return start_seedbed(self.folder, *words, "--work", self.work, output=output)
 
     def run(self, *words: str, code: int = 0) -> None:
         """Run `seedbed` to its end."""
         assert self.start(*words).wait(timeout=400) == code, self.output()
+
+    def run_here(self, *words: str, code: int = 0) -> str:
+        """Run `seedbed` to its end in this process, for commands that do not start Ray; return what it prints."""
+        done = seedbed(self.folder, *words, "--work", self.work, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def output(self) -> str:
         return (self.folder / "output.txt").read_text()
@@ -103,7 +103,7 @@ class Sweep:
 
     def tables(self, *words: str) -> dict[str, bytes]:
         """Build the leaderboard and return its pages without times, which are measured anew."""
-        self.run("leaderboard", "--sweep", "s", "--out", str(self.folder / "board"), *words)
+        self.run_here("leaderboard", "--sweep", "s", "--out", str(self.folder / "board"), *words)
         return {name: without_times(self.folder / "board" / name) for name in TABLES}
 
     def check(self, uri: str | None = None) -> None:
@@ -162,9 +162,7 @@ def test_a_sweep_runs_every_cell_and_records_everything(straight):
 
 def test_the_same_command_again_ends_at_once_without_ray(straight):
     sweep, tables = straight
-    before = len(sweep.output())
-    sweep.run(*sweep.words)
-    assert "starting Ray" not in sweep.output()[before:]
+    assert "starting Ray" not in sweep.run_here(*sweep.words)
     assert sweep.tables() == tables
 
 
@@ -197,15 +195,12 @@ def test_the_ui_shows_the_store_on_this_machine_alone(straight):
 def test_other_settings_under_the_same_name_are_refused(straight):
     sweep, _ = straight
     words = [word if word != "3" else "4" for word in sweep.words]
-    sweep.run(*words, code=1)
-    assert "a sweep of this name has other settings (trials)" in sweep.output()
+    assert "a sweep of this name has other settings (trials)" in sweep.run_here(*words, code=1)
 
 
 def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
     sweep, _ = straight
-    before = len(sweep.output())
-    sweep.run(*[word if word != "s" else "planned" for word in sweep.words], "--dry-run")
-    text = sweep.output()[before:]
+    text = sweep.run_here(*[word if word != "s" else "planned" for word in sweep.words], "--dry-run")
     assert "14 trials in 2 cells" in text
     line = next(line for line in text.splitlines() if line.startswith("TrainCam "))
     needed, shared = map(int, line.split()[1:3])
@@ -279,8 +274,7 @@ def test_a_second_driver_is_refused(data, tmp_path):
         while not (sweep.work / "sweeps" / "s" / "driver.lock").exists():
             assert time.monotonic() < limit
             time.sleep(0.05)
-        sweep.run(*sweep.words, code=1)
-        assert "another process drives this sweep" in sweep.output()
+        assert "another process drives this sweep" in sweep.run_here(*sweep.words, code=1)
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["MALLOC_MMAP_MAX_"] = "0"
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 33)
     os.fsync = lambda handle: None  # type: ignore[assignment]  # No test cuts the power.
+    # Compile the modules once, not in each of the processes that tests start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

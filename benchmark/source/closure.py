@@ -188,6 +188,8 @@ def _describe(module: Module, name: str, statements: Sequence[ast.stmt]) -> _Def
     references, libraries = {module.name} if module.effects else set(), set()
     for dotted in uses.names:
         target = resolve(module, uses.imports, dotted)
+        if target == dotted and dotted.partition(".")[0] not in uses.imports:
+            continue  # Built in or local. Some module on the path may have the same name.
         inner, rest = split_name(target)
         if inner is not None:
             # A module used as a value may give anything that is in it.

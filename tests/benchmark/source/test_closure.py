@@ -114,6 +114,14 @@ def test_a_closure_has_what_the_stage_calls_and_nothing_else(folder):
     }
 
 
+def test_a_module_that_is_named_like_a_local_variable_is_no_part_of_it(folder):
+    before = closure(["mine.stage.Train"])
+    (folder / "network.py").write_text("step = 1\n")
+    (folder / "data.py").write_text("x = 1\n")
+    forget()
+    assert closure(["mine.stage.Train"]) == before
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "names"),
     [

@@ -35,10 +35,11 @@ def show_method(
     plugin: Plugins = None,
 ) -> None:
     """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
-    from seedbed.benchmark.pipeline.hparams import declared, describe, hints, values
+    from seedbed.benchmark.pipeline.hparams import declared, hints, values
     from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS
     from seedbed.benchmark.pipeline.stage import Meta
     from seedbed.benchmark.trials.trial import Trial, build_chain
+    from seedbed.benchmark.validation import describe
     from seedbed.methods.common.recipes import recipes_of
 
     method = METHODS.load(name)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from seedbed.benchmark.cli.options import parse_settings, split_words
-from seedbed.benchmark.trials.options import TrialOptions, type_hints
+from seedbed.benchmark.trials.options import TrialOptions
 
 LISTS = ("--selections", "--maps-on", "--set")
 """Options of a trial that take several words."""
@@ -49,7 +49,7 @@ def trial_options(*, without: Collection[str] = ()) -> Callable[[Callable[..., N
 
 def _parameter(declared: Field[Any]) -> inspect.Parameter:
     """Return an option as typer reads it. None stands for an option that is not given."""
-    hint = type_hints(TrialOptions)[declared.name]
+    hint = get_type_hints(TrialOptions)[declared.name]
     name = "--" + declared.name.replace("_", "-")
     shown, help_text = declared.metadata["shown"], declared.metadata["help"]
     if declared.name == "settings":

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from seedbed.benchmark.parallel import map_in_order
-from seedbed.benchmark.pipeline.hparams import validate, values
+from seedbed.benchmark.pipeline.hparams import values
 from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.validation import validate
 from seedbed.datasets.base import Dataset, Split
 
 
@@ -117,7 +118,7 @@ class Stage(ABC):
     """False if the stage draws no random numbers; then all seeds share its result."""
 
     def __post_init__(self) -> None:
-        validate(self)
+        validate(self, type(self).__name__)
 
     @property
     def on(self) -> Split | None:

@@ -15,44 +15,21 @@ the same options but `measure` are one trial.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import expanded
-from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable, table
 from seedbed.benchmark.sweeps.settings import Variant
-from seedbed.benchmark.trials.options import check_table
+from seedbed.benchmark.trials.options import Settings
+from seedbed.benchmark.validation import read
 
 FOLDER = Path(__file__).parent / "tables"
 CLASSES = "classes"
-KEYS = (
-    "title",
-    "table",
-    "maps_on",
-    "backbone",
-    "segmentation_backbone",
-    "base",
-    "rows",
-    "columns",
-    "claims",
-    "notes",
-)
-OPTIONS: Mapping[str, Any] = {
-    "method": str,
-    "refiner": str,
-    "settings": Mapping,
-    "segment": bool,
-    "segmentation_backbone": str | None,
-    "measure": str,
-    "missing": str,
-    "words": Mapping,
-}
-"""The options of a cell, with their types."""
 VARYING = ("method", "refiner", "settings", "segment", "segmentation_backbone")
 
 
@@ -73,6 +50,35 @@ class Claim:
     text: str
     higher: tuple[str, str]
     lower: tuple[str, str]
+
+
+class CellOptions(TypedDict, total=False):
+    """Options of a cell, as `base`, a row or a column gives some of them."""
+
+    method: str
+    refiner: str
+    settings: Settings
+    segment: bool
+    segmentation_backbone: str | None
+    measure: str
+    missing: str
+    words: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile:
+    """The content of a study's file."""
+
+    title: str
+    table: str
+    base: CellOptions
+    rows: Mapping[str, CellOptions]
+    columns: Mapping[str, CellOptions]
+    backbone: str | None = None
+    segmentation_backbone: str | None = None
+    maps_on: tuple[Literal["train", "val"], ...] = ("train",)
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,23 +135,19 @@ def read_study(name: str) -> Study:
 
 
 def _study(name: str, content: Any) -> Study:
-    content = _table(content, "study", KEYS)
-    for key in ("title", "table", "base", "rows", "columns"):
-        if key not in content:
-            raise ConfigError(f"a study needs {key}")
-    for key in ("title", "table"):
-        conform(key, content[key], str)
-    for key in ("backbone", "segmentation_backbone"):
-        conform(key, content.get(key), str | None)
-    paper, reported = table(content["table"])
-    base = _options("base", content["base"])
-    by_class = content["columns"] == CLASSES
-    columns = {label: {} for label in reported.columns} if by_class else _grid("columns", content["columns"])
-    rows = _grid("rows", content["rows"])
+    if isinstance(content, Mapping):
+        # A key whose lines are all commented out.
+        content = {key: value for key, value in content.items() if value is not None}
+    by_class = isinstance(content, Mapping) and content.get("columns") == CLASSES
+    file = read(StudyFile, {**content, "columns": {}} if by_class else content, "study")
+    paper, reported = table(file.table)
+    rows, columns = file.rows, dict.fromkeys(reported.columns, CellOptions()) if by_class else file.columns
     for what, labels, known in (
         ("row", rows, [row.label for row in reported.rows]),
         ("column", columns, reported.columns),
     ):
+        if not labels:
+            raise ConfigError(f"{what}s: expected a table of options by label")
         for label in labels:
             if label not in known:
                 raise unknown_name(f"{what} of {reported.id}", label, known)
@@ -154,24 +156,29 @@ def _study(name: str, content: Any) -> Study:
     for row in (r.label for r in reported.rows if r.label in rows):
         for column in (c for c in reported.columns if c in columns):
             label = row if by_class else f"{row}, {column}"
-            spots[row, column] = _spot(label, _merged(base, columns[column], rows[row]), variants)
-    claims = tuple(_claim(claim, spots) for claim in _list("claims", content, Any))
+            spots[row, column] = _spot(label, _merged(file.base, columns[column], rows[row]), variants)
+    for claim in file.claims:
+        for place in (claim.higher, claim.lower):
+            if place not in spots:
+                raise ConfigError(f"claim {claim.text!r}: {list(place)} is no [row, column] of the table")
     return Study(
         name=name,
-        title=content["title"],
+        title=file.title,
         paper=paper,
         table=reported,
         rows=tuple(dict.fromkeys(row for row, _ in spots)),
         columns=tuple(c for c in reported.columns if c in columns),
         spots=spots,
         variants=variants,
-        claims=claims,
-        notes=_list("notes", content, str),
-        maps_on=_list("maps_on", content, Literal["train", "val"]) or ("train",),
-        backbone=content.get("backbone"),
-        segmentation_backbone=content.get("segmentation_backbone"),
+        claims=file.claims,
+        notes=file.notes,
+        maps_on=file.maps_on or ("train",),
+        backbone=file.backbone,
+        segmentation_backbone=file.segmentation_backbone,
         by_class=by_class,
-        varied=_varied([*columns.values(), *rows.values()]),
+        varied=frozenset(
+            key for layer in (*columns.values(), *rows.values()) for key in layer.get("settings", {})
+        ),
     )
 
 
@@ -186,7 +193,7 @@ def measure_of(study: Study, spot: Spot, column: str) -> str:
 def _spot(label: str, options: Mapping[str, Any], variants: dict[str, Variant]) -> Spot:
     """Return the cell of some options, and add its trial to `variants` where no cell had it before."""
     if options.get("missing"):
-        return Spot("", "", str(options["missing"]))
+        return Spot("", "", options["missing"])
     for key in ("method", "measure"):
         if key not in options:
             raise ConfigError(f"{label}: needs {key}, in `base`, its column or its row")
@@ -216,57 +223,3 @@ def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
         settings |= layer.get("settings", {})
         merged |= layer
     return {**merged, "settings": settings}
-
-
-def _varied(layers: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    return frozenset(key for layer in layers for key in layer.get("settings", {}))
-
-
-def _grid(what: str, content: Any) -> dict[str, Mapping[str, Any]]:
-    if not isinstance(content, Mapping) or not content:
-        raise ConfigError(f"{what}: expected a table of options by label")
-    return {str(label): _options(f"{what}: {label}", options or {}) for label, options in content.items()}
-
-
-def _options(what: str, content: Any) -> Mapping[str, Any]:
-    options = {
-        k: v for k, v in _table(content, what, OPTIONS).items() if v is not None or k not in ("settings", "words")
-    }
-    for key, value in options.items():
-        if key == "settings":
-            check_table(f"{what}: settings", value)
-        elif key == "words":
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{what}: words: expected a table of texts")
-        else:
-            conform(f"{what}: {key}", value, OPTIONS[key])
-    return options
-
-
-def _list(key: str, content: Mapping[str, Any], kind: Any) -> tuple[Any, ...]:
-    """Return a list of a study; one word stands for a list of one."""
-    value = content.get(key) or ()
-    value = (value,) if isinstance(value, str) else value
-    if not isinstance(value, list | tuple):
-        raise ConfigError(f"{key}: expected a list")
-    return tuple(value if kind is Any else conform(key, value, tuple[kind, ...]))
-
-
-def _claim(content: Any, spots: Mapping[tuple[str, str], Spot]) -> Claim:
-    claim = _table(content, "claim", ("text", "higher", "lower"))
-    places = []
-    for key in ("higher", "lower"):
-        place = claim.get(key)
-        if not isinstance(place, list) or tuple(map(str, place)) not in spots:
-            raise ConfigError(f"claim {claim.get('text')!r}: {key} = {place!r} is no [row, column] of the table")
-        places.append((str(place[0]), str(place[1])))
-    return Claim(str(claim.get("text", "")), *places)
-
-
-def _table(content: Any, what: str, valid: Iterable[str]) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{what}: expected a table. Valid keys: {', '.join(valid)}")
-    for key in content:
-        if key not in (*valid,):
-            raise unknown_name(f"key of {what}", str(key), valid)
-    return content

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
 from seedbed.benchmark.paths import expanded
-from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.plugins import add_all
 from seedbed.benchmark.training.initialisation import is_file
-from seedbed.benchmark.trials.options import TrialOptions, check_table
+from seedbed.benchmark.trials.options import Settings, TrialOptions
+from seedbed.benchmark.validation import items_of, read, value_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """A sweep's name is a folder's name, which no file system takes if it is much longer."""
@@ -42,8 +42,7 @@ class Variant:
 
     method: str
     refiner: str = "none"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Changed hyper-parameters, `Stage.field: value`."""
+    settings: Settings = field(default_factory=dict)
     segment: bool = False
     segmentation_backbone: str | None = None
 
@@ -89,8 +88,6 @@ class SweepSettings(TrialOptions):
     """An MLflow server. None: SQLite in the work folder."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.variants, Mapping):
-            raise ConfigError("variants: expected a table")
         super().__post_init__()
         check_name(self.name)
         for what in ("datasets", "methods", "refiners", "seeds", "selections", "tune", "maps_on"):
@@ -172,23 +169,21 @@ class SweepSettings(TrialOptions):
                 raise unknown_name("data set of this sweep", name, self.dataset_names())
         return tuple(new.get(name, text) for name, text in zip(self.dataset_names(), self.datasets, strict=True))
 
-    def what(self) -> dict[str, Any]:
-        """Return the settings that decide the numbers, as plain YAML values.
+    def differences(self, other: SweepSettings) -> list[str]:
+        """Return the names of the settings that decide the numbers and differ, sorted."""
+        mine, others = self._comparable(), other._comparable()
+        return sorted(name for name in mine if mine[name] != others[name])
+
+    def _comparable(self) -> dict[str, Any]:
+        """Return the settings that decide the numbers; `0.05` of a file equals `"0.05"` of the command line.
 
         Of data sets and weights files that is not where they lie: their digests are compared instead.
         """
-        values = {
-            f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v
-            for f in fields(self)
-            if not f.metadata.get("where")
-        }
+        values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("where")}
         weights = {key: "FILE" for key in WEIGHTS if is_file(getattr(self, key))}
-        return {**values, "datasets": self.dataset_names(), **weights}
-
-    def differences(self, other: SweepSettings) -> list[str]:
-        """Return the names of the settings that decide the numbers and differ, sorted."""
-        mine, others = _plain(self.what()), _plain(other.what())
-        return sorted(name for name in mine if mine[name] != others[name])
+        variants = {name: replace(one, settings=_values(one.settings)) for name, one in self.variants.items()}
+        own = {"datasets": self.dataset_names(), "settings": _values(self.settings), "variants": variants}
+        return values | weights | own
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, by one rename."""
@@ -212,9 +207,8 @@ def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
 
     content = read_yaml(path)
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected a table of settings, not {_kind(content)}. Valid: {', '.join(sorted(_hints()))}"
-        )
+        valid = ", ".join(sorted(f.name for f in fields(SweepSettings)))
+        raise ConfigError(f"{path}: expected a table of settings, not {_kind(content)}. Valid: {valid}")
     try:
         return settings_of({**content, **changes})
     except ConfigError as error:
@@ -226,54 +220,14 @@ def _kind(content: Any) -> str:
 
 
 def settings_of(content: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings given by a table. Raises ConfigError for unknown keys and missing ones.
+    """Return the settings given by a table. Raises ConfigError for unknown and missing keys, and wrong values.
 
     Relative paths are made absolute: workers run in a folder of Ray's, and a sweep may be resumed from anywhere.
     """
-    for key in content:
-        if key not in _hints():
-            raise unknown_name("key", str(key), _hints())
-    for key in ("name", "datasets"):
-        if key not in content:
-            raise ConfigError(f"a sweep needs {key}")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if value is None and key in ("settings", "variants"):
-            # A table whose lines are all commented out.
-            continue
-        many = get_origin(_hints()[key]) is tuple
-        if key == "variants" and isinstance(value, Mapping):
-            values[key] = {str(name): _variant(str(name), content) for name, content in value.items()}
-            continue
-        # `methods: all` is as good as `methods: [all]`.
-        values[key] = (value,) if many and isinstance(value, str | int) else value
-        if isinstance(value, list):
-            values[key] = tuple(value)
-    if isinstance(values["datasets"], tuple):
-        values["datasets"] = tuple(_absolute(text) for text in values["datasets"])
-    for key in WEIGHTS:
-        if isinstance(weights := values.get(key), str) and is_file(weights):
-            values[key] = str(expanded(weights).resolve())
-    return SweepSettings(**values)
-
-
-def _variant(name: str, content: Any) -> Variant:
-    """Read one of `variants`. Raises ConfigError, naming it, for unknown keys, missing ones and wrong values."""
-    if isinstance(content, Variant):
-        return content
-    hints = get_type_hints(Variant)
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"variants.{name}: expected a table. Valid: {', '.join(hints)}")
-    for key, value in content.items():
-        if key not in hints:
-            raise unknown_name(f"key of variants.{name}", str(key), hints)
-        if key != "settings":
-            conform(f"variants.{name}.{key}", value, hints[key])
-        else:
-            check_table(f"variants.{name}.settings", value)
-    if "method" not in content:
-        raise ConfigError(f"variants.{name} needs a method")
-    return Variant(**content)
+    settings = read(SweepSettings, content, "sweep")
+    files = {key: file for key in WEIGHTS if is_file(file := getattr(settings, key))}
+    paths: dict[str, Any] = {key: str(expanded(file).resolve()) for key, file in files.items()}
+    return replace(settings, datasets=tuple(map(_absolute, settings.datasets)), **paths)
 
 
 def check_name(name: str) -> None:
@@ -286,27 +240,13 @@ def check_name(name: str) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
-    """Return a setting such that `0.05` of a YAML file equals `"0.05"` of the command line, and so on."""
-    if isinstance(value, Variant):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str) and "," in value:
-        return [_plain(item.strip()) for item in value.split(",") if item.strip()]
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        text = str(value).strip()
-        return text.lower() if text.lower() in ("true", "false", "none") else text
+def _values(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the values that settings, or their texts, stand for."""
+    return {key: [value_of(item) for item in items_of(value)] for key, value in settings.items()}
 
 
-def _absolute(text: Any) -> Any:
-    name, equals, root = str(text).partition("=")
+def _absolute(text: str) -> str:
+    name, equals, root = text.partition("=")
     return f"{name}={expanded(root).resolve()}" if equals and root else text
 
 
@@ -357,7 +297,3 @@ def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings
         raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
     where = {f.name: getattr(changed, f.name) for f in fields(settings) if f.metadata.get("where")}
     return replace(settings, **where)
-
-
-def _hints() -> dict[str, Any]:
-    return get_type_hints(SweepSettings)

@@ -7,21 +7,35 @@ is one field here and the code that reads it.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
-from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.pipeline.hparams import conform
 from seedbed.benchmark.training.initialisation import is_file
+from seedbed.benchmark.validation import validate
 
 Selection = Literal["fixed", "tuned", "oracle"]
 SELECTIONS: tuple[Selection, ...] = ("fixed", "tuned", "oracle")
 
 DECIDED = ("segment", "selections", "maps_on")
 """Options of a trial that a study's file sets."""
+
+
+def _setting_table(content: Any) -> Any:
+    """Return a table of `Stage.field: value`, or raise ValueError."""
+    if content is not None and not isinstance(content, Mapping):
+        raise ValueError("expected a table of `Stage.field: value`")
+    for key, value in (content or {}).items():
+        if isinstance(value, Mapping) and "." not in str(key):
+            field_name = next(iter(value), "field")
+            raise ValueError(f"{key} is a table; write {key}.{field_name}: value")
+        if not isinstance(key, str) or not all(key.partition(".")):
+            raise ValueError(f"{key!r} is no setting; write Stage.field: value")
+    return content
+
+
+Settings = Annotated[Mapping[str, Any], _setting_table]
+"""Changed hyper-parameters, `Stage.field: value`."""
 
 
 def option(
@@ -94,21 +108,12 @@ class TrialOptions:
         ("train",), "Splits on which maps and pseudo-masks are measured."
     )
     allow_val_in_training: bool = option(False, "Run even if training images are in val, and mark the result.")
-    settings: Mapping[str, Any] = option(
+    settings: Settings = option(  # noqa: RUF009
         {}, "Change a hyper-parameter: --set TrainCam.lr=0.05 (see `seedbed methods show`).", shown="none"
     )
 
     def __post_init__(self) -> None:
-        holder: Any = type(self)
-        hints = type_hints(holder)
-        for declared in fields(self):
-            value = getattr(self, declared.name)
-            if declared.name == "settings":
-                check_table("settings", value)
-            elif (hint := hints[declared.name]) is not Any:
-                value = conform(declared.name, tuple(value) if isinstance(value, list) else value, hint)
-                check_low(declared.name, value, declared.metadata.get("low"))
-                object.__setattr__(self, declared.name, value)
+        validate(self)
 
 
 def options_of(holder: TrialOptions) -> dict[str, Any]:
@@ -140,33 +145,7 @@ def words_of(holder: TrialOptions, values: Mapping[str, Any]) -> list[str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a setting as `seedbed.benchmark.pipeline.hparams.parse` reads it."""
+    """Return a setting as `--set` reads it."""
     if isinstance(value, list | tuple):
         return ",".join(map(text_of, value))
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
-
-
-def check_low(name: str, value: Any, low: float | None) -> None:
-    """Raise ConfigError if a number, or one of several, is below `low` or infinite."""
-    for number in value if isinstance(value, tuple) else (value,):
-        if low is not None and number is not None and not low <= number < math.inf:
-            raise ConfigError(f"{name} = {number}: at least {low:g}")
-
-
-def check_table(where: str, content: Any) -> None:
-    """Raise ConfigError unless `content` is a table of `Stage.field: value`."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where}: expected a table of `Stage.field: value`")
-    for key, value in content.items():
-        if isinstance(value, Mapping) and "." not in str(key):
-            field_name = next(iter(value), "field")
-            raise ConfigError(f"{where}: {key} is a table; write {key}.{field_name}: value")
-        if not isinstance(key, str) or not all(key.partition(".")):
-            raise ConfigError(f"{where}: {key!r} is no setting; write Stage.field: value")
-
-
-@functools.cache
-def type_hints(holder: Any) -> dict[str, Any]:
-    """Return the resolved types of the fields of a dataclass; Any for tables, which have their own checks."""
-    hints = get_type_hints(holder)
-    return {name: Any if "Mapping" in str(hint) else hint for name, hint in hints.items()}

@@ -276,7 +276,7 @@ def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sweep"], "error: a sweep needs name"),
+        (["sweep"], "error: 2 problems\n  a sweep needs name\n  a sweep needs datasets\n"),
         (["sweep", "--name", "x", "--datasets", "nowhere"], "error: unknown data set 'nowhere'"),
         (
             ["sweep", "--name", "x", "--datasets", "small", "--tune", "nothing"],

@@ -9,7 +9,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.pipeline.hparams import declared, hp, override, parse
+from seedbed.benchmark.pipeline.hparams import checked, declared, hp, override
 from seedbed.benchmark.pipeline.stage import Kind, Stage
 
 
@@ -47,7 +47,7 @@ def test_bounds_are_those_of_the_search_space_unless_given():
     ],
 )
 def test_text_becomes_the_value_of_the_field(name, text, value):
-    assert parse(Brew, name, text) == value
+    assert checked(Brew, name, text) == value
     assert getattr(override([Brew()], {f"Brew.{name}": text})[0], name) == value
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from seedbed.benchmark.cli.sweep import SpacedLists
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.sweeps.resume import check_same_sweep
 from seedbed.benchmark.sweeps.settings import Cell, change, read_settings, saved_settings, settings_of
 
 MINIMAL = {"name": "try", "datasets": ["chimera-voc"]}
@@ -68,7 +69,7 @@ def test_defaults_are_the_protocols():
         ({"variants": {"a": {"metod": "cam"}}}, "unknown key of variants.a 'metod'. Did you mean 'method'?"),
         ({"variants": {"a": {"segment": "yes", "method": "cam"}}}, "variants.a.segment = 'yes'"),
         ({"variants": {"a": {"settings": 3, "method": "cam"}}}, "variants.a.settings: expected a table"),
-        ({"variants": {"a": {}}}, "variants.a needs a method"),
+        ({"variants": {"a": {}}}, "variants.a needs method"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
@@ -214,6 +215,24 @@ def test_a_setting_of_the_command_line_is_that_of_a_file(text, value):
     assert change(from_file, {"settings": {"A.x": text}}) == from_file
     with pytest.raises(ConfigError, match="--set cannot change"):
         change(from_file, {"settings": {"A.x": "7"}})
+
+
+@pytest.mark.parametrize(("began", "again"), [("5e-2", 0.05), (0.05, "0.05"), ("0.05", "0.050")])
+def test_a_sweep_goes_on_with_text_for_a_number_and_a_number_for_text(began, again, tmp_path):
+    def settings(value, **variant):
+        variants = {"low": {"method": "cam", "settings": {"TrainCam.wd": variant.get("wd", value)}}}
+        return settings_of({**MINIMAL, "settings": {"TrainCam.lr": value}, "variants": variants})
+
+    (tmp_path / "try").mkdir()
+    (tmp_path / "try" / "sweep.json").write_text("{}")
+    settings(began).save(tmp_path / "try" / "sweep.yaml")
+    saved = saved_settings(tmp_path, "try")
+    assert saved.settings == {"TrainCam.lr": began}
+    assert change(saved, {"settings": {"TrainCam.lr": again}}) == saved
+    check_same_sweep(tmp_path / "try", settings(again))
+    for other in (settings(0.06), settings(again, wd=0.06)):
+        with pytest.raises(ConfigError, match="a sweep of this name has other settings"):
+            check_same_sweep(tmp_path / "try", other)
 
 
 def test_what_is_the_same_may_be_said_again_when_a_sweep_is_resumed():

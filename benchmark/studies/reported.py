@@ -6,9 +6,11 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from seedbed.benchmark.errors import DataError, unknown_name
+from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
+from seedbed.benchmark.validation import read
+from seedbed.benchmark.yaml_file import read_yaml
 
 FILE = Path(__file__).parent / "reported.yaml"
 
@@ -20,7 +22,7 @@ class ReportedRow:
     label: str
     own: Literal["own", "baseline", "cited"]
     """Source: the paper's method, a baseline that its authors ran, or other work."""
-    values: Mapping[str, float | None]
+    values: Mapping[str, int | float | None]
     """By column, in the table's unit; None if the paper prints none."""
     notes: str = ""
 
@@ -57,15 +59,21 @@ class ReportedPaper:
     tables: tuple[ReportedTable, ...]
 
 
+@dataclass(frozen=True)
+class ReportedPapers:
+    """The content of `reported.yaml`."""
+
+    papers: tuple[ReportedPaper, ...]
+
+
 @functools.cache
 def papers() -> tuple[ReportedPaper, ...]:
-    """Return all papers. Raises DataError for a file of another form."""
-    import yaml
-
+    """Return all papers. Raises ConfigError for a file that is not YAML, DataError for one of another form."""
+    content = read_yaml(FILE)
     try:
-        return tuple(_paper(content) for content in yaml.safe_load(FILE.read_text("utf-8"))["papers"])
-    except (KeyError, TypeError, yaml.YAMLError) as error:
-        raise DataError(f"{FILE}: not a file of reported numbers ({error!r})") from None
+        return read(ReportedPapers, content, "file of reported numbers").papers
+    except ConfigError as error:
+        raise DataError(f"{FILE}: {error}") from None
 
 
 def table(name: str) -> tuple[ReportedPaper, ReportedTable]:
@@ -74,12 +82,3 @@ def table(name: str) -> tuple[ReportedPaper, ReportedTable]:
     if name not in known:
         raise unknown_name("table", name, known)
     return known[name]
-
-
-def _paper(content: Mapping[str, Any]) -> ReportedPaper:
-    return ReportedPaper(**{**content, "tables": tuple(map(_table, content["tables"]))})
-
-
-def _table(content: Mapping[str, Any]) -> ReportedTable:
-    rows = tuple(ReportedRow(**row) for row in content["rows"])
-    return ReportedTable(**{**content, "columns": tuple(content["columns"]), "rows": rows})

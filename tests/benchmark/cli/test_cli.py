@@ -280,7 +280,7 @@ def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
         (["sweep", "--name", "x", "--datasets", "nowhere"], "error: unknown data set 'nowhere'"),
         (
             ["sweep", "--name", "x", "--datasets", "small", "--tune", "nothing"],
-            "is called 'nothing'. Valid: all, ",
+            "matches 'nothing'. Valid: all, ",
         ),
         (["sweep", "--resume", "x"], "no sweep 'x'. There are: (none)"),
         (["sweep", "absent.yaml"], "error: absent.yaml: No such file"),

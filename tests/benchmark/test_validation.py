@@ -72,6 +72,8 @@ def test_a_table_becomes_dataclasses_and_none_an_empty_one():
     whole = read(Whole, {"name": "w", "parts": {1: {"size": 2}, "b": Part()}, "extras": None}, "thing")
     assert whole.parts == {"1": Part(size=2.0), "b": Part()}
     assert whole.extras == {}
+    # `weights: none` is a word, not the absence of one.
+    assert read(Whole, {"name": "w", "extras": {"label": "none"}}, "thing").extras == {"label": "none"}
     assert read(Whole, {"name": "w", "parts": None}, "thing") == Whole(name="w")
 
 

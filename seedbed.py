@@ -112,10 +112,9 @@ def open_dataset(
         DataError: There is no such data set in the folder, or its lists or tags are broken.
     """
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
-    from seedbed.benchmark.progress import Reporter
 
     given = {key: str(value) if isinstance(value, PathLike) else value for key, value in options.items()}
-    place = WorkFolder(Path(work)).locate(name, None if root is None else Path(root), Reporter(quiet=True), given)
+    place = WorkFolder(Path(work)).locate(name, None if root is None else Path(root), given)
     return place.open()
 
 
@@ -174,13 +173,14 @@ def run(
     from seedbed.benchmark.cli.options import chosen_device, processes
     from seedbed.benchmark.pipeline.pipeline import Machine
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
-    from seedbed.benchmark.progress import Reporter
+    from seedbed.benchmark.progress import log_to_console
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 
     trial = Trial(dataset=data.name, method=method, refiner=refiner, seed=seed, **options)
-    machine = Machine(chosen_device(device), processes(workers), reporter=Reporter(quiet))
-    return run_trial(trial, data, WorkFolder(Path(work)), machine)
+    machine = Machine(chosen_device(device), processes(workers))
+    with log_to_console(quiet):
+        return run_trial(trial, data, WorkFolder(Path(work)), machine)
 
 
 def records_table(records: Iterable[Record]) -> pd.DataFrame:

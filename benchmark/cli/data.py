@@ -20,7 +20,7 @@ from seedbed.benchmark.cli.options import (
     work_folder,
 )
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.progress import progress_bar
 
 app = typer.Typer(help="Generate, prepare, check and count data sets.", no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def generate_data(
 
     if name != "chimera":
         raise unknown_name("data set to generate", name, ["chimera"])
-    with Reporter(quiet).bar("generating", images) as bar:
+    with progress_bar("generating", images) as bar:
         generate(
             out,
             layout=one_of("--layout", layout, ("voc", "coco")),
@@ -80,7 +80,7 @@ def prepare_data(
     from seedbed.datasets.tools.sbd import merge_sbd
 
     kind = one_of("data set", name, ("voc", "coco"))
-    with Reporter(quiet).bar("masks", 1) as bar:
+    with progress_bar("masks", 1) as bar:
         if kind == "voc":
             if sbd is None:
                 raise ConfigError("give the official SBD release with --sbd DIR")
@@ -110,9 +110,8 @@ def reduce_data(
     """
     from seedbed.datasets.tools.reduced import reduce
 
-    reporter = Reporter(quiet)
-    data = work_folder(work).open(name, root, reporter)
-    with reporter.bar("reducing", 1) as bar:
+    data = work_folder(work).open(name, root)
+    with progress_bar("reducing", 1) as bar:
         count = reduce(data, out, size, bar.at)
     print(f"{count} images in {out}")
 
@@ -129,9 +128,8 @@ def check_data(
     """List every problem of a data set with its file. Exit code: 1 if there are errors."""
     from seedbed.datasets.tools.check import check
 
-    reporter = Reporter(quiet)
-    data = work_folder(work).open(name, root, reporter)
-    with reporter.bar("checking", 1) as bar:
+    data = work_folder(work).open(name, root)
+    with progress_bar("checking", 1) as bar:
         problems = check(data, processes(workers), bar.at)
     for problem in problems:
         print(f"{problem.severity}: {problem.file}: {problem.message}")
@@ -151,6 +149,6 @@ def count_data(
     """Print images per split, class frequencies and image sizes."""
     from seedbed.datasets.tools.stats import statistics
 
-    for table in statistics(work_folder(work).open(name, root, Reporter(quiet=False))):
+    for table in statistics(work_folder(work).open(name, root)):
         print(f"\n{table.title}")
         print_table(table.header, table.rows)

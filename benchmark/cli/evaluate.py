@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,9 @@ from seedbed.benchmark.cli.options import (
     work_folder,
 )
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -62,17 +65,17 @@ def evaluate(
 
     if sum(x is not None for x in (run, maps, masks)) != 1:
         raise ConfigError("give one of --maps DIR, --masks DIR or run:ID")
-    reporter, folder = Reporter(quiet), work_folder(work)
+    folder = work_folder(work)
     if run is not None:
         name, found = artifact_of(folder, run.removeprefix("run:"), split)
         maps, masks = (found, None) if name == "scores" else (None, found)
-    data = folder.open(dataset, root, reporter)
+    data = folder.open(dataset, root)
     view = data.split(split)
     per_image = None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         per_image = out / "per_image.parquet"
-    with reporter.bar("evaluating", len(view)) as bar:
+    with progress_bar("evaluating", len(view)) as bar:
         options: dict[str, Any] = {
             "processes": processes(workers),
             "per_image": per_image,
@@ -92,7 +95,7 @@ def evaluate(
         write_records(out / "records.parquet", records)
     print_records(records, by_class=True)
     for warning in scores.plausibility.warnings():
-        reporter.warn(warning)
+        logger.warning(warning)
     what = f"maps in {maps}" if maps is not None else f"masks in {masks}"
     where = "--out DIR saves the records" if out is None else f"records and per-image statistics in {out}"
     print(f"\nscored {scores.images} images of {split} of {data.display_name}: {what}; {where}")

@@ -18,7 +18,6 @@ from seedbed.benchmark.cli.options import (
     processes,
     work_folder,
 )
-from seedbed.benchmark.progress import Reporter
 
 app = typer.Typer(help="Write predictions in the format of an evaluation server.", no_args_is_help=True)
 
@@ -43,9 +42,9 @@ def export_voc_test(
     from seedbed.benchmark.trials.voc_server import MASKS, export_test_masks
     from seedbed.datasets.base import Split
 
-    reporter, folder, name = Reporter(quiet), work_folder(work), run.removeprefix("run:")
-    data = folder.open(dataset or read_run(folder, name)["trial"]["dataset"], root, reporter)
-    machine = Machine(chosen_device(device), processes(workers), reporter=reporter)
+    folder, name = work_folder(work), run.removeprefix("run:")
+    data = folder.open(dataset or read_run(folder, name)["trial"]["dataset"], root)
+    machine = Machine(chosen_device(device), processes(workers))
     tar = export_test_masks(folder, name, data, out, machine)
     print(f"{len(data.ids(Split.TEST))} masks in {out / MASKS}")
     print(f"for the server: {tar}")

@@ -10,7 +10,6 @@ import typer
 from seedbed.benchmark.cli.options import WORK, Plugins, Quiet, Work, chosen_device, work_folder
 from seedbed.benchmark.cli.tracking import Uri
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
 
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -38,13 +37,13 @@ def leaderboard(
     from seedbed.leaderboard.site.gallery import FOLDER
     from seedbed.leaderboard.tables.compact import leaderboard as as_text
 
-    folder, reporter = work_folder(work.resolve()), Reporter(quiet)
+    folder = work_folder(work.resolve())
     for name in sweep:
         if (folder.sweeps / name / "sweep.yaml").exists():
             plugins.add_all(saved_settings(folder.sweeps, name).plugins)
 
     def predict(trial: Path, ids: Sequence[str]) -> Path | None:
-        return predict_train(folder, trial, ids, lambda: chosen_device("auto"), reporter)
+        return predict_train(folder, trial, ids, lambda: chosen_device("auto"))
 
     uri = tracking_uri or _uri(folder, sweep)
     made = build(uri, sweep, out, Sources(folder, gallery, predict))

@@ -31,6 +31,7 @@ from seedbed.benchmark.errors import (
 )
 from seedbed.benchmark.output import safe_output
 from seedbed.benchmark.paths import expanded
+from seedbed.benchmark.progress import log_to_console
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -86,7 +87,8 @@ def _expanding(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**options: Any) -> Any:
         options = {name: expanded(v) if isinstance(v, Path) else v for name, v in options.items()}
         try:
-            return function(**options)
+            with log_to_console(options.get("quiet", False)):
+                return function(**options)
         except SeedbedError:
             raise
         except Exception as error:

@@ -22,7 +22,6 @@ from seedbed.benchmark.cli.options import (
     work_folder,
 )
 from seedbed.benchmark.cli.trial_options import trial_options
-from seedbed.benchmark.progress import Reporter
 
 
 @trial_options()
@@ -61,7 +60,6 @@ def run(
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 
-    reporter = Reporter(quiet)
     if supervision == "full":
         options["segment"] = True
     trial = Trial(
@@ -73,8 +71,8 @@ def run(
         **options,
     )
     folder = work_folder(work)
-    data = folder.open(dataset, root, reporter, {} if saliency is None else {"saliency": saliency})
-    machine = Machine(device=chosen_device(device), workers=processes(workers), reporter=reporter)
+    data = folder.open(dataset, root, {} if saliency is None else {"saliency": saliency})
+    machine = Machine(device=chosen_device(device), workers=processes(workers))
     result = run_trial(trial, data, folder, machine, accept_changed_code)
     print_records(result.records)
     computed = f"{len(result.executed)} stages computed, {sum(e.seconds for e in result.executed):.0f} s"

@@ -23,7 +23,6 @@ from seedbed.benchmark.cli.options import (
 )
 from seedbed.benchmark.cli.sweep import INCOMPLETE, print_forecast, print_result
 from seedbed.benchmark.cli.trial_options import trial_options
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.trials.options import DECIDED, words_of
 
 
@@ -75,7 +74,7 @@ def study(
     from seedbed.benchmark.tracking.uploader import MlflowUploader
     from seedbed.leaderboard.tables.study import as_text, write_tables
 
-    reporter, folder, chosen = Reporter(quiet), work_folder(work.resolve()), read_study(name)
+    folder, chosen = work_folder(work.resolve()), read_study(name)
     machines = {"cpus_per_trial": cpus_per_trial, "gpus_per_trial": gpus_per_trial, "address": address}
     request = StudyRequest(
         dataset=dataset,
@@ -85,16 +84,16 @@ def study(
         where={key: value for key, value in machines.items() if value is not None},
         **options,
     )
-    settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder, reporter)
+    settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder)
     if dry_run:
         if chosen.variants:
-            print_forecast(settings, folder, reporter, accept_changed_code)
+            print_forecast(settings, folder, accept_changed_code)
         else:
             print(f"{chosen.name}: nothing to run")
         return
-    uploader = MlflowUploader(settings.tracking_uri, folder, reporter)
-    ran = run_study(settings, folder, reporter, [uploader], accept_changed_code) if chosen.variants else None
-    classes = folder.locate(dataset, root, reporter).open().classes
+    uploader = MlflowUploader(settings.tracking_uri, folder)
+    ran = run_study(settings, folder, [uploader], accept_changed_code) if chosen.variants else None
+    classes = folder.locate(dataset, root).open().classes
     result = result_of(chosen, settings, folder, command_of(name, request), classes)
     out = folder.root / "studies" / chosen.name / (sweep_name or settings.name.removeprefix(f"{chosen.name}-"))
     write_result(out, result)

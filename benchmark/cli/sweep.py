@@ -25,7 +25,6 @@ from seedbed.benchmark.cli.options import (
 from seedbed.benchmark.cli.trial_options import LISTS as TRIAL_LISTS
 from seedbed.benchmark.cli.trial_options import trial_options
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
 
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -153,18 +152,16 @@ def sweep(
     given = {key: value for key, value in sweep_options.items() if value not in (None, [])} | options
     folder = work_folder(work.resolve())
     settings = _settings(folder, file, resume, given)
-    reporter = Reporter(quiet)
     if dry_run:
-        print_forecast(settings, folder, reporter, accept_changed_code)
+        print_forecast(settings, folder, accept_changed_code)
         return
     from seedbed.benchmark.sweeps.driver import run_sweep
     from seedbed.benchmark.tracking.uploader import MlflowUploader
 
-    uploader = MlflowUploader(settings.tracking_uri, folder, reporter)
+    uploader = MlflowUploader(settings.tracking_uri, folder)
     result = run_sweep(
         settings,
         folder,
-        reporter,
         [uploader],
         retry_failed=resume is not None,
         accept_changed_code=accept_changed_code,
@@ -204,13 +201,11 @@ def _settings(
     return read_settings(file, given) if file is not None else settings_of(given)
 
 
-def print_forecast(
-    settings: SweepSettings, folder: WorkFolder, reporter: Reporter, accept_changed_code: bool
-) -> None:
+def print_forecast(settings: SweepSettings, folder: WorkFolder, accept_changed_code: bool) -> None:
     """Print what a sweep would do and cost, and whether it would be refused."""
     from seedbed.benchmark.sweeps.dry_run import forecast
 
-    found = forecast(settings, folder, reporter)
+    found = forecast(settings, folder)
     rows: Sequence[Sequence[str]] = [
         [str(cell.cell), str(cell.searching), str(cell.confirming), ", ".join(cell.searched) or "nothing"]
         for cell in found.cells

@@ -9,7 +9,6 @@ import typer
 
 from seedbed.benchmark.cli.options import WORK, Quiet, Work, work_folder
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
 
 Uri = Annotated[
     str | None, typer.Option(help="URI of an MLflow server.", show_default="SQLite in the work folder")
@@ -66,7 +65,7 @@ def sync(
     """Upload to MLflow what sweeps could not upload, for example while the server was unreachable."""
     from seedbed.benchmark.tracking.sync import sync as upload
 
-    uploaded, left = upload(work_folder(work.resolve()), tracking_uri, Reporter(quiet), again)
+    uploaded, left = upload(work_folder(work.resolve()), tracking_uri, again)
     print(f"{uploaded} trials uploaded, {left} left")
     if left:
         raise typer.Exit(1)

@@ -27,6 +27,7 @@ from seedbed.benchmark.evaluation.records import (
 from seedbed.benchmark.evaluation.scoring import score_maps, score_masks
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Stage
+from seedbed.benchmark.progress import progress_bar
 from seedbed.datasets.base import Dataset
 
 RECORDS_FILE = "records.parquet"
@@ -50,7 +51,7 @@ class MeasureMaps(Stage):
 
         view = data.split(ctx.split)
         tuned = read_threshold(inputs[Kind.THRESHOLD])
-        with ctx.reporter.bar(f"MeasureMaps on {ctx.split}", len(view)) as bar:
+        with progress_bar(f"MeasureMaps on {ctx.split}", len(view)) as bar:
             scores = score_maps(
                 MapReader(inputs[Kind.SCORES]),
                 view,
@@ -80,7 +81,7 @@ class MeasureMasks(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the records and the per-image statistics of the context's split."""
         view = data.split(ctx.split)
-        with ctx.reporter.bar(f"MeasureMasks on {ctx.split}", len(view)) as bar:
+        with progress_bar(f"MeasureMasks on {ctx.split}", len(view)) as bar:
             scores = score_masks(
                 PngMasks(inputs[Kind.MASKS]),
                 view,

@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.pipeline.work_folder import CHIMERAS, DEMO_IMAGES, DEMO_SIZE, DatasetSpec, WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import Dataset, Problem, Split, tune_ids
 from seedbed.datasets.chimera import TRAIN, split_sizes
 from seedbed.datasets.chimera.world import CLASSES
@@ -78,16 +77,14 @@ class _PlannedDatasetSpec(DatasetSpec):
 class DryRunFolder(WorkFolder):
     """A work folder that is only read."""
 
-    def locate(
-        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
-    ) -> DatasetSpec:
+    def locate(self, name: str, root: Path | None, given: Mapping[str, Any] | None = None) -> DatasetSpec:
         """Return the location of a data set, or where it would be generated. Raises as `WorkFolder.locate`."""
         try:
-            return super().locate(name, root, reporter, given)
+            return super().locate(name, root, given)
         except _NotGeneratedError as error:
             return _PlannedDatasetSpec(name, "chimera", str(error), {})
 
-    def digest(self, data: Dataset, reporter: Reporter) -> str:
+    def digest(self, data: Dataset) -> str:
         """Return the data set's digest, or NOT_KNOWN if it does not matter: the store is empty."""
         if isinstance(data, PlannedChimera) or next(self.store.entries(), None) is None:
             return NOT_KNOWN
@@ -95,9 +92,9 @@ class DryRunFolder(WorkFolder):
             # Known digests of files are used; new ones are not kept.
             if (known := self.root / "digests").is_dir():
                 shutil.copytree(known, Path(folder) / known.name)
-            return WorkFolder(Path(folder)).digest(data, reporter)
+            return WorkFolder(Path(folder)).digest(data)
 
-    def _demo_chimera(self, layout: Literal["voc", "coco"], reporter: Reporter) -> Path:
+    def _demo_chimera(self, layout: Literal["voc", "coco"]) -> Path:
         folder = self.root / "data" / f"chimera-{layout}"
         if not folder.exists():
             raise _NotGeneratedError(folder)

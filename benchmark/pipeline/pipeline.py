@@ -7,6 +7,7 @@ superpixels use `weak`; stages that make SCORES, MASKS or RECORDS use the reques
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from seedbed.benchmark.pipeline.changed_code import source_of, with_earlier_code
 from seedbed.benchmark.pipeline.cost import conditions_of
 from seedbed.benchmark.pipeline.stage import Context, Kind, OnEpoch, Stage, cache_key, ignore_epochs
 from seedbed.benchmark.pipeline.store import Entry, Store
-from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import Dataset, Split
 
 NESTED = (Split.TUNE, Split.TRAIN, Split.WEAK)
 """Each of these splits contains the ones before it (checked on the ids before use)."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,6 @@ class Machine:
     device: str = "cpu"
     workers: int = 0
     weights_files: Mapping[str, Path] = field(default_factory=dict)
-    reporter: Reporter = field(default_factory=Reporter)
     on_epoch: OnEpoch = ignore_epochs
 
 
@@ -110,11 +111,10 @@ class Pipeline:
         inputs = {kind: entry.path for kind, entry in entries.items()}
         source = with_earlier_code(source, entries, step.inputs, self.data)
         name = f"{type(step.stage).__name__} on {self.data.display_name}/{step.split}"
-        reporter = self.machine.reporter
 
         def produce(out: Path, scratch: Path) -> None:
             place = f"stage {len(self.executed) + 1} of {self.planned}: " if self.planned else ""
-            reporter.say(f"▸ {place}{name}  [{step.key[:12]}]")
+            logger.info(f"▸ {place}{name}  [{step.key[:12]}]")
             context = Context(
                 seed=self.seed,
                 split=step.split,
@@ -122,19 +122,18 @@ class Pipeline:
                 device=self.machine.device,
                 workers=self.machine.workers,
                 weights_files=self.machine.weights_files,
-                reporter=reporter,
                 on_epoch=self.machine.on_epoch,
             )
             step.stage.run(self.data, inputs, out, context)
 
         def on_wait() -> None:
-            reporter.say(f"  waiting for another process that computes {name}  [{step.key[:12]}]")
+            logger.info(f"  waiting for another process that computes {name}  [{step.key[:12]}]")
 
         conditions = conditions_of(step, self.data, self.machine.device).to_json()
         notes = {"conditions": conditions, "source": source}
-        entry, computed = self.store.get_or_run(step.identity, produce, on_wait, notes, reporter.warn)
+        entry, computed = self.store.get_or_run(step.identity, produce, on_wait, notes)
         if computed:
-            reporter.say(f"  {name} took {entry.seconds:.1f} s  [{step.key[:12]}]")
+            logger.info(f"  {name} took {entry.seconds:.1f} s  [{step.key[:12]}]")
             self.executed.append(entry)
         return entry
 

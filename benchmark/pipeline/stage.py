@@ -12,14 +12,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.hparams import values
-from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.validation import validate
 from seedbed.datasets.base import Dataset, Split
 
@@ -96,12 +96,11 @@ class Context:
     """Number of worker processes, besides the main one."""
     weights_files: Mapping[str, Path] | None = None
     """Paths of the state-dict files, by their `sha256:…` initialisation."""
-    reporter: Reporter = field(default_factory=Reporter)
     on_epoch: OnEpoch = ignore_epochs
 
     def for_each_image(self, task: Callable[[str], object], ids: Sequence[str], label: str) -> None:
         """Call `task`, importable by name, with each id in `workers` processes, and show the progress."""
-        with self.reporter.bar(label, len(ids)) as bar:
+        with progress_bar(label, len(ids)) as bar:
             for _ in map_in_order(task, ids, self.workers):
                 bar.advance()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
@@ -32,6 +33,8 @@ from seedbed.datasets.io.images import atomic
 ENTRY_FILE = "entry.json"
 TYPES = (".arrow", ".json", ".parquet", ".pt")
 """Suffixes of the files of which an entry has one or few; none of these files begins with zeros."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,13 @@ class Store:
         produce: Callable[[Path, Path], None],
         on_wait: Callable[[], object] = lambda: None,
         notes: Mapping[str, Any] | None = None,
-        warn: Callable[[str], object] = lambda _: None,
     ) -> tuple[Entry, bool]:
         """Return the entry of `identity` and whether it was computed now, by `produce(out, scratch)`.
 
         If several processes ask for the same entry, one computes it; the others wait (`on_wait` is called once)
         and get its result. `scratch` survives a kill unless the code has changed. A damaged entry is computed
-        again. `warn` gets both messages. `notes` are recorded beside the identity and are not part of the key:
-        `conditions` (benchmark/pipeline/cost.py) and `source`
-        (benchmark/pipeline/changed_code.py).
+        again. `notes` are recorded beside the identity and are not part of the key: `conditions`
+        (benchmark/pipeline/cost.py) and `source` (benchmark/pipeline/changed_code.py).
         Raises StoreError if the disk is full or not writable; other errors of `produce` pass through.
         """
         key = cache_key(identity)
@@ -131,9 +132,9 @@ class Store:
                 if (entry := self.use(key)) is not None:
                     return entry, False
                 if (fault := self.damage(key)) is not None:
-                    warn(f"{self.path(key)}: damaged ({fault}); {identity['stage']} is computed again")
+                    logger.warning(f"{self.path(key)}: damaged ({fault}); {identity['stage']} is computed again")
                     self.remove(key)
-                return self._compute(key, identity, produce, notes or {}, warn), True
+                return self._compute(key, identity, produce, notes or {}), True
             finally:
                 lock.release()
         except SeedbedError:
@@ -155,14 +156,13 @@ class Store:
         identity: Mapping[str, Any],
         produce: Callable[[Path, Path], None],
         notes: Mapping[str, Any],
-        warn: Callable[[str], object],
     ) -> Entry:
         partial = self.root / "partial" / key
         out, scratch = partial / "out", partial / "scratch"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         scratch.mkdir(exist_ok=True)
-        _keep_if_same_code(partial, scratch, notes.get("source", {}), warn)
+        _keep_if_same_code(partial, scratch, notes.get("source", {}))
         started, clock = time.time(), time.monotonic()
         produce(out, scratch)
         record = {
@@ -259,15 +259,13 @@ def reading(path: Path) -> Iterator[Path]:
         raise damaged(path, error) from error
 
 
-def _keep_if_same_code(
-    partial: Path, scratch: Path, source: Mapping[str, Any], warn: Callable[[str], object]
-) -> None:
+def _keep_if_same_code(partial: Path, scratch: Path, source: Mapping[str, Any]) -> None:
     """Empty the `scratch` of a killed stage if its code has changed since, and record today's code."""
     note = partial / "source.json"
     today = source.get("definitions", {})
     with contextlib.suppress(OSError, ValueError):
         if changed := differences(json.loads(note.read_text()), today):
-            warn(
+            logger.warning(
                 f"{', '.join(changed[:6])}: changed since the stage was interrupted; it starts from the beginning"
             )
             shutil.rmtree(scratch)

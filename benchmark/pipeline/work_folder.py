@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.registry import DATASETS
 from seedbed.benchmark.pipeline.store import Store
-from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.progress import progress_bar
 from seedbed.datasets.base import Dataset
 
 PATH_OPTIONS = ("masks", "saliency", "tags")
@@ -38,6 +39,8 @@ DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
 """The Chimera that is generated if no root is given."""
 CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-coco": "coco"}
 """The generated data sets that need no root, with their layouts."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,15 @@ class WorkFolder:
     def runs(self) -> Path:
         return self.root / "runs"
 
-    def digest(self, data: Dataset, reporter: Reporter) -> str:
+    def digest(self, data: Dataset) -> str:
         """Return the data set's content digest; digests of unchanged files are read from the work folder."""
         folder = self.root / "digests"
         folder.mkdir(parents=True, exist_ok=True)
         location = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
-        with reporter.bar(f"reading {data.display_name}", 1) as bar:
+        with progress_bar(f"reading {data.display_name}", 1) as bar:
             return data.digest(folder / f"{data.name}-{location}.json", bar.at)
 
-    def locate(
-        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
-    ) -> DatasetSpec:
+    def locate(self, name: str, root: Path | None, given: Mapping[str, Any] | None = None) -> DatasetSpec:
         """Return the location of the data set `name`: a loader's name, or one that `seedbed.toml` defines.
 
         `root` and the loader's options in `given` override `seedbed.toml`; Chimera without a root is generated in
@@ -101,12 +102,12 @@ class WorkFolder:
         if root is not None:
             spec = replace(spec, root=str(root))
         if not spec.root and spec.loader == "chimera":
-            spec = replace(spec, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"), reporter)))
+            spec = replace(spec, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"))))
         if not spec.root:
             raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
         return _absolute(spec)
 
-    def current(self, spec: DatasetSpec, digest: str, reporter: Reporter) -> DatasetSpec:
+    def current(self, spec: DatasetSpec, digest: str) -> DatasetSpec:
         """Return the location of a data set that an earlier trial read from `spec`.
 
         If it is no longer there, `locate` finds it, without generating any. Raises ConfigError if it is not found,
@@ -120,7 +121,7 @@ class WorkFolder:
         if not now.root:
             raise ConfigError(f"{spec.root}: no such folder (the root of {spec.name})")
         now = _absolute(now)
-        if self.digest(now.open(), reporter) != digest:
+        if self.digest(now.open()) != digest:
             raise DataError(f"{now.root}: not the content that {spec.name} had at {spec.root}")
         return now
 
@@ -136,26 +137,24 @@ class WorkFolder:
             raise unknown_name(f"loader of {name} (key `dataset` in {CONFIGURATION}):", loader, DATASETS.names())
         return DatasetSpec(name, loader, options.pop("root", ""), options)
 
-    def open(
-        self, name: str, root: Path | None, reporter: Reporter, given: Mapping[str, Any] | None = None
-    ) -> Dataset:
+    def open(self, name: str, root: Path | None, given: Mapping[str, Any] | None = None) -> Dataset:
         """Locate and open a data set, and print what it reads. Raises ConfigError, DataError."""
-        data = self.locate(name, root, reporter, given).open()
-        reporter.say(f"{data.display_name}: tags from {data.tag_source}; masks from {data.mask_source}")
+        data = self.locate(name, root, given).open()
+        logger.info(f"{data.display_name}: tags from {data.tag_source}; masks from {data.mask_source}")
         for notice in data.notices:
-            reporter.say(f"note: {notice}")
+            logger.info(f"note: {notice}")
         return data
 
     def _demo_folder(self, layout: Literal["voc", "coco"]) -> Path:
         return self.root / "data" / f"chimera-{layout}"
 
-    def _demo_chimera(self, layout: Literal["voc", "coco"], reporter: Reporter) -> Path:
+    def _demo_chimera(self, layout: Literal["voc", "coco"]) -> Path:
         from seedbed.datasets.chimera import generate
 
         folder = self._demo_folder(layout)
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            reporter.say(f"generating {DEMO_IMAGES} Chimera images in {folder}")
+            logger.info(f"generating {DEMO_IMAGES} Chimera images in {folder}")
             generate(folder, layout=layout, images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
         return folder
 

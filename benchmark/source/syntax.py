@@ -15,6 +15,12 @@ def is_text(statement: ast.AST) -> bool:
 
 IGNORED_FIELDS = {"ctx", "kind", "type_comment", "type_params", "returns"}
 """Of the syntax tree: those that say nothing, and annotations."""
+REPORTING = {
+    "progress_bar": "ctx.reporter.bar",
+    "logger.info": "ctx.reporter.say",
+    "logger.warning": "ctx.reporter.warn",
+}
+"""What shows progress and messages, and how earlier versions wrote it, which is what digests are made from."""
 
 
 def form(node: object, within: str = "module") -> str:
@@ -29,6 +35,8 @@ def form(node: object, within: str = "module") -> str:
         return f"{type(node.value).__name__} {node.value!a}"
     if not isinstance(node, ast.AST):
         return ascii(node)
+    if isinstance(node, ast.Name | ast.Attribute) and (earlier := REPORTING.get(dotted_name(node) or "")):
+        return form(ast.parse(earlier, mode="eval").body)
     if isinstance(node, ast.AnnAssign) and within != "class":
         return form(ast.Assign([node.target], node.value), within) if node.value is not None else ""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -93,11 +101,15 @@ class Uses(ast.NodeVisitor):
         """Whether a name is looked up that only running the code would tell."""
 
     def visit_Name(self, node: ast.Name) -> None:
-        self.names.add(node.id)
+        if node.id not in REPORTING:
+            self.names.add(node.id)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
+        dotted = dotted_name(node)
+        if dotted in REPORTING:
+            return
         self.mentions.add(node.attr)
-        if (dotted := dotted_name(node)) is not None:
+        if dotted is not None:
             self.names.add(dotted)
             self.mentions.update(dotted.split(".")[1:])
         else:

@@ -20,7 +20,6 @@ from seedbed.benchmark.evaluation.per_image import Ratios, ratios_of
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.paths import slug, without_folders
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.studies.intervals import (
     difference_over_images,
     difference_over_seeds,
@@ -54,14 +53,14 @@ class StudyRequest(TrialOptions):
     """Settings of the sweep about machines: workers, cores, address."""
 
 
-def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Reporter) -> SweepSettings:
+def sweep_of(study: Study, request: StudyRequest, work: WorkFolder) -> SweepSettings:
     """Return the sweep of a study.
 
     Raises ConfigError if `settings` change what the table varies, and if a sweep would.
     """
     if varied := sorted(study.varied & {*request.settings}):
         raise ConfigError(f"{study.name} varies {', '.join(varied)}, so you cannot set it")
-    data = work.locate(request.dataset, request.root, reporter).open()
+    data = work.locate(request.dataset, request.root).open()
     preflight(data, allow_val_in_training=request.allow_val_in_training)
     small = data.long_side <= SMALL_IMAGES
     variants = dict(study.variants)
@@ -92,16 +91,13 @@ def sweep_of(study: Study, request: StudyRequest, work: WorkFolder, reporter: Re
 def run_study(
     settings: SweepSettings,
     work: WorkFolder,
-    reporter: Reporter,
     listeners: Sequence[SweepListener] = (),
     accept_changed_code: bool = False,
 ) -> SweepResult:
     """Run or continue the trials of a study, as `run_sweep`; failed trials run again."""
     from seedbed.benchmark.sweeps.driver import run_sweep
 
-    return run_sweep(
-        settings, work, reporter, listeners, retry_failed=True, accept_changed_code=accept_changed_code
-    )
+    return run_sweep(settings, work, listeners, retry_failed=True, accept_changed_code=accept_changed_code)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from seedbed.benchmark.environment import CODE_VARIABLE, code_version
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.plugins import VARIABLE, package_path, packages_of_plugins
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.training.initialisation import is_file
 
@@ -46,11 +45,11 @@ NOT_SHIPPED = (
     "*.tar",
 )
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
-def connected(
-    settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str], reporter: Reporter
-) -> Iterator[None]:
+def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str]) -> Iterator[None]:
     """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards.
 
     `apart` are folders and files that are not sent to other nodes, should they lie in the checkout; `plugins` are
@@ -81,7 +80,7 @@ def connected(
     environment: dict[str, Any] = {"env_vars": variables}
     if settings.address is not None:
         environment |= shipped_code(apart)
-    reporter.say("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
+    logger.info("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
     if settings.address is None:
         give_token()
     try:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from seedbed.benchmark.errors import ConfigError, SeedbedError
 from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, changes_of, describe
 from seedbed.benchmark.pipeline.pipeline import Step
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan
 from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, read_outcome, read_spec
 from seedbed.benchmark.trials.trial import Trial
 
+logger = logging.getLogger(__name__)
 
-def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
+
+def check_code(plan: SweepPlan, accepted: bool) -> None:
     """Check all results that a sweep will read from the store or has finished, before any trial starts.
 
     If `accepted`, record in the store that today's code gives the same results, and only warn of trials that
@@ -32,13 +34,13 @@ def check_code(plan: SweepPlan, accepted: bool, reporter: Reporter) -> None:
         )
         if not accepted:
             raise ConfigError(f"{text}; or give {OPTION} to keep them beside new ones")
-        reporter.warn(text)
+        logger.warning(text)
 
 
-def refusal(plan: SweepPlan, reporter: Reporter) -> str:
+def refusal(plan: SweepPlan) -> str:
     """Return why `check_code` would refuse the sweep without acceptance; empty if it would not."""
     try:
-        check_code(plan, accepted=False, reporter=reporter)
+        check_code(plan, accepted=False)
     except ConfigError as error:
         return str(error)
     return ""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 import sys
@@ -36,7 +37,6 @@ from ray.tune.search import Searcher
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.plugins import copy_plugins
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
 from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
 from seedbed.benchmark.sweeps.failures import WorkerFailures
@@ -56,11 +56,12 @@ from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read
 from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
 from seedbed.benchmark.training.initialisation import check_weights
 
+logger = logging.getLogger(__name__)
+
 
 def run_sweep(
     settings: SweepSettings,
     work: WorkFolder,
-    reporter: Reporter,
     listeners: Sequence[SweepListener] = (),
     retry_failed: bool = False,
     accept_changed_code: bool = False,
@@ -82,27 +83,27 @@ def run_sweep(
         check_same_sweep(folder, settings)
         if not (folder / "sweep.json").exists():
             settings.save(folder / "sweep.yaml")
-        reporter.say(f"sweep {settings.name}: reading data sets and plans")
+        logger.info(f"sweep {settings.name}: reading data sets and plans")
         with naming_other_code(folder):
-            plan = plan_sweep(settings, work, reporter)
-        check_code(plan, accept_changed_code, reporter)
+            plan = plan_sweep(settings, work)
+        check_code(plan, accept_changed_code)
         _check_weights(plan)
-        describe(folder, plan, reporter)
+        describe(folder, plan)
         # Saved once the content is known to be the same: data sets and weights may have new paths.
         settings.save(folder / "sweep.yaml")
-        forget_damaged(folder, reporter)
+        forget_damaged(folder)
         update_dataset_specs(folder, plan)
         if retry_failed and (count := forget_failures(folder)):
-            reporter.say(f"{count} trials run again")
+            logger.info(f"{count} trials run again")
         scheduler = Scheduler(plan)
         scheduler.refresh()
         for change in scheduler.changes():
-            reporter.say(f"note: {change}")
+            logger.info(f"note: {change}")
         for listener in listeners:
             listener.sweep_started(folder)
         try:
             if not scheduler.done:
-                _tune(plan, scheduler, listeners, reporter, accept_changed_code)
+                _tune(plan, scheduler, listeners, accept_changed_code)
         finally:
             _stop(listeners, scheduler.done)
     seconds = time.monotonic() - started
@@ -237,19 +238,18 @@ def _tune(
     plan: SweepPlan,
     scheduler: Scheduler,
     listeners: Sequence[SweepListener],
-    reporter: Reporter,
     accept_changed_code: bool,
 ) -> None:
     """Run the remaining trials of a sweep as one Tune run."""
     settings = plan.settings
     dataset_specs = {cell.dataset_spec.name: cell.dataset_spec for cell in plan.cells}
     apart = [plan.work.root, *(Path(dataset_spec.root) for dataset_spec in dataset_specs.values())]
-    with connected(settings, apart, copy_plugins(plan.folder / "plugins"), reporter):
+    with connected(settings, apart, copy_plugins(plan.folder / "plugins")):
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
             if settings.address is not None and not gpus:
-                reporter.say(
+                logger.info(
                     "note: the cluster has no GPU now, so trials use none; --gpus-per-trial overrides this"
                 )
         if settings.address is not None:  # On this machine, the plan has just read them.
@@ -259,7 +259,7 @@ def _tune(
                 settings.weights,
                 settings.segmentation_weights,
             )
-        progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus}, reporter)
+        progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus})
 
         def ended(spec: TrialSpec, outcome: Outcome) -> None:
             for listener in listeners:

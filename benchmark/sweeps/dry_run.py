@@ -21,7 +21,6 @@ from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder, PlannedChime
 from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.code_changes import refusal
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan, plan_sweep
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
@@ -105,10 +104,10 @@ class Forecast:
         return sum(cell.searching + cell.confirming for cell in self.cells)
 
 
-def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> Forecast:
+def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
     """Return what a sweep would do. Runs and writes nothing. Raises what the sweep would."""
     work = DryRunFolder(work.root)
-    plan = plan_sweep(settings, work, reporter)
+    plan = plan_sweep(settings, work)
     needed: Counter[str] = Counter()
     steps: dict[str, dict[str, tuple[Step, Dataset]]] = defaultdict(dict)
     cells = []
@@ -137,7 +136,7 @@ def forecast(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> F
         stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), known))
     to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
     ordered = sorted(stages, key=lambda row: -row.hours)
-    return Forecast(cells, ordered, device, to_generate, refusal(plan, reporter))
+    return Forecast(cells, ordered, device, to_generate, refusal(plan))
 
 
 def _device(settings: SweepSettings) -> str | None:

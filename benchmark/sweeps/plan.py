@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Stage
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.search import Settings, Space, check_tune, search_space
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
 from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
@@ -25,6 +25,8 @@ from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.tools.check import preflight
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -125,18 +127,16 @@ class SweepPlan:
         }
 
 
-def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) -> SweepPlan:
+def plan_sweep(settings: SweepSettings, work: WorkFolder) -> SweepPlan:
     """Open the data sets, build every chain and check every setting. Raises ConfigError, DataError."""
     plan = SweepPlan(settings, work, [])
-    dataset_specs = {
-        name: work.locate(name, settings.root_of(name), reporter) for name in settings.dataset_names()
-    }
+    dataset_specs = {name: work.locate(name, settings.root_of(name)) for name in settings.dataset_names()}
     opened = {name: dataset_spec.open() for name, dataset_spec in dataset_specs.items()}
     for data in opened.values():
         allowed = settings.allow_val_in_training
         for warning in preflight(data, allow_val_in_training=allowed, processes=settings.workers):
-            reporter.warn(warning)
-    digests = {name: work.digest(data, reporter) for name, data in opened.items()}
+            logger.warning(warning)
+    digests = {name: work.digest(data) for name, data in opened.items()}
     known: set[str] = set()
     for cell in settings.cells():
         dataset_spec, data, digest = dataset_specs[cell.dataset], opened[cell.dataset], digests[cell.dataset]
@@ -153,11 +153,11 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder, reporter: Reporter) ->
         trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
         default = plan_trial(trial, data, work, Machine(), digest)
         plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed))
-    _check_settings(plan, known, reporter)
+    _check_settings(plan, known)
     return plan
 
 
-def _check_settings(plan: SweepPlan, known: set[str], reporter: Reporter) -> None:
+def _check_settings(plan: SweepPlan, known: set[str]) -> None:
     """Refuse settings and words of `tune` that no stage of the project has; note those that no cell has.
 
     So users can copy a file and remove some methods. `known` are the names of the sweep's stages.
@@ -174,7 +174,7 @@ def _check_settings(plan: SweepPlan, known: set[str], reporter: Reporter) -> Non
         chains: list[list[Stage]] = [[*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells]
         ignored += [f"tune {word}" for word in check_tune(chains, settings.tune, lambda: stage_classes().values())]
     if ignored:
-        reporter.say(f"note: no stage of this sweep has these settings, which are ignored: {', '.join(ignored)}")
+        logger.info(f"note: no stage of this sweep has these settings, which are ignored: {', '.join(ignored)}")
 
 
 def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str, Any], phase: Phase) -> Trial:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import read_spec
 
 if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.pipeline import Machine
 
 
-def predict_train(
-    work: WorkFolder, trial: Path, ids: Sequence[str], device: Callable[[], str], reporter: Reporter
-) -> Path | None:
+def predict_train(work: WorkFolder, trial: Path, ids: Sequence[str], device: Callable[[], str]) -> Path | None:
     """Return a folder with the mask ID.png of each image, uint8 labels at the image's size.
 
     `trial` is the folder of a finished trial. None if it has no segmentation network, or the store no longer
@@ -38,7 +35,7 @@ def predict_train(
         from seedbed.benchmark.pipeline.pipeline import Machine
 
         folder.mkdir(parents=True, exist_ok=True)
-        _predict(work, trial, work.store.path(key), missing, folder, Machine(device(), reporter=reporter))
+        _predict(work, trial, work.store.path(key), missing, folder, Machine(device()))
     return folder
 
 
@@ -51,13 +48,13 @@ def _predict(
     from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
 
     spec = read_spec(trial)
-    data = work.current(spec.dataset_spec, spec.digest, machine.reporter).open()
+    data = work.current(spec.dataset_spec, spec.digest).open()
     plan = plan_trial(spec.trial, data, work, machine, spec.digest)
     stage = plan.chain.stages[-1]
     assert isinstance(stage, PredictMasks), "a trial that names its network ends by predicting with it"
     view = replace(data.split(Split.TRAIN), ids=ids)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), machine.device, reporter=machine.reporter)
+        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), machine.device)
         predict_masks(stage, checkpoint, view, Path(temporary), context)
         # A mask appears by one rename, so that a kill leaves no partial one.
         for image_id in ids:

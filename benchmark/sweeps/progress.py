@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ import ray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.records import RANKED, first_value, read_records
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.resume import to_retry
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, Phase, TrialSpec
 
 SHOWN_REASONS = 5
+
+logger = logging.getLogger(__name__)
 
 
 class SweepListener(Protocol):
@@ -37,15 +39,15 @@ class SweepListener(Protocol):
 class SweepProgress:
     """Prints a line when a trial ends: its numbers, and the time that the sweep still needs."""
 
-    def __init__(self, scheduler: Scheduler, wanted: Mapping[str, float], reporter: Reporter) -> None:
+    def __init__(self, scheduler: Scheduler, wanted: Mapping[str, float]) -> None:
         """`wanted` are the resources of a trial, `{"CPU": …, "GPU": …}`."""
-        self._scheduler, self._wanted, self._reporter = scheduler, wanted, reporter
+        self._scheduler, self._wanted = scheduler, wanted
 
     def ended(self, spec: TrialSpec, outcome: Outcome) -> None:
         """Print how a trial ended."""
         folder = self._scheduler.folder(spec)
         count = f"[{self._scheduler.finished}/{self._scheduler.plan.expected()}]"
-        self._reporter.say(
+        logger.info(
             f"{count} {spec.label}{self._numbers(spec, outcome)}"
             f"{_state(folder, outcome)}  {outcome.finished - outcome.started:.0f} s{self._left()}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +16,6 @@ import optuna
 
 from seedbed.benchmark.environment import code_version
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import SweepPlan
 from seedbed.benchmark.sweeps.search import named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import SweepSettings, read_saved
@@ -32,6 +33,8 @@ from seedbed.benchmark.sweeps.trial_files import (
 
 WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
 """The conditions that hold the digest of a weights file, with the options that give the file."""
+
+logger = logging.getLogger(__name__)
 
 
 def check_same_sweep(folder: Path, settings: SweepSettings) -> None:
@@ -53,7 +56,9 @@ def naming_other_code(folder: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        before = _description(folder / "sweep.json", Reporter())
+        before = None
+        with contextlib.suppress(ValueError, AttributeError):
+            before = _description(folder / "sweep.json")
         if before is None or before["code"] == code_version():
             raise
         raise ConfigError(
@@ -62,7 +67,7 @@ def naming_other_code(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
+def describe(folder: Path, plan: SweepPlan) -> None:
     """Write `sweep.json`.
 
     Raises DataError if the data has changed since the sweep began, ConfigError if its cells have.
@@ -74,7 +79,11 @@ def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
         "expected": plan.expected(),
         "code": code_version(),
     }
-    before = _description(path, reporter)
+    try:
+        before = _description(path)
+    except (ValueError, AttributeError):
+        logger.info(f"note: {path} is empty or cut off; it is written again")
+        before = None
     if before is not None:
         old, new = ({_cell(entry): entry for entry in d["cells"]} for d in (before, description))
         if lost := sorted(old.keys() ^ new.keys()):
@@ -88,15 +97,13 @@ def describe(folder: Path, plan: SweepPlan, reporter: Reporter) -> None:
     write_text(path, json.dumps(description, indent=1))
 
 
-def _description(path: Path, reporter: Reporter) -> dict[str, Any] | None:
+def _description(path: Path) -> dict[str, Any] | None:
+    """Return the content of `sweep.json`, None without one. Raises ValueError, AttributeError if it is damaged."""
     try:
         content = json.loads(path.read_bytes())
-        return content if {"cells", "id", "code"} <= content.keys() else None
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError):
-        reporter.say(f"note: {path} is empty or cut off; it is written again")
-        return None
+    return content if {"cells", "id", "code"} <= content.keys() else None
 
 
 def _check_same_content(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -130,11 +137,11 @@ def _cell(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(entry.get(name, "")) for name in ("method", "refiner", "dataset", "variant"))
 
 
-def forget_damaged(folder: Path, reporter: Reporter) -> None:
+def forget_damaged(folder: Path) -> None:
     """Reset the trials that have an empty or truncated file, as after a power loss."""
     for result in sorted((folder / "trials").glob(f"*/{RESULT}")):
         if (damaged := damaged_file(result.parent)) is not None:
-            reporter.say(f"note: {damaged} is missing, empty or cut off; its trial runs again")
+            logger.info(f"note: {damaged} is missing, empty or cut off; its trial runs again")
             _forget(result.parent)
     for spec in sorted((folder / "trials").glob(f"*/{SPEC}")):
         try:

@@ -35,7 +35,7 @@ from seedbed.benchmark.pipeline.pipeline import Machine, Step
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
-from seedbed.benchmark.progress import LogFile
+from seedbed.benchmark.progress import log_to_file
 from seedbed.benchmark.sweeps.search import StoppedEarlyError, stop_if_above_median
 from seedbed.benchmark.sweeps.trial_files import (
     BEGUN,
@@ -71,11 +71,12 @@ def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int
         # On a full disk this mark is missing, and the death of this worker is not counted.
         with contextlib.suppress(OSError):
             (folder / BEGUN).touch()
-        return _run(spec, folder, work, device, workers)
+        with log_to_file(folder / "log.txt"):
+            return _run(spec, folder, work, device, workers)
 
 
 def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
-    machine = Machine(device, workers, reporter=LogFile(path=folder / "log.txt"))
+    machine = Machine(device, workers)
     started = time.time()
     losses: list[float] = []
     outcome = Outcome(spec.key, "complete")

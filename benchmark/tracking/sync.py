@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
+from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.sweeps.settings import read_saved
 from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
 from seedbed.benchmark.tracking.client import UPLOADED, Tracker
 from seedbed.benchmark.tracking.store import check_uri, default_uri, unusable
 from seedbed.benchmark.tracking.uploader import CLOSED, upload_once
+
+logger = logging.getLogger(__name__)
 
 
 def uri_of(work: WorkFolder, sweep: str) -> str:
@@ -23,7 +26,7 @@ def uri_of(work: WorkFolder, sweep: str) -> str:
     return (read_saved(path).tracking_uri if path.exists() else None) or default_uri(work)
 
 
-def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = False) -> tuple[int, int]:
+def sync(work: WorkFolder, uri: str | None, again: bool = False) -> tuple[int, int]:
     """Upload all trials of the work folder that were not uploaded yet; `again` uploads every trial.
 
     `uri` is an MLflow server; None: the one that each sweep was started with. Returns the numbers of trials
@@ -38,7 +41,7 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
         results = sorted(result.parent for result in folder.glob("trials/*/result.json"))
         trials = [trial for trial in results if read_outcome(trial) is not None]
         if damaged := len(results) - len(trials):
-            reporter.say(
+            logger.info(
                 f"note: {damaged} results are damaged; seedbed sweep --resume {folder.name} runs them again"
             )
             left += damaged
@@ -50,7 +53,7 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
             target, description = uri or uri_of(work, folder.name), json.loads(path.read_bytes())
         except (ConfigError, ValueError) as error:
             what = f"{path}: empty or cut off" if isinstance(error, ValueError) else str(error)
-            reporter.say(f"note: {what}; not uploaded. `seedbed sweep --resume {folder.name}` repairs sweep.json")
+            logger.info(f"note: {what}; not uploaded. `seedbed sweep --resume {folder.name}` repairs sweep.json")
             left += len(waiting)
             continue
         try:
@@ -61,16 +64,16 @@ def sync(work: WorkFolder, uri: str | None, reporter: Reporter, again: bool = Fa
         try:
             parent = trackers[target].sweep(folder.name, description, description.get("code", ""), folder)
         except ConfigError as error:
-            reporter.say(f"note: {error}")
+            logger.info(f"note: {error}")
             left += len(waiting)
             continue
-        with reporter.bar(f"uploading {folder.name}", len(waiting)) as bar:
+        with progress_bar(f"uploading {folder.name}", len(waiting)) as bar:
             for trial in waiting:
                 try:
                     upload_once(trackers[target], parent, trial, again)
                     uploaded += 1
                 except Exception as error:
-                    reporter.say(f"note: {trial}: {type(error).__name__}: {str(error)[:300]}")
+                    logger.info(f"note: {trial}: {type(error).__name__}: {str(error)[:300]}")
                     left += 1
                 bar.advance()
         if not running:

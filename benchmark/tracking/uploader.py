@@ -7,6 +7,7 @@ could not be uploaded stays in the work folder. Uploading twice, or after a kill
 from __future__ import annotations
 
 import json
+import logging
 import queue
 import threading
 import time
@@ -17,7 +18,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
 from seedbed.benchmark.tracking.client import UPLOADED, Tracker
 from seedbed.benchmark.tracking.store import check_uri
@@ -25,15 +25,17 @@ from seedbed.benchmark.tracking.store import check_uri
 CLOSED = "closed"
 """In the folder of a sweep: its parent run was ended."""
 
+logger = logging.getLogger(__name__)
+
 
 class MlflowUploader:
     """Listens to a sweep, and uploads its trials in a thread of its own."""
 
-    def __init__(self, uri: str | None, work: WorkFolder, reporter: Reporter) -> None:
+    def __init__(self, uri: str | None, work: WorkFolder) -> None:
         """`uri` is an MLflow server; None: the work folder's own store. Raises ConfigError for an invalid one."""
         if uri is not None:
             check_uri(uri)
-        self._uri, self._work, self._reporter = uri, WorkFolder(work.root.resolve()), reporter
+        self._uri, self._work = uri, WorkFolder(work.root.resolve())
         self._folder = Path()
         self._queue: queue.Queue[Path | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -64,7 +66,7 @@ class MlflowUploader:
                 self._tracker.close(self._parent, status)
                 write_text(self._folder / CLOSED, status)
         if self.left:
-            self._reporter.say(
+            logger.info(
                 f"note: {self.left} trials could not be uploaded to MLflow; their records are kept, "
                 "and `seedbed sync` uploads them"
             )
@@ -109,7 +111,7 @@ class MlflowUploader:
         except Exception as error:
             self._retry_at = time.monotonic() + 60
             text = (str(error).splitlines() or [""])[0]
-            self._reporter.say(f"note: MLflow did not take the records ({type(error).__name__}: {text[:300]})")
+            logger.info(f"note: MLflow did not take the records ({type(error).__name__}: {text[:300]})")
 
 
 def upload_once(tracker: Tracker, parent: str, folder: Path, again: bool = False) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.training.augmentation import normalise, resize_image
 from seedbed.datasets.base import SplitView
 
@@ -68,7 +69,7 @@ def multi_scale(
         num_workers=ctx.workers,
         pin_memory=ctx.device != "cpu",
     )
-    with ctx.reporter.bar(label, len(view)) as bar:
+    with progress_bar(label, len(view)) as bar:
         for ids, pyramid in zip(batches, loader, strict=True):
             size = resized(*view.size(ids[0]), long_side)
             sizes = [grid(image_id, *size) for image_id in ids]
@@ -90,7 +91,7 @@ def padded_images(
         num_workers=ctx.workers,
         pin_memory=ctx.device != "cpu",
     )
-    with ctx.reporter.bar(label, len(view)) as bar:
+    with progress_bar(label, len(view)) as bar:
         for image_id, (image,) in zip(view.ids, loader, strict=True):
             height, width = image.shape[-2:]
             down, right = (-(-max(least, side) // multiple) * multiple - side for side in (height, width))

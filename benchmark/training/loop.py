@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from seedbed.benchmark.errors import NonFiniteLossError
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Stage
+from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.training.checkpoint import load_tensors, save_tensors, to_device
 from seedbed.benchmark.training.determinism import make_deterministic
 from seedbed.benchmark.training.seeding import derive_seed
@@ -27,6 +29,8 @@ Losses = Callable[[Batch, float], Mapping[str, Tensor]]
 """Maps a batch and the time in epochs (fractional) to named scalar losses, whose sum is minimised."""
 
 REPORT_FILE = "training.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +147,7 @@ def fit(
         persistent_workers=ctx.workers > 0,
     )
     name = type(settings).__name__
-    with ctx.reporter.bar(name, steps * settings.stop_after) as bar:
+    with progress_bar(name, steps * settings.stop_after) as bar:
         bar.start_at(first * steps)
         if history:
             ctx.on_epoch(name, history)
@@ -303,7 +307,7 @@ def _resume(
         raise
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        ctx.reporter.warn(f"{checkpoint}: damaged ({reason}); it is dropped, and the training starts anew")
+        logger.warning(f"{checkpoint}: damaged ({reason}); it is dropped, and the training starts anew")
         checkpoint.unlink(missing_ok=True)
         network.load_state_dict(fresh["network"])
         optimiser.load_state_dict(fresh["optimiser"])

@@ -312,7 +312,7 @@ def plan_trial(
     chain = build_chain(trial, meta)
     _refuse_without_saliency(trial, chain, data)
     if digest is None:
-        digest = work.digest(data, machine.reporter)
+        digest = work.digest(data)
     return TrialPlan(trial, meta, chain, data, digest, work, machine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.io.images import atomic
 from seedbed.datasets.tools.check import preflight
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def run_trial(
         processes=machine.workers,
     )
     for warning in warnings:
-        machine.reporter.warn(warning)
+        logger.warning(warning)
     plan = plan_trial(trial, data, work, machine)
     check_weights(plan.weights_needed(), plan.machine.weights_files)
     changes = plan.changes()
@@ -61,7 +64,7 @@ def run_trial(
         accept(changes, work.store)
         changes = []
     if changes:
-        machine.reporter.warn(f"{describe(changes)}, {OPTION} ends this warning. The stored results are used")
+        logger.warning(f"{describe(changes)}, {OPTION} ends this warning. The stored results are used")
     records = plan.measure()
     folder = work.runs / plan.run_id()
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,6 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
         scratch=folder,
         device=machine.device,
         workers=machine.workers,
-        reporter=machine.reporter,
     )
     predict_masks(stage, network, view, folder, context)
     if problems := check_submission(folder, view):

@@ -24,7 +24,6 @@ from seedbed.benchmark.evaluation.maps import MapReader, ScoreMaps
 from seedbed.benchmark.evaluation.records import RecordName, first_value
 from seedbed.benchmark.paths import slug
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.datasets.base import IGNORE_INDEX, SplitView
 from seedbed.datasets.io.images import decode_mask, palette
 from seedbed.leaderboard.analysis.grouping import rows_by_scope
@@ -169,11 +168,7 @@ def _draw(
 ) -> DatasetGallery:
     try:
         first = trials[0]
-        view = (
-            work.current(DatasetSpec(**first.dataset_spec), first.run.data_digest, Reporter())
-            .open()
-            .split("train")
-        )
+        view = work.current(DatasetSpec(**first.dataset_spec), first.run.data_digest).open().split("train")
     except SeedbedError:
         missing = "The data set is no longer in the folder that the runs read."
         return DatasetGallery(name, trials[0].run.seed, (), missing=missing)

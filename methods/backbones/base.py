@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.training.weights_files import published_weights, read_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> Non
     Raises ConfigError, naming the tensors, if the weights do not exist for this backbone or do not fit it.
     """
     if weights != "none":
-        state, source = _weights(name, weights, ctx.weights_files or {}, ctx.reporter.say)
+        state, source = _weights(name, weights, ctx.weights_files or {}, logger.info)
         backbone.load_state_dict(fitting(backbone, name, state, source), strict=False)
 
 

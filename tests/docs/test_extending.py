@@ -29,7 +29,6 @@ from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.evaluation.stages import MeasureMasks
 from seedbed.benchmark.pipeline.stage import Context, Kind
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import write_text
 from seedbed.benchmark.tracking.sync import sync
 from seedbed.benchmark.tracking.store import default_uri
@@ -60,7 +59,7 @@ while (spec := scheduler.next_trial()) is not None:
     end(scheduler, spec)
 write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.description(), "code": "abc"}))
 work = WorkFolder(folder / "work")
-sync(work, None, Reporter())
+sync(work, None)
 build(default_uri(work), "small", folder / "site")
 (run, *_) = SweepReader(default_uri(work)).trials("small")
 print(json.dumps({name: value for name, value in run.data.metrics.items() if "F2" in name}))
@@ -69,7 +68,6 @@ COLUMN = """
 import json
 from pathlib import Path
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import write_text
 from seedbed.benchmark.tracking.sync import sync
 from seedbed.benchmark.tracking.store import default_uri
@@ -86,7 +84,7 @@ while (spec := scheduler.next_trial()) is not None:
     end(scheduler, spec)
 write_text(scheduler.plan.folder / "sweep.json", json.dumps({**scheduler.plan.description(), "code": "abc"}))
 work = WorkFolder(folder / "work")
-sync(work, None, Reporter())
+sync(work, None)
 build(default_uri(work), "small", folder / "site")
 (run, *_) = SweepReader(default_uri(work)).trials("small")
 print({name: text for name, text in run.data.tags.items() if name == "colour_jitter"})

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.resume import describe
 from seedbed.benchmark.sweeps.scheduler import Scheduler
@@ -17,17 +15,6 @@ from seedbed.benchmark.sweeps.settings import SweepSettings, settings_of
 from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome
 
 SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
-
-
-@dataclass(frozen=True)
-class Heard(Reporter):
-    """Records the messages to the user."""
-
-    lines: list[str] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        """Keep one line."""
-        self.lines.append(text)
 
 
 def small(root: Path, **changes: Any) -> SweepSettings:
@@ -48,7 +35,7 @@ def small(root: Path, **changes: Any) -> SweepSettings:
 
 def scheduler_of(settings: SweepSettings, work: Path) -> Scheduler:
     """Return the scheduler of a sweep, as a driver that just started would make it."""
-    return Scheduler(plan_sweep(settings, WorkFolder(work), Reporter()))
+    return Scheduler(plan_sweep(settings, WorkFolder(work)))
 
 
 def put_entry(store: Store, key: str) -> None:
@@ -86,10 +73,9 @@ def run_sweep_here(settings: SweepSettings, work: WorkFolder) -> None:
     from seedbed.benchmark.sweeps.worker import run_sweep_trial
     from seedbed.benchmark.tracking.sync import sync
 
-    quiet = Reporter(quiet=True)
-    scheduler = Scheduler(plan_sweep(settings, work, quiet))
+    scheduler = Scheduler(plan_sweep(settings, work))
     settings.save(scheduler.plan.folder / "sweep.yaml")
-    describe(scheduler.plan.folder, scheduler.plan, quiet)
+    describe(scheduler.plan.folder, scheduler.plan)
     while (spec := scheduler.next_trial()) is not None:
         scheduler.finish(run_sweep_trial(spec, work, "cpu", 0))
-    sync(work, None, quiet)
+    sync(work, None)

@@ -20,7 +20,6 @@ from typing import Any
 
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.trials.run import run_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
@@ -68,7 +67,7 @@ def measured(
     trial = Trial(
         dataset="chimera", method=method, seed=seed, segment=False, selections=("tuned",), settings=settings
     )
-    records = {r.name: r.value for r in run_trial(trial, data, work, Machine(reporter=Reporter(True))).records}
+    records = {r.name: r.value for r in run_trial(trial, data, work, Machine()).records}
     found = {title: records.get(name) for title, name in claim.measures.items()}
     return {title: float("nan") if value is None else 100 * value for title, value in found.items()}
 

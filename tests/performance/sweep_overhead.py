@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.driver import run_sweep
 from seedbed.benchmark.sweeps.settings import settings_of
 from seedbed.benchmark.tracking.uploader import MlflowUploader
@@ -41,8 +40,8 @@ def main() -> None:
             }
         )
         work = WorkFolder(root / "work")
-        uploader = MlflowUploader(None, work, Reporter(quiet=True))
-        result = run_sweep(settings, work, Reporter(quiet=True), [uploader])
+        uploader = MlflowUploader(None, work)
+        result = run_sweep(settings, work, [uploader])
         ended = time.time()
         outcomes = [json.loads(p.read_text()) for p in result.folder.glob("trials/*/result.json")]
         outcomes.sort(key=lambda outcome: outcome["finished"])

@@ -17,7 +17,6 @@ from seedbed.benchmark.pipeline.changed_code import changed_names
 from seedbed.benchmark.pipeline.stage import cache_key
 from seedbed.benchmark.pipeline.store import Entry, Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.source import modules as source_modules
 from seedbed.benchmark.source.closure import forget
 from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
@@ -213,7 +212,7 @@ def test_an_accepted_change_is_recorded_and_the_sweep_goes_on(work, chimera_root
 
 def settings_and_plan(work: Path, root: Path):
     settings = small(root, refiners=["none"], trials=0, seeds=[0], segment=False, settings={"TrainCam.epochs": 1})
-    return plan_sweep(settings, WorkFolder(work), Reporter())
+    return plan_sweep(settings, WorkFolder(work))
 
 
 def test_a_trial_whose_settings_were_not_known_is_checked_when_it_begins(work, chimera_root, edit):
@@ -235,17 +234,17 @@ def finish(plan, spec: TrialSpec) -> None:
     write_outcome(folder, Outcome(spec.key, "complete", stages={key[:12]: 1.0 for key in steps}))
 
 
-def test_a_sweep_whose_trials_used_another_version_is_not_mixed_silently(work, chimera_root, monkeypatch, capsys):
+def test_a_sweep_whose_trials_used_another_version_is_not_mixed_silently(work, chimera_root, monkeypatch, caplog):
     from seedbed.methods.cam import TrainCam
 
     plan = settings_and_plan(work, chimera_root)
     finish(plan, plan.spec(plan.cells[0], "confirm", "default", None, 0, {}))
-    check_code(plan, accepted=False, reporter=Reporter())
+    check_code(plan, accepted=False)
     monkeypatch.setattr(TrainCam, "version", 99)
     with pytest.raises(ConfigError, match=r"used other versions of TrainCam\. Give the sweep a new --name"):
-        check_code(plan, accepted=False, reporter=Reporter())
-    check_code(plan, accepted=True, reporter=Reporter())
-    assert "used other versions of TrainCam" in capsys.readouterr().err
+        check_code(plan, accepted=False)
+    check_code(plan, accepted=True)
+    assert "used other versions of TrainCam" in caplog.text
 
 
 def test_entries_from_before_the_packages_had_their_prefix_are_taken_as_they_are(tmp_path):

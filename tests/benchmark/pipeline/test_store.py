@@ -190,16 +190,16 @@ def _damages() -> dict[str, Callable[[Path], object]]:
 
 
 @pytest.mark.parametrize("damage", _damages())
-def test_a_damaged_entry_is_computed_again_with_a_warning(tmp_path, damage):
-    store, warnings = Store(tmp_path), []
+def test_a_damaged_entry_is_computed_again_with_a_warning(tmp_path, damage, caplog):
+    store = Store(tmp_path)
     entry, _ = store.get_or_run(IDENTITY, _write_seven)
     assert store.damage(entry.key) is None
     _damages()[damage](entry.path)
-    again, computed = store.get_or_run(IDENTITY, _write_seven, warn=warnings.append)
+    again, computed = store.get_or_run(IDENTITY, _write_seven)
     assert computed
     assert (again.path / "number.txt").read_text() == "7"
     assert store.use(entry.key) is not None
-    (warning,) = warnings
+    (warning,) = caplog.messages
     assert warning.startswith(f"{entry.path}: damaged (")
     assert warning.endswith("Count is computed again")
 
@@ -233,8 +233,8 @@ def test_a_file_of_the_store_that_cannot_be_read_is_named_with_the_command_that_
     )
 
 
-def test_the_scratch_of_a_killed_stage_is_emptied_if_its_code_changed(tmp_path):
-    store, warnings = Store(tmp_path), []
+def test_the_scratch_of_a_killed_stage_is_emptied_if_its_code_changed(tmp_path, caplog):
+    store = Store(tmp_path)
     notes = {"source": {"roots": ["m.Stage"], "definitions": {"m.loss": "1", "m.Stage": "1"}}}
     changed = {"source": {"roots": ["m.Stage"], "definitions": {"m.loss": "2", "m.Stage": "1"}}}
 
@@ -245,9 +245,9 @@ def test_the_scratch_of_a_killed_stage_is_emptied_if_its_code_changed(tmp_path):
 
     for now, expected in ((notes, "x"), (notes, "xx"), (changed, "x"), (changed, "xx")):
         with pytest.raises(ValueError, match="lightning"):
-            store.get_or_run(IDENTITY, broken, notes=now, warn=warnings.append)
+            store.get_or_run(IDENTITY, broken, notes=now)
         assert next((tmp_path / "partial").glob("*/scratch/epochs")).read_text() == expected
-    assert warnings == ["m.loss: changed since the stage was interrupted; it starts from the beginning"]
+    assert caplog.messages == ["m.loss: changed since the stage was interrupted; it starts from the beginning"]
 
 
 def test_a_picture_that_may_not_be_read_is_not_taken_for_a_full_disk(tmp_path):

@@ -10,7 +10,6 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline import work_folder as workfolder
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder, read_configuration
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.trial import Trial
 
@@ -20,7 +19,7 @@ def test_the_generated_data_sets_need_no_root(name, file, tmp_path, monkeypatch)
     monkeypatch.setattr(workfolder, "DEMO_IMAGES", 20)
     monkeypatch.setattr(workfolder, "DEMO_SIZE", 48)
     monkeypatch.chdir(tmp_path)
-    place = WorkFolder(tmp_path / "work").locate(name, None, Reporter())
+    place = WorkFolder(tmp_path / "work").locate(name, None)
     assert (place.loader, place.root) == ("chimera", str(tmp_path / "work" / "data" / name))
     data = place.open()
     assert data.name == name
@@ -33,10 +32,10 @@ def test_the_configuration_names_loader_root_and_options(tmp_path, monkeypatch):
     (tmp_path / "seedbed.toml").write_text(
         '[datasets.mine]\ndataset = "chimera"\nroot = "here"\nsaliency = "there"\n'
     )
-    place = WorkFolder(tmp_path).locate("mine", None, Reporter())
+    place = WorkFolder(tmp_path).locate("mine", None)
     # A worker's current folder is another one.
     assert place == DatasetSpec("mine", "chimera", str(tmp_path / "here"), {"saliency": str(tmp_path / "there")})
-    other = WorkFolder(tmp_path).locate("mine", tmp_path, Reporter(), {"saliency": Path("elsewhere")})
+    other = WorkFolder(tmp_path).locate("mine", tmp_path, {"saliency": Path("elsewhere")})
     assert other == DatasetSpec("mine", "chimera", str(tmp_path), {"saliency": str(tmp_path / "elsewhere")})
 
 
@@ -44,11 +43,11 @@ def test_a_data_set_that_is_nowhere_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     work = WorkFolder(tmp_path)
     with pytest.raises(ConfigError, match="unknown data set 'vock2012'"):
-        work.locate("vock2012", None, Reporter())
+        work.locate("vock2012", None)
     with pytest.raises(ConfigError, match=r"where is voc2012\? Give --root"):
-        work.locate("voc2012", None, Reporter())
+        work.locate("voc2012", None)
     with pytest.raises(ConfigError, match="away: no such folder"):
-        work.locate("voc2012", tmp_path / "away", Reporter())
+        work.locate("voc2012", tmp_path / "away")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_a_folder_may_be_written_in_many_ways(text, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "voc").mkdir()
     (tmp_path / "seedbed.toml").write_bytes(text)
-    assert WorkFolder(tmp_path).locate("voc2012", None, Reporter()).root == str(tmp_path / "voc")
+    assert WorkFolder(tmp_path).locate("voc2012", None).root == str(tmp_path / "voc")
 
 
 @pytest.mark.parametrize(
@@ -98,11 +97,11 @@ def test_a_configuration_that_is_a_folder_or_names_no_loader_is_refused(tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "seedbed.toml").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
-        WorkFolder(tmp_path).locate("voc2012", tmp_path, Reporter())
+        WorkFolder(tmp_path).locate("voc2012", tmp_path)
     (tmp_path / "seedbed.toml").rmdir()
     (tmp_path / "seedbed.toml").write_text("[datasets.mine]\nroot = '.'\n")
     with pytest.raises(ConfigError, match=r"unknown loader of mine .*'mine'.*Valid: chimera"):
-        WorkFolder(tmp_path).locate("mine", None, Reporter())
+        WorkFolder(tmp_path).locate("mine", None)
 
 
 def test_a_name_of_ones_own_is_kept_and_shares_the_store(chimera_root, tmp_path, monkeypatch):
@@ -113,7 +112,7 @@ def test_a_name_of_ones_own_is_kept_and_shares_the_store(chimera_root, tmp_path,
     work = WorkFolder(tmp_path / "work")
     plans = []
     for name, root in (("my/../own", None), ("chimera-voc", chimera_root)):
-        data = work.open(name, root, Reporter())
+        data = work.open(name, root)
         plans.append(plan_trial(Trial(dataset=name, weights="none"), data, work, Machine()))
     own, usual = plans
     assert own.digest == usual.digest
@@ -131,15 +130,15 @@ def test_data_of_an_earlier_trial_is_found_again_by_its_content(chimera_root, tm
     recorded = DatasetSpec("mine", "chimera", str(tmp_path / "gone"), {})
     digest = DatasetSpec("mine", "chimera", str(chimera_root), {}).open().digest()
     with pytest.raises(ConfigError, match="unknown data set 'mine'"):
-        work.current(recorded, digest, Reporter())
+        work.current(recorded, digest)
     (tmp_path / "seedbed.toml").write_text(f"[datasets.mine]\ndataset = 'chimera'\nroot = '{chimera_root}'\n")
-    assert work.current(recorded, digest, Reporter()).root == str(chimera_root)
+    assert work.current(recorded, digest).root == str(chimera_root)
     with pytest.raises(DataError, match="not the content that mine had"):
-        work.current(recorded, "0" * 64, Reporter())
+        work.current(recorded, "0" * 64)
     # Generated data moves with the work folder, and is never generated again for this.
     generated = DatasetSpec("chimera-voc", "chimera", "/old/work/data/chimera-voc", {})
     with pytest.raises(ConfigError, match="no such folder"):
-        work.current(generated, digest, Reporter())
+        work.current(generated, digest)
     (work.root / "data").mkdir()
     (work.root / "data/chimera-voc").symlink_to(chimera_root)
-    assert work.current(generated, digest, Reporter()).root == str(chimera_root)
+    assert work.current(generated, digest).root == str(chimera_root)

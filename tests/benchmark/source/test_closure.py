@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from seedbed.benchmark.source.closure import closure, differences, forget
+from seedbed.benchmark.source.syntax import Uses, form
 
 FILES = {
     "mine/__init__.py": "from .losses import loss\n",
@@ -274,3 +276,23 @@ def test_the_form_of_a_definition_is_the_same_in_every_version_of_python():
         "conversion=114,format_spec=JoinedStr(values=[str '>',FormattedValue(value=Name(id='b'),conversion=-1)])),"
         "str ' \\xe9']))])"
     )
+
+
+def test_reporting_has_the_digest_of_earlier_versions_and_leads_nowhere():
+    now = """
+with progress_bar("TrainCam", 3) as bar:
+    logger.warning(f"{bar} is damaged")
+    load(logger.info)
+"""
+    earlier = """
+with ctx.reporter.bar("TrainCam", 3) as bar:
+    ctx.reporter.warn(f"{bar} is damaged")
+    load(ctx.reporter.say)
+"""
+    assert form(ast.parse(now)) == form(ast.parse(earlier))
+    uses = Uses({}, "")
+    uses.visit(ast.parse(now))
+    assert (uses.names, uses.mentions) == ({"bar", "load"}, set())
+    found = closure(["seedbed.methods.cam.TrainCam"])
+    assert "seedbed.benchmark.training.loop._resume" in found
+    assert "seedbed.benchmark.training.loop.logger" not in found

@@ -16,7 +16,6 @@ import pytest
 from seedbed.benchmark.cli.studies import command_of
 from seedbed.benchmark.evaluation.per_image import ratios_of
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.studies.result import study_of
 from seedbed.benchmark.studies.run import StudyRequest, measured, result_of, sweep_of
 from seedbed.benchmark.studies.study import Study, measure_of, read_study, study_names
@@ -61,11 +60,11 @@ def world(tmp_path_factory):
 
 def run_here(study: Study, settings: SweepSettings, work: WorkFolder) -> SweepSettings:
     """Run the trials of a study in this process, with as short trainings as there are, and return its settings."""
-    plan = plan_sweep(settings, work, Reporter(quiet=True))
+    plan = plan_sweep(settings, work)
     known = {type(stage).__name__ for cell in plan.cells for stage in cell.default.chain.configured}
     toy = {key: value for key, value in TOY.items() if key.partition(".")[0] in known}
     settings = replace(settings, settings=toy)
-    plan = plan_sweep(settings, work, Reporter(quiet=True))
+    plan = plan_sweep(settings, work)
     for cell in plan.cells:
         for seed in settings.seeds:
             spec = plan.spec(cell, "confirm", "default", None, seed, {})
@@ -82,10 +81,10 @@ def test_every_study_fills_its_table(name, world):
     study = read_study(name)
     seeds = (0, 1) if name in TWO_SEEDS else (0,)
     request = StudyRequest(dataset="chimera-voc", root=root, seeds=seeds)
-    settings = sweep_of(study, request, work, Reporter(quiet=True))
+    settings = sweep_of(study, request, work)
     if study.variants:
         settings = run_here(study, settings, work)
-    classes = work.locate("chimera-voc", root, Reporter(quiet=True)).open().classes
+    classes = work.locate("chimera-voc", root).open().classes
     result = result_of(study, settings, work, f"seedbed study {name}", classes)
     assert [row["label"] for row in result["rows"]] == [row.label for row in study.table.rows]
     for row in result["rows"]:
@@ -154,7 +153,7 @@ def test_a_result_names_its_sweep_where_it_has_a_name_of_its_own(given, told, wo
     root, _ = world
     request = StudyRequest(dataset="chimera-voc", root=root, seeds=(0,), name=given)
     study, work = read_study("icd_t1"), WorkFolder(tmp_path)
-    settings = sweep_of(study, request, work, Reporter(quiet=True))
+    settings = sweep_of(study, request, work)
     result = result_of(study, settings, work, "", ())
     assert (result["sweep"], study_of(result).sweep) == (told, told)
     assert (f"--name {given}" in command_of("icd_t1", request)) == bool(given)

@@ -18,7 +18,6 @@ import yaml
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.per_image import Ratios, ratios_of
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.studies.intervals import (
     difference_over_images,
     difference_over_seeds,
@@ -174,9 +173,9 @@ def request_of(tmp_path):
 
 
 def test_a_study_is_a_sweep_of_its_variants(request_of, tmp_path):
-    work, quiet = WorkFolder(tmp_path / "work"), Reporter(quiet=True)
+    work = WorkFolder(tmp_path / "work")
     study = read_study("svm_t2")
-    settings = sweep_of(study, request_of("large", seeds=(4,)), work, quiet)
+    settings = sweep_of(study, request_of("large", seeds=(4,)), work)
     assert (settings.name, settings.trials, settings.seeds) == ("svm_t2-chimera-voc", 0, (4,))
     assert (settings.backbone, settings.maps_on) == ("vgg16", ("val",))
     assert len(settings.cells()) == 8
@@ -185,19 +184,19 @@ def test_a_study_is_a_sweep_of_its_variants(request_of, tmp_path):
         "TrainSplittingMerging.intersection": True,
     }
     # Small images get the small backbone, as everywhere.
-    assert sweep_of(study, request_of("small"), work, quiet).backbone is None
-    assert sweep_of(study, request_of("small", backbone="squeezenet"), work, quiet).backbone == "squeezenet"
+    assert sweep_of(study, request_of("small"), work).backbone is None
+    assert sweep_of(study, request_of("small", backbone="squeezenet"), work).backbone == "squeezenet"
     networks = {name: v.segmentation_backbone for name, v in read_study("rrm_t5").variants.items()}
-    large = sweep_of(read_study("rrm_t5"), request_of("large"), work, quiet)
+    large = sweep_of(read_study("rrm_t5"), request_of("large"), work)
     assert {name: v.segmentation_backbone for name, v in large.variants.items()} == networks
-    small = sweep_of(read_study("rrm_t5"), request_of("small"), work, quiet)
+    small = sweep_of(read_study("rrm_t5"), request_of("small"), work)
     assert {v.segmentation_backbone for v in small.variants.values()} == {None}
 
 
 def test_what_a_study_varies_cannot_be_set(request_of, tmp_path):
     request = request_of("small", settings={"TrainSplittingMerging.beta": 3})
     with pytest.raises(ConfigError, match=r"svm_t2 varies TrainSplittingMerging\.beta, so you cannot set it"):
-        sweep_of(read_study("svm_t2"), request, WorkFolder(tmp_path / "work"), Reporter(quiet=True))
+        sweep_of(read_study("svm_t2"), request, WorkFolder(tmp_path / "work"))
 
 
 def test_the_commands_list_and_forecast(tmp_path):

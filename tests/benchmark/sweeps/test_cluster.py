@@ -21,7 +21,6 @@ import pytest
 import yaml
 
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.cluster import connected
 from tests.helpers.sweeping import small
 
@@ -276,5 +275,5 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
         port = closed.getsockname()[1]
         settings = small(tmp_path, address=f"127.0.0.1:{port}")
         message = rf"no Ray cluster at 127\.0\.0\.1:{port} \(Connection refused\)"
-        with pytest.raises(ConfigError, match=message), connected(settings, [], [], Reporter()):
+        with pytest.raises(ConfigError, match=message), connected(settings, [], []):
             raise AssertionError("connected to nothing")

@@ -15,7 +15,6 @@ from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.dry_run import Estimate, _Durations, forecast
 from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import generate
@@ -130,9 +129,7 @@ def test_a_dry_run_of_a_full_work_folder_changes_nothing_in_it(chimera_root, tmp
     settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0])
     run_to_its_end(scheduler_of(settings, tmp_path))
     before = tree(tmp_path)
-    found = forecast(
-        small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1]), WorkFolder(tmp_path), Reporter()
-    )
+    found = forecast(small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1]), WorkFolder(tmp_path))
     assert tree(tmp_path) == before
     assert found.trials == 2
     training = next(row for row in found.stages if row.stage == "TrainCam")
@@ -162,9 +159,9 @@ def test_the_estimate_says_that_it_is_rough_and_what_is_not_timed(chimera_root, 
 
 def test_of_a_cluster_the_device_is_not_known(chimera_root, tmp_path):
     settings = small(chimera_root, refiners=["none"], trials=0, address="auto")
-    assert forecast(settings, WorkFolder(tmp_path), Reporter()).device is None
+    assert forecast(settings, WorkFolder(tmp_path)).device is None
     with_gpus = small(chimera_root, refiners=["none"], trials=0, address="auto", gpus_per_trial=0.5)
-    assert forecast(with_gpus, WorkFolder(tmp_path), Reporter()).device == "cuda"
+    assert forecast(with_gpus, WorkFolder(tmp_path)).device == "cuda"
 
 
 def test_a_dry_run_refuses_what_the_sweep_refuses(tmp_path):
@@ -172,7 +169,7 @@ def test_a_dry_run_refuses_what_the_sweep_refuses(tmp_path):
 
     settings = small(tmp_path, datasets=["chimera-voc"], settings={**SHORT, "TrainCam.lrr": 1})
     with pytest.raises(ConfigError, match="unknown setting of TrainCam 'lrr'"):
-        forecast(settings, WorkFolder(tmp_path), Reporter())
+        forecast(settings, WorkFolder(tmp_path))
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])
@@ -180,10 +177,10 @@ def test_the_planned_data_set_has_the_splits_of_the_generated_one(tmp_path, monk
     for module in ("seedbed.benchmark.pipeline.work_folder", "seedbed.benchmark.pipeline.dry_run_folder"):
         monkeypatch.setattr(f"{module}.DEMO_IMAGES", 20)
         monkeypatch.setattr(f"{module}.DEMO_SIZE", 48)
-    planned = DryRunFolder(tmp_path).locate(f"chimera-{layout}", None, Reporter()).open()
+    planned = DryRunFolder(tmp_path).locate(f"chimera-{layout}", None).open()
     assert isinstance(planned, PlannedChimera)
     generate(tmp_path / "data" / f"chimera-{layout}", layout=layout, images=20, size=48)
-    real = DryRunFolder(tmp_path).locate(f"chimera-{layout}", None, Reporter()).open()
+    real = DryRunFolder(tmp_path).locate(f"chimera-{layout}", None).open()
     assert planned.classes == real.classes
     assert planned.name == real.name
     assert {s: len(planned.ids(s)) for s in Split} == {s: len(real.ids(s)) for s in Split}
@@ -193,7 +190,7 @@ def test_the_planned_data_set_has_the_splits_of_the_generated_one(tmp_path, monk
 
 def test_kinds_of_the_planned_steps_are_those_of_a_sweep(tmp_path):
     """All of the chain is known before the data is there."""
-    found = forecast(small(tmp_path, datasets=["chimera-voc"]), WorkFolder(tmp_path), Reporter())
+    found = forecast(small(tmp_path, datasets=["chimera-voc"]), WorkFolder(tmp_path))
     stages = {row.stage for row in found.stages}
     assert {"TrainCam", "InferCam", "CrfMasks", "TrainSegmentation", "PredictMasks"} <= stages
     assert TrainCam.produces is Kind.CHECKPOINT

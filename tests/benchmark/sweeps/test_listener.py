@@ -6,7 +6,6 @@ import pytest
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps import driver
 from tests.helpers.sweeping import end, run_to_its_end, scheduler_of, small
 
@@ -37,7 +36,7 @@ def settings(chimera_root):
 def test_a_finished_sweep_starts_and_stops(settings, tmp_path):
     run_to_its_end(scheduler_of(settings, tmp_path))
     notes = Notes()
-    result = driver.run_sweep(settings, WorkFolder(tmp_path), Reporter(), [notes])
+    result = driver.run_sweep(settings, WorkFolder(tmp_path), [notes])
     assert notes.told == [("started", result.folder), ("stopped", True)]
 
 
@@ -53,6 +52,6 @@ def test_each_trial_is_told_and_a_sweep_that_breaks_is_not_finished(settings, tm
 
     monkeypatch.setattr(driver, "_tune", tune)
     with pytest.raises(ConfigError, match="Ray is gone"):
-        driver.run_sweep(settings, WorkFolder(tmp_path), Reporter(), [notes])
+        driver.run_sweep(settings, WorkFolder(tmp_path), [notes])
     assert [what for what, _ in notes.told] == ["started", "ended", "stopped"]
     assert notes.told[-1] == ("stopped", False)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.predictions import predict_train
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.io.images import decode_mask, write_mask
@@ -36,12 +35,12 @@ def test_what_is_predicted_is_the_networks_and_is_kept(finished, chimera):
     ids = chimera.split("val").ids[:2]
     # Any ids can be asked for, and of those of `val` the trial has made masks itself.
     made = work.store.path(json.loads((trial / "config.json").read_text())["artifacts"]["predictions"])
-    folder = predict_train(work, trial, ids, lambda: "cpu", Reporter(True))
+    folder = predict_train(work, trial, ids, lambda: "cpu")
     for image_id in ids:
         assert (decode_mask(folder / f"{image_id}.png") == decode_mask(made / f"{image_id}.png")).all()
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{image_id}.png" for image_id in ids)
     write_mask(folder / f"{ids[0]}.png", np.full((64, 64), 7, np.uint8))
-    again = predict_train(work, trial, ids, refuse, Reporter(True))
+    again = predict_train(work, trial, ids, refuse)
     assert set(np.unique(decode_mask(again / f"{ids[0]}.png"))) == {7}
 
 
@@ -50,6 +49,6 @@ def test_without_a_network_nothing_is_predicted(finished, chimera):
     config = json.loads((trial / "config.json").read_text())
     ids = chimera.split("train").ids[:1]
     shutil.rmtree(work.store.path(config["artifacts"].pop("network")))
-    assert predict_train(work, trial, ids, refuse, Reporter(True)) is None
+    assert predict_train(work, trial, ids, refuse) is None
     (trial / "config.json").write_text(json.dumps(config))
-    assert predict_train(work, trial, ids, refuse, Reporter(True)) is None
+    assert predict_train(work, trial, ids, refuse) is None

@@ -12,12 +12,11 @@ from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.cli.sweep import INCOMPLETE
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult, duration, ranked_number, time_left
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, write_text
-from tests.helpers.sweeping import Heard, end, scheduler_of, small
+from tests.helpers.sweeping import end, scheduler_of, small
 
 CAM, IRN = Cell("cam", "none", "voc2012"), Cell("cam", "irn", "voc2012")
 
@@ -79,11 +78,10 @@ class NoUploader:
     def sweep_stopped(self, finished: bool) -> None: ...
 
 
-def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkeypatch):
+def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=2, seeds=[0]), tmp_path)
-    heard = Heard()
-    progress = SweepProgress(scheduler, {"CPU": 1.0, "GPU": 0.0}, heard)
+    progress = SweepProgress(scheduler, {"CPU": 1.0, "GPU": 0.0})
 
     def ended(**outcome) -> None:
         spec = scheduler.next_trial()
@@ -98,7 +96,7 @@ def test_lines_tell_numbers_reasons_logs_and_time(chimera_root, tmp_path, monkey
     ended()
     cell = "cam × none × chimera-voc"
     folders = [scheduler.plan.folder / "trials" / spec.key for spec, _ in scheduler.ended]
-    assert heard.lines == [
+    assert caplog.messages == [
         f"[1/4] {cell}: search 0  tune mIoU 25.00 (best 25.00)  120 s; about 60 s left, and the 2 confirming "
         "trials, which are not timed yet",
         f"[2/4] {cell}: search 1  failed: a NaN ({folders[1]})  120 s",
@@ -185,7 +183,7 @@ def test_a_study_of_which_a_trial_failed_has_the_same_exit_code(chimera_root, tm
     from seedbed.benchmark.studies.study import read_study
 
     request = StudyRequest(dataset="chimera-voc", root=chimera_root, seeds=(0,))
-    settings = sweep_of(read_study("esol_t4"), request, WorkFolder(tmp_path), Reporter())
+    settings = sweep_of(read_study("esol_t4"), request, WorkFolder(tmp_path))
     scheduler = scheduler_of(settings, tmp_path)
     while (spec := scheduler.next_trial()) is not None:
         end(scheduler, spec, status="failed", reason="too little memory")
@@ -197,7 +195,7 @@ def test_a_study_of_which_a_trial_failed_has_the_same_exit_code(chimera_root, tm
     assert "failed: too little memory" in ran.output
 
 
-def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(chimera_root, tmp_path):
+def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(chimera_root, tmp_path, caplog):
     extra = {
         "TrainSubcategories.lr": 0.1,
         "ScCam.rounds": 1,
@@ -211,10 +209,9 @@ def test_settings_of_methods_that_are_not_in_the_sweep_are_ignored_with_a_note(c
         settings={"TrainCam.epochs": 1, **extra},
         tune=["lr", "crf"],
     )
-    heard = Heard()
-    plan = plan_sweep(settings, WorkFolder(tmp_path), heard)
+    plan = plan_sweep(settings, WorkFolder(tmp_path))
     assert plan.cells[0].fixed == {"TrainCam.epochs": 1}
-    (note,) = [line for line in heard.lines if line.startswith("note")]
+    (note,) = [line for line in caplog.messages if line.startswith("note")]
     assert note.endswith(
         "are ignored: TrainSubcategories.lr, ScCam.rounds, TrainSegmentation.epochs, CrfMasks.preset, tune crf"
     )
@@ -235,7 +232,7 @@ def test_what_no_method_has_is_still_refused(chimera_root, tmp_path, changes, me
     from seedbed.benchmark.errors import ConfigError
 
     with pytest.raises(ConfigError, match=message):
-        plan_sweep(small(chimera_root, refiners=["none"], **changes), WorkFolder(tmp_path), Reporter())
+        plan_sweep(small(chimera_root, refiners=["none"], **changes), WorkFolder(tmp_path))
 
 
 def test_an_outcome_of_an_earlier_version_is_read(tmp_path):

@@ -12,7 +12,6 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from seedbed.benchmark.errors import ConfigError, DataError, StoreError
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.studies.run import measured
 from seedbed.benchmark.sweeps import resume, search
 from seedbed.benchmark.sweeps.resume import (
@@ -35,7 +34,7 @@ from seedbed.benchmark.sweeps.trial_files import (
     write_outcome,
     write_text,
 )
-from tests.helpers.sweeping import Heard, end, run_to_its_end, scheduler_of, small
+from tests.helpers.sweeping import end, run_to_its_end, scheduler_of, small
 
 
 @pytest.fixture
@@ -55,16 +54,15 @@ def killed(settings, work: Path, ended: int) -> Scheduler:
 
 @pytest.mark.parametrize("name", [RESULT, SPEC, "config.json", "losses.json", "system.json", "records.parquet"])
 @pytest.mark.parametrize("content", [b"", b'{"key": "a', b"\0\0\0\0"])
-def test_a_trial_with_an_empty_or_cut_file_runs_again_and_no_other(settings, tmp_path, name, content):
+def test_a_trial_with_an_empty_or_cut_file_runs_again_and_no_other(settings, tmp_path, name, content, caplog):
     killed(settings, tmp_path, 2)
     folder = tmp_path / "sweeps" / "small"
     first, second = sorted((folder / "trials").iterdir())
     (first / "delivered.json").write_text("{}")
     (first / name).write_bytes(content)
-    heard = Heard()
-    forget_damaged(folder, heard)
-    assert str(first / name) in heard.lines[0]
-    assert len(heard.lines) == 1
+    forget_damaged(folder)
+    assert str(first / name) in caplog.messages[0]
+    assert len(caplog.messages) == 1
     assert read_outcome(first) is None
     assert not (first / "delivered.json").exists()
     assert read_outcome(second) is not None
@@ -82,7 +80,7 @@ def test_a_trial_of_which_every_file_is_empty_runs_again(settings, tmp_path):
     (trial / "config.json").write_text("{}")
     for path in trial.glob("*.json"):
         path.write_bytes(bytes(path.stat().st_size))
-    forget_damaged(folder, Heard())
+    forget_damaged(folder)
     assert not (trial / SPEC).exists()
     assert trial.name in {spec.key for spec in run_to_its_end(scheduler_of(settings, tmp_path))}
 
@@ -133,29 +131,28 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     assert (tmp_path / "a.json").read_bytes() == "ä".encode()
 
 
-def test_an_empty_description_is_written_again(settings, tmp_path):
+def test_an_empty_description_is_written_again(settings, tmp_path, caplog):
     plan = killed(settings, tmp_path, 0).plan
-    describe(plan.folder, plan, Reporter())
+    describe(plan.folder, plan)
     before = json.loads((plan.folder / "sweep.json").read_text())
-    describe(plan.folder, plan, Reporter())
+    describe(plan.folder, plan)
     assert json.loads((plan.folder / "sweep.json").read_text()) == before
     (plan.folder / "sweep.json").write_bytes(b"")
-    heard = Heard()
-    describe(plan.folder, plan, heard)
-    assert "sweep.json is empty or cut off" in heard.lines[0]
+    describe(plan.folder, plan)
+    assert "sweep.json is empty or cut off" in caplog.messages[0]
     after = json.loads((plan.folder / "sweep.json").read_text())
     assert {**after, "id": ""} == {**before, "id": ""}
 
 
 def test_cells_that_this_code_does_not_have_are_named(settings, tmp_path):
     plan = killed(settings, tmp_path, 0).plan
-    describe(plan.folder, plan, Reporter())
+    describe(plan.folder, plan)
     path = plan.folder / "sweep.json"
     content = json.loads(path.read_text())
     content["cells"][0]["refiner"] = "crf"
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"cam × crf × chimera-voc is not a cell .* new name"):
-        describe(plan.folder, plan, Reporter())
+        describe(plan.folder, plan)
 
 
 def test_a_setting_that_other_code_had_comes_with_the_way_out(tmp_path):

@@ -14,14 +14,13 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome, write_text
 from seedbed.benchmark.tracking.client import METRICS_A_CALL, Tracker
 from seedbed.benchmark.tracking.store import EXPERIMENT, default_uri, unusable
 from seedbed.benchmark.tracking.sync import sync, uri_of
 from seedbed.benchmark.tracking.uploader import MlflowUploader
 from seedbed.leaderboard.data.collect import SweepReader
-from tests.helpers.sweeping import Heard, scheduler_of, small
+from tests.helpers.sweeping import scheduler_of, small
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +93,8 @@ def runs_of(work, kind="trial"):
     return client, client.search_runs([experiment], f"tags.`seedbed.kind` = '{kind}'", ViewType.ALL)
 
 
-def upload_all(work, reporter=None):
-    uploader = MlflowUploader(None, work, reporter or Reporter())
+def upload_all(work):
+    uploader = MlflowUploader(None, work)
     uploader.sweep_started(work.sweeps / "small")
     uploader.sweep_stopped(finished=True)
     return uploader
@@ -154,7 +153,7 @@ def test_the_parent_run_is_the_sweep(work, trials):
 def test_another_sweep_of_the_same_name_is_not_mixed_with_it(work, trials):
     """On a server that a group shares."""
     Tracker(None, work).sweep("small", {"id": "a colleague's"}, "abc")
-    assert sync(work, None, Reporter()) == (0, 2)
+    assert sync(work, None) == (0, 2)
     assert upload_all(work).left == 2
     assert runs_of(work)[1] == []
 
@@ -216,24 +215,24 @@ def test_numbers_that_are_not_finite_are_left_out(work, trials):
     assert [(m.step, m.value) for m in history] == [(2, 0.5)]
 
 
-def test_a_server_that_is_away_delays_nothing_and_sync_uploads_later(work, trials, capsys, monkeypatch):
+def test_a_server_that_is_away_delays_nothing_and_sync_uploads_later(work, trials, caplog, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    uploader = MlflowUploader("http://127.0.0.1:9", work, Reporter(quiet=False))
+    uploader = MlflowUploader("http://127.0.0.1:9", work)
     uploader.sweep_started(work.sweeps / "small")
     uploader.trial_ended(trials[0])
     uploader.sweep_stopped(finished=True)
     assert uploader.left == 2
-    assert "`seedbed sync` uploads them" in capsys.readouterr().err
+    assert "`seedbed sync` uploads them" in caplog.text
     with pytest.raises(ConfigError, match="cannot be used"):
-        sync(work, "http://127.0.0.1:9", Reporter())
-    assert sync(work, None, Reporter()) == (2, 0)
-    assert sync(work, None, Reporter()) == (0, 0)
+        sync(work, "http://127.0.0.1:9")
+    assert sync(work, None) == (2, 0)
+    assert sync(work, None) == (0, 0)
     _, runs = runs_of(work)
     assert len(runs) == 2
 
 
 def test_sync_ends_the_parent_of_a_sweep_that_did_not_come_to_its_end(work, trials):
-    sync(work, None, Reporter())
+    sync(work, None)
     _, (parent,) = runs_of(work, "sweep")
     assert parent.info.status == "KILLED"
 
@@ -259,8 +258,8 @@ def test_sync_uploads_to_where_the_sweep_was_told_to(work, trials):
     settings.save(work.sweeps / "small" / "sweep.yaml")
     assert uri_of(work, "small") == "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
-        sync(work, None, Reporter())
-    assert sync(work, default_uri(work), Reporter()) == (2, 0)
+        sync(work, None)
+    assert sync(work, default_uri(work)) == (2, 0)
 
 
 def test_sync_ends_a_parent_that_a_killed_driver_left_running(work, trials):
@@ -268,14 +267,14 @@ def test_sync_ends_a_parent_that_a_killed_driver_left_running(work, trials):
     (work.sweeps / "small" / "closed").unlink()
     tracker = Tracker(None, work)
     tracker.client.update_run(tracker.find("sweep:small"), status="RUNNING")
-    assert sync(work, None, Reporter()) == (0, 0)
+    assert sync(work, None) == (0, 0)
     _, (parent,) = runs_of(work, "sweep")
     assert parent.info.status == "KILLED"
 
 
 def test_sync_leaves_the_parent_of_a_running_sweep_alone(work, trials):
     with FileLock(work.sweeps / "small" / "driver.lock"):
-        assert sync(work, None, Reporter()) == (2, 0)
+        assert sync(work, None) == (2, 0)
     _, (parent,) = runs_of(work, "sweep")
     assert parent.info.status == "RUNNING"
 
@@ -285,7 +284,7 @@ def test_one_sweep_of_a_taken_name_does_not_keep_others_from_being_uploaded(work
     import shutil
 
     shutil.copytree(work.sweeps / "small", work.sweeps / "another")
-    assert sync(work, None, Reporter()) == (2, 2)
+    assert sync(work, None) == (2, 2)
 
 
 def test_a_copied_work_folder_has_its_own_artifacts_and_never_writes_into_the_original(work, trials, tmp_path):
@@ -300,7 +299,7 @@ def test_a_copied_work_folder_has_its_own_artifacts_and_never_writes_into_the_or
     trial = copy.root / path.relative_to(work.root)
     (trial / "delivered.json").unlink()
     write_outcome(trial, read_outcome(trial))
-    assert sync(copy, None, Reporter()) == (1, 0)
+    assert sync(copy, None) == (1, 0)
     assert {p: p.read_bytes() for p in before} == before
     assert [p.name for p in copy.root.parent.iterdir()] == [copy.root.name]
     client, runs = runs_of(copy)
@@ -336,7 +335,7 @@ def test_a_database_elsewhere_has_its_artifacts_beside_it(work, trials, tmp_path
     uri = sqlite_url(tmp_path / "other" / "records.db")
     shutil.copytree(work.root / "mlflow", tmp_path / "other")
     (tmp_path / "other/mlflow.db").rename(tmp_path / "other/records.db")
-    assert sync(work, uri, Reporter()) == (2, 0)
+    assert sync(work, uri) == (2, 0)
     assert len(list((tmp_path / "other/artifacts").glob("*/artifacts/stages.json"))) == 2
     assert list((tmp_path / "cwd").iterdir()) == list((work.root / "mlflow/artifacts").iterdir()) == []
 
@@ -357,7 +356,7 @@ def test_published_reasons_show_no_folder_of_the_machine(work, trials, chimera_r
 )
 def test_a_tracking_uri_that_mlflow_cannot_use_is_refused_at_once(uri, work):
     with pytest.raises(ConfigError, match="tracking URI"):
-        sync(work, uri, Reporter())
+        sync(work, uri)
     with pytest.raises(ConfigError, match="tracking URI"):
         SweepReader(uri)
 
@@ -393,22 +392,20 @@ def test_a_sweep_whose_description_was_lost_is_still_the_same_one(work, trials):
 
 
 @pytest.mark.parametrize(("name", "content"), [("sweep.json", ""), ("sweep.yaml", "\0\0"), ("sweep.json", "{")])
-def test_a_damaged_sweep_does_not_stop_the_upload_of_others(work, trials, name, content):
+def test_a_damaged_sweep_does_not_stop_the_upload_of_others(work, trials, name, content, caplog):
     import shutil
 
     other = work.sweeps / "a-damaged-one"
     shutil.copytree(trials[0].parents[1], other)
     (other / name).write_text(content)
-    heard = Heard()
-    assert sync(work, None, heard) == (2, 2)
-    assert str(other / name) in heard.lines[0]
+    assert sync(work, None) == (2, 2)
+    assert str(other / name) in caplog.messages[0]
 
 
-def test_a_damaged_result_is_not_uploaded_and_told(work, trials):
+def test_a_damaged_result_is_not_uploaded_and_told(work, trials, caplog):
     (trials[0] / "result.json").write_text("")
-    heard = Heard()
-    assert sync(work, None, heard) == (1, 1)
-    assert "1 results are damaged; seedbed sweep --resume small runs them again" in heard.lines[0]
+    assert sync(work, None) == (1, 1)
+    assert "1 results are damaged; seedbed sweep --resume small runs them again" in caplog.messages[0]
 
 
 def test_a_damaged_database_comes_with_the_way_out():

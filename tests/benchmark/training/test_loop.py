@@ -180,20 +180,6 @@ def test_the_sampler_gives_each_image_once_an_epoch_in_an_order_of_the_seed():
     assert len(EpochSampler(2, 16, seed=0)) == 1
 
 
-def test_a_log_file_tells_how_far_a_loop_is(tmp_path, monkeypatch):
-    from seedbed.benchmark import progress
-
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
-    log = progress.LogFile(path=tmp_path / "log.txt")
-    log.say("begins")
-    with log.bar("TrainCam", 3) as bar:
-        bar.retotal(4)
-        bar.show(2, "loss 0.5")
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines[0].endswith(" begins")
-    assert lines[1].endswith("TrainCam: step 2 loss 0.5")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainPart(TrainToy):
     """Stops before the end of its schedule, and watches a number that it does not minimise."""
@@ -267,7 +253,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_dropped_and_the_training_starts_anew(tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_is_dropped_and_the_training_starts_anew(tmp_path, caplog, damage):
     stage = TrainToy(epochs=3, batch=4, lr=0.05, momentum=0.9)
     whole = train(tmp_path / "whole", stage)
     with pytest.raises(KeyboardInterrupt):
@@ -276,9 +262,10 @@ def test_a_damaged_checkpoint_is_dropped_and_the_training_starts_anew(tmp_path, 
     DAMAGES[damage](checkpoint)
     again = train(tmp_path / "killed", stage)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    (warning,) = capsys.readouterr().err.splitlines()
-    assert warning.startswith(f"warning: {checkpoint}: damaged (")
-    assert warning.endswith("it is dropped, and the training starts anew")
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert warning.getMessage().startswith(f"{checkpoint}: damaged (")
+    assert warning.getMessage().endswith("it is dropped, and the training starts anew")
     assert len(json.loads((tmp_path / "killed/training.json").read_text())["history"]) == 3
 
 

@@ -14,7 +14,6 @@ from seedbed.benchmark.errors import DataError, SeedbedError
 from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.settings import settings_of
 from seedbed.benchmark.trials.run import run_trial
@@ -201,23 +200,23 @@ def test_a_broken_image_fails_the_trials_that_read_it_and_refuses_no_sweep(voc: 
     for image in sorted((voc / "JPEGImages").glob("*.jpg"))[:2]:
         image.write_bytes(image.read_bytes()[:100])
     content = {"name": "s", "datasets": [f"voc2012={voc}"], "methods": ["cam"], "refiners": ["none"], "trials": 0}
-    plan = plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"), Reporter(quiet=True))
+    plan = plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"))
     assert len(plan.cells) == 1
     for image in (voc / "JPEGImages").glob("*.jpg"):
         image.write_bytes(b"")
     with pytest.raises(DataError, match="not a readable picture"):
-        plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"), Reporter(quiet=True))
+        plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"))
 
 
 def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
     content = {"name": "s", "datasets": [f"voc2012={overlapping}"], "methods": ["cam"], "refiners": ["none"]}
     settings = settings_of({**content, "allow_val_in_training": True})
-    (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
+    (cell,) = plan_sweep(settings, WorkFolder(tmp_path)).cells
     assert cell.conditions["supervision"] == "I+val images"
     assert cell.default.trial.allow_val_in_training
     assert settings.differences(settings_of(content)) == ["allow_val_in_training"]
     write_list(overlapping, "train_aug", [*TRAIN, *EXTRA])
-    (cell,) = plan_sweep(settings, WorkFolder(tmp_path), Reporter(quiet=True)).cells
+    (cell,) = plan_sweep(settings, WorkFolder(tmp_path)).cells
     assert cell.conditions["supervision"] == "I"
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_spec, write_text
 from seedbed.benchmark.tracking.store import default_uri
 from seedbed.benchmark.tracking.sync import sync
@@ -45,7 +44,7 @@ def recorded(reported, chimera_root, tmp_path):
         end(scheduler, spec)
     description = {**scheduler.plan.description(), "expected": 3, "code": "abc"}
     write_text(scheduler.plan.folder / "sweep.json", json.dumps(description))
-    assert sync(WorkFolder(tmp_path), None, Reporter()) == (2, 0)
+    assert sync(WorkFolder(tmp_path), None) == (2, 0)
     return WorkFolder(tmp_path)
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
-from seedbed.benchmark.progress import Reporter
 from seedbed.benchmark.training.loop import parameter_groups
 from seedbed.datasets.base import Split
 from seedbed.methods.backbones.base import build_backbone, initialise, initialise_from_coco
@@ -25,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("quick_weights")
 NAMES = BACKBONES.names()
 
 
-def context(files: dict[str, Path] | None = None, quiet: bool = True) -> Context:
-    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files, reporter=Reporter(quiet))
+def context(files: dict[str, Path] | None = None) -> Context:
+    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -239,13 +238,13 @@ def _state() -> dict[str, torch.Tensor]:
         (lambda s: {k: v.half() for k, v in s.items()}, None),
     ],
 )
-def test_the_forms_in_which_people_have_weights_are_read_with_a_line_that_says_so(tmp_path, capsys, wrap, said):
+def test_the_forms_in_which_people_have_weights_are_read_with_a_line_that_says_so(tmp_path, caplog, wrap, said):
     state = _state()
     torch.save(wrap(state), tmp_path / "w.pth")
     backbone = build_backbone("squeezenet", 16, pretrained=True)
-    initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": tmp_path / "w.pth"}, quiet=False))
+    initialise(backbone, "squeezenet", "sha256:x", context({"sha256:x": tmp_path / "w.pth"}))
     torch.testing.assert_close(backbone.features[0].weight, state["features.0.weight"], rtol=1e-3, atol=1e-4)
-    noted = capsys.readouterr().err
+    noted = caplog.text
     assert (said in noted and str(tmp_path / "w.pth") in noted) if said else noted == ""
 
 

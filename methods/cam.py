@@ -36,7 +36,7 @@ from seedbed.benchmark.training.augmentation import Examples, classification
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import build_backbone, initialise
 from seedbed.methods.common.recipes import check_stride, recipe_of, stride_of, training_recipe

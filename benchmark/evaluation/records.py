@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.metrics import COUNTED, Confusion, SoftScores, Values, mean_of_known
+from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.store import way_out
-from seedbed.datasets.io.images import atomic
 
 if TYPE_CHECKING:
     from seedbed.benchmark.evaluation.scoring import MapScores, MaskScores

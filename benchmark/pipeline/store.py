@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 
 from seedbed.benchmark.environment import environment
 from seedbed.benchmark.errors import SeedbedError, StoreError, unwritable
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.stage import cache_key
 from seedbed.benchmark.source.closure import differences
-from seedbed.datasets.io.images import atomic
 
 ENTRY_FILE = "entry.json"
 TYPES = (".arrow", ".json", ".parquet", ".pt")
@@ -191,8 +191,7 @@ class Store:
     def accept(self, entry: Entry, source: Mapping[str, Any]) -> None:
         """Record in an entry that the code `source` gives the same result."""
         record = {**entry.record, "accepted": [*entry.record.get("accepted", ()), source]}
-        with atomic(entry.path / ENTRY_FILE) as temporary:
-            temporary.write_text(json.dumps(record, indent=1))
+        write_text(entry.path / ENTRY_FILE, json.dumps(record, indent=1))
 
     def all_keys(self) -> list[str]:
         """Return the sorted keys of all entries, including damaged ones."""

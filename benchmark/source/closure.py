@@ -38,6 +38,7 @@ WITHOUT_EFFECT = frozenset(
     {
         "seedbed.benchmark.environment",
         "seedbed.benchmark.errors",
+        "seedbed.benchmark.files",
         "seedbed.benchmark.pipeline.hparams",
         "seedbed.benchmark.parallel",
         "seedbed.benchmark.evaluation.pictures",
@@ -45,10 +46,15 @@ WITHOUT_EFFECT = frozenset(
         "seedbed.benchmark.pipeline.registry",
         "seedbed.benchmark.pipeline.stage",
         "seedbed.benchmark.pipeline.store",
+        "seedbed.benchmark.training.checkpoint.save_tensors",
         "seedbed.datasets.io.digest",
+        "seedbed.datasets.io.images.atomic",  # in earlier versions
     }
 )
-"""Modules that check, name, store, draw or report. What they pass to a stage is part of its cache key."""
+"""Modules and functions that check, name, store, draw or report.
+
+What they pass to a stage is part of its cache key. Where earlier results recorded them, they do not count either.
+"""
 MODULE_METHODS = frozenset(
     {"forward", "backward", "train", "eval", "state_dict", "load_state_dict", "setup_context"}
 )
@@ -86,7 +92,11 @@ def differences(recorded: Definitions, today: Definitions) -> list[str]:
 
     def apart(some: Definitions, others: Definitions) -> list[str]:
         known = {(name.rpartition(".")[2], digest) for name, digest in others.items()}
-        return [name for name, digest in some.items() if (name.rpartition(".")[2], digest) not in known]
+        return [
+            name
+            for name, digest in some.items()
+            if (name.rpartition(".")[2], digest) not in known and name not in WITHOUT_EFFECT
+        ]
 
     gone, added = apart(recorded, today), apart(today, recorded)
     return sorted({*gone} & {*added}) or sorted(added) or sorted(gone)
@@ -142,7 +152,7 @@ def _closure(roots: frozenset[str]) -> Definitions:
 def _definition(name: str) -> _Definition | None:
     """Return a definition by its qualified name, None if there is none in the project."""
     module, rest = split_name(name)
-    if module is None or module.name in WITHOUT_EFFECT:
+    if module is None or {module.name, f"{module.name}.{rest}"} & WITHOUT_EFFECT:
         return None
     head, _, method = rest.partition(".")
     if not head:

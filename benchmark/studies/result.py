@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.sweeps.trial_files import write_text
+from seedbed.benchmark.files import write_text
 
 FILE = "table.json"
 

@@ -35,6 +35,7 @@ from ray.tune import Callback, Trainable
 from ray.tune.search import Searcher
 
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.plugins import copy_plugins
 from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
@@ -52,7 +53,7 @@ from seedbed.benchmark.sweeps.resume import (
 )
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import SweepSettings
-from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read_outcome
 from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
 from seedbed.benchmark.training.initialisation import check_weights
 

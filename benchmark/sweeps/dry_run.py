@@ -24,7 +24,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.code_changes import refusal
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan, plan_sweep
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 

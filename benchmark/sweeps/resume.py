@@ -16,6 +16,7 @@ import optuna
 
 from seedbed.benchmark.environment import code_version
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.sweeps.plan import SweepPlan
 from seedbed.benchmark.sweeps.search import named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import SweepSettings, read_saved
@@ -28,7 +29,6 @@ from seedbed.benchmark.sweeps.trial_files import (
     damaged_file,
     read_outcome,
     read_spec,
-    write_text,
 )
 
 WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.hparams import checked
 from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.sweeps.plan import CellPlan, SweepPlan
@@ -27,7 +28,6 @@ from seedbed.benchmark.sweeps.trial_files import (
     read_outcome,
     read_spec,
     write_outcome,
-    write_text,
 )
 
 

@@ -26,7 +26,7 @@ from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.hparams import declared
 from seedbed.benchmark.pipeline.stage import Stage
 from seedbed.benchmark.sweeps.settings import ALL
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

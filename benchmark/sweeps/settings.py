@@ -189,13 +189,12 @@ class SweepSettings(TrialOptions):
         """Write the settings as YAML, by one rename."""
         import yaml
 
-        from seedbed.datasets.io.images import atomic
+        from seedbed.benchmark.files import write_text
 
         plain = {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self)}
         plain["settings"] = dict(self.settings)
         plain["variants"] = {name: asdict(variant) for name, variant in self.variants.items()}
-        with atomic(path) as temporary:
-            temporary.write_text(yaml.safe_dump(plain, sort_keys=False), "utf-8")
+        write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
 def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.sweeps.search import Status
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.trials.conditions import conditions_in
 from seedbed.benchmark.trials.trial import Trial
-from seedbed.datasets.io.images import atomic
 
 Phase = Literal["search", "confirm"]
 SettingsName = Literal["default", "suggested", "best"]
@@ -159,9 +159,3 @@ def damaged_file(folder: Path) -> Path | None:
         except (OSError, pa.ArrowInvalid):
             return path
     return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file, by one rename."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, "utf-8")

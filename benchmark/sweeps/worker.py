@@ -31,21 +31,14 @@ from seedbed.benchmark.evaluation.records import (
     first_value,
     write_records,
 )
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.pipeline import Machine, Step
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import log_to_file
 from seedbed.benchmark.sweeps.search import StoppedEarlyError, stop_if_above_median
-from seedbed.benchmark.sweeps.trial_files import (
-    BEGUN,
-    ERROR,
-    Outcome,
-    TrialSpec,
-    read_outcome,
-    write_outcome,
-    write_text,
-)
+from seedbed.benchmark.sweeps.trial_files import BEGUN, ERROR, Outcome, TrialSpec, read_outcome, write_outcome
 from seedbed.benchmark.system_metrics import SystemMetrics
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.run import copy_figures

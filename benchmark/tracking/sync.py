@@ -9,10 +9,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.sweeps.settings import read_saved
-from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import read_outcome
 from seedbed.benchmark.tracking.client import UPLOADED, Tracker
 from seedbed.benchmark.tracking.store import check_uri, default_uri, unusable
 from seedbed.benchmark.tracking.uploader import CLOSED, upload_once

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import read_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import read_outcome
 from seedbed.benchmark.tracking.client import UPLOADED, Tracker
 from seedbed.benchmark.tracking.store import check_uri
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from seedbed.benchmark.errors import StoreError
+from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.plugins import packages_of_plugins
-from seedbed.benchmark.training.determinism import make_deterministic
+from seedbed.benchmark.training.reproducibility import make_deterministic
 
 MOVED = {
     "methods.cam": "seedbed.methods.cam",
@@ -71,12 +72,11 @@ def to_device(network: nn.Module, device: str) -> nn.Module:
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a (nested) dictionary of tensors and plain values atomically."""
+    """Write a (nested) dictionary of tensors and plain values by one rename."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getbuffer())
-    temporary.replace(path)
+    with atomic(path, flush=False) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

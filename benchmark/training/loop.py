@@ -21,8 +21,7 @@ from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Stage
 from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.training.checkpoint import load_tensors, save_tensors, to_device
-from seedbed.benchmark.training.determinism import make_deterministic
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed, make_deterministic
 
 Batch = Mapping[str, Tensor]
 Losses = Callable[[Batch, float], Mapping[str, Tensor]]

@@ -9,6 +9,7 @@ from typing import Any, cast
 from seedbed.benchmark.environment import environment
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import Record, read_records
+from seedbed.benchmark.files import atomic
 from seedbed.benchmark.paths import slug
 from seedbed.benchmark.pipeline.changed_code import Change, changes_of
 from seedbed.benchmark.pipeline.hparams import values, when
@@ -18,7 +19,6 @@ from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.trial import Chain, Trial, build_chain, resolve
 from seedbed.datasets.base import Dataset, Split
-from seedbed.datasets.io.images import atomic
 
 
 @dataclass(frozen=True)

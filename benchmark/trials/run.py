@@ -11,6 +11,7 @@ from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, describe
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.store import Entry
@@ -19,7 +20,6 @@ from seedbed.benchmark.training.initialisation import check_weights
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
-from seedbed.datasets.io.images import atomic
 from seedbed.datasets.tools.check import preflight
 
 logger = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ def run_trial(
     description = plan.describe()
     if changes:
         description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
-    with atomic(folder / "run.json") as temporary:
-        temporary.write_text(json.dumps(description, indent=1))
+    write_text(folder / "run.json", json.dumps(description, indent=1))
     return Result(plan.run_id(), folder, records, plan.executed, changes)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.hparams import override
 from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS
@@ -24,7 +25,7 @@ from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import network_of, read_run
 from seedbed.datasets.base import Dataset, Split, SplitView
-from seedbed.datasets.io.images import BROKEN, atomic
+from seedbed.datasets.io.images import BROKEN
 from seedbed.datasets.voc2012 import VocDataset
 from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
 

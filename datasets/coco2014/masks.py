@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, DataError, joined
+from seedbed.benchmark.files import atomic, write_text
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.datasets.base import Progress
 from seedbed.datasets.coco2014.annotations import (
@@ -27,7 +28,7 @@ from seedbed.datasets.coco2014.annotations import (
 )
 from seedbed.datasets.coco2014.outlines import NO_OUTLINE, TINY, Crowd, draw_mask
 from seedbed.datasets.io.digest import file_digest
-from seedbed.datasets.io.images import atomic, image_size, write_mask
+from seedbed.datasets.io.images import image_size, write_mask
 
 FOLDERS = ("train2014", "val2014")
 MASKS = "SegmentationMasks"
@@ -243,5 +244,4 @@ def _read_manifest(masks: Path) -> dict[str, Any] | None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content))
+    write_text(path, json.dumps(content))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seedbed.datasets.io.images import atomic
+from seedbed.benchmark.files import write_text
 
 THREADS = 8
 BATCH = 256
@@ -47,8 +47,7 @@ def file_digests(
             if progress is not None:
                 progress(start + len(batch), len(names))
     if cache is not None and seen != known:
-        with atomic(cache) as temporary:
-            temporary.write_text(json.dumps(seen))
+        write_text(cache, json.dumps(seen))
     return digests
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import codecs
 import functools
-import os
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -211,25 +209,3 @@ class Folder:
     def doubles(self) -> list[list[str]]:
         """Return the names that share a stem and none of which has the usual suffix."""
         return [names for names in self._unusual.values() if len(names) > 1]
-
-
-@contextmanager
-def atomic(path: Path, flush: bool = True) -> Iterator[Path]:
-    """Give a temporary file beside `path` to write to; it becomes `path` at once when the block ends well.
-
-    The content is on the disk before the rename, so that a power loss cannot leave an empty file. That costs
-    milliseconds; `flush=False` is for many files that can be written again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        if flush:
-            handle = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

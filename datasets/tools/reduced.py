@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.files import atomic, write_text
 from seedbed.datasets.base import Dataset, Progress, Split
-from seedbed.datasets.io.images import atomic, decode_grey, decode_image, decode_mask, visible_files, write_mask
+from seedbed.datasets.io.images import decode_grey, decode_image, decode_mask, visible_files, write_mask
 from seedbed.datasets.voc2012 import LISTS, TAG_FILE_NAMES, VocDataset
 
 LIST_NAMES = {Split.TRAIN: "train", Split.WEAK: "train_aug", Split.VAL: "val", Split.TEST: "test"}
@@ -34,8 +35,7 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
     description = f"{data.name}, longer side at most {long_side} pixels, from data of digest {data.digest()}\n"
     if out.exists() and (not note.exists() or note.read_text("utf-8") != description):
         raise ConfigError(f"{out}: holds something other than this copy; give a folder that does not exist yet")
-    with atomic(note) as temporary:
-        temporary.write_text(description, "utf-8")
+    write_text(note, description)
     lists = {split: data.ids(split) for split in LIST_NAMES if data.ids(split)}
     ids = list(dict.fromkeys(image_id for listed in lists.values() for image_id in listed))
     for done, image_id in enumerate(ids, start=1):
@@ -55,8 +55,7 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
         shutil.copyfile(data.root / name, out / name)
     # `train` last: an unfinished copy has an empty split, which is refused.
     for split, listed in reversed(lists.items()):
-        with atomic(out / LISTS / f"{LIST_NAMES[split]}.txt") as temporary:
-            temporary.write_text("".join(f"{image_id}\n" for image_id in listed), "utf-8")
+        write_text(out / LISTS / f"{LIST_NAMES[split]}.txt", "".join(f"{image_id}\n" for image_id in listed))
     return len(ids)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.files import atomic, write_text
 from seedbed.datasets.base import Progress
-from seedbed.datasets.io.images import atomic, decode_mask, write_mask
+from seedbed.datasets.io.images import decode_mask, write_mask
 from seedbed.datasets.voc2012 import AUGMENTED, LISTS, UNFINISHED, find_root, read_list
 
 
@@ -45,8 +46,7 @@ def merge_sbd(sbd: Path, voc_root: Path, progress: Progress | None = None) -> in
                 write_mask(temporary, mask)
         if progress is not None:
             progress(done, len(ids))
-    with atomic(listed) as temporary:
-        temporary.write_text("".join(f"{image_id}\n" for image_id in ids), "utf-8")
+    write_text(listed, "".join(f"{image_id}\n" for image_id in ids))
     (folder / UNFINISHED).unlink()
     return len(ids)
 

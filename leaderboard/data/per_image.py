@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.per_image import file_name, read_confusions
+from seedbed.benchmark.files import atomic
 from seedbed.leaderboard.data.collect import SweepReader
 from seedbed.leaderboard.data.measures import measures
 from seedbed.leaderboard.data.snapshot import Run, runs_of
@@ -124,7 +125,7 @@ def files_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
 
 
 def write_images(path: Path, images: ImageStatistics) -> None:
-    """Write the statistics atomically."""
+    """Write the statistics by one rename."""
     keys = sorted(images.runs)
     ids = sorted({name for run in images.runs.values() for name in run.ids})
     number = {name: index for index, name in enumerate(ids)}
@@ -149,9 +150,8 @@ def write_images(path: Path, images: ImageStatistics) -> None:
         "seedbed.images.without": json.dumps(dict(images.without), sort_keys=True),
     }
     table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(metadata))
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=9)
-    temporary.replace(path)
+    with atomic(path, flush=False) as temporary:
+        pq.write_table(table, temporary, compression="zstd", compression_level=9)
 
 
 def read_images(path: Path) -> ImageStatistics:

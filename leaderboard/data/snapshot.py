@@ -41,6 +41,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.files import atomic
 from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE
 
 VERSION = b"3"
@@ -185,10 +186,9 @@ def runs_of(table: pa.Table) -> list[Run]:
 
 
 def write_snapshot(path: Path, table: pa.Table) -> None:
-    """Write a snapshot atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    """Write a snapshot by one rename."""
+    with atomic(path, flush=False) as temporary:
+        pq.write_table(table, temporary)
 
 
 def read_snapshot(path: Path) -> pa.Table:

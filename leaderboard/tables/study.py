@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.studies.result import ClaimResult, StudyCell, StudyResult, signed
-from seedbed.benchmark.sweeps.trial_files import write_text
 from seedbed.leaderboard.analysis.ranking import NOTHING
 from seedbed.leaderboard.tables import latex, markdown, terminal
 from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded

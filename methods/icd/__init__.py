@@ -52,7 +52,7 @@ from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.augmentation import Examples, scaled_crops
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import build_backbone, initialise
 from seedbed.methods.common.recipes import check_stride, stride_of, training_recipe

@@ -44,7 +44,7 @@ from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.augmentation import MEAN, STD, Examples, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.loop import Batch, EpochSampler, Losses, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.methods.cam import (
     COLOUR_JITTER,

@@ -46,7 +46,7 @@ from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.training.augmentation import Examples, squares
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Dataset, Split
 from seedbed.methods.backbones.base import Backbone, build_backbone, hold_norm, initialise
 from seedbed.methods.cam import multi_label_soft_margin

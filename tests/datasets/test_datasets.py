@@ -19,7 +19,6 @@ from seedbed.datasets.base import Split, tune_ids
 from seedbed.datasets.io import digest as digest_module
 from seedbed.datasets.io.digest import file_digests
 from seedbed.datasets.io.images import (
-    atomic,
     decode_grey,
     decode_image,
     decode_mask,
@@ -98,21 +97,6 @@ def test_missing_files_and_folders_are_named(tmp_path: Path):
             read(tmp_path / "none.png")
         with pytest.raises(DataError, match=str(tmp_path)):
             read(tmp_path)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def interrupted() -> None:
-        with atomic(path) as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 # --- splits

@@ -29,7 +29,7 @@ from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.evaluation.stages import MeasureMasks
 from seedbed.benchmark.pipeline.stage import Context, Kind
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import write_text
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.tracking.sync import sync
 from seedbed.benchmark.tracking.store import default_uri
 from seedbed.datasets.base import Split
@@ -68,7 +68,7 @@ COLUMN = """
 import json
 from pathlib import Path
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import write_text
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.tracking.sync import sync
 from seedbed.benchmark.tracking.store import default_uri
 from seedbed.datasets.chimera import generate

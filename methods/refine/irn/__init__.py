@@ -51,7 +51,7 @@ from seedbed.benchmark.training.augmentation import Examples, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.datasets.io.images import write_mask
 from seedbed.methods.backbones.base import initialise

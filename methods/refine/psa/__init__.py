@@ -49,7 +49,7 @@ from seedbed.benchmark.training.augmentation import Examples, unscaled
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
-from seedbed.benchmark.training.seeding import derive_seed
+from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.methods.backbones.base import initialise
 from seedbed.methods.cam import COLOUR_JITTER

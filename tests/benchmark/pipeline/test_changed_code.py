@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.changed_code import changed_names
 from seedbed.benchmark.pipeline.stage import cache_key
 from seedbed.benchmark.pipeline.store import Entry, Store
@@ -21,7 +22,7 @@ from seedbed.benchmark.source import modules as source_modules
 from seedbed.benchmark.source.closure import forget
 from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
 from seedbed.benchmark.sweeps.plan import plan_sweep
-from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, write_outcome
 from tests.helpers.sweeping import small
 
 Edit = Callable[[str, str, str], None]
@@ -120,10 +121,10 @@ def test_a_run_names_the_function_and_the_stage_until_the_change_is_accepted(wor
             "seedbed.methods.cam.CamNetwork.maps (in InferCam)",
         ),
         (
-            "seedbed.benchmark.training.seeding",
+            "seedbed.benchmark.training.reproducibility",
             "sha256",
             "sha512",
-            "seedbed.benchmark.training.seeding.derive_seed (in TrainCam)",
+            "seedbed.benchmark.training.reproducibility.derive_seed (in TrainCam)",
         ),
         ("seedbed.methods.backbones.squeezenet", "padding = (3, 3)", "padding = (4, 4)", None),
         ("seedbed.methods.cam", f"{TRAIN_CAM}version = ", f"{TRAIN_CAM}version = 9", None),

@@ -296,3 +296,16 @@ with ctx.reporter.bar("TrainCam", 3) as bar:
     found = closure(["seedbed.methods.cam.TrainCam"])
     assert "seedbed.benchmark.training.loop._resume" in found
     assert "seedbed.benchmark.training.loop.logger" not in found
+
+
+def test_functions_that_write_files_do_not_count_today_or_in_earlier_results():
+    found = closure(["seedbed.methods.cam.TrainCam"])
+    assert "seedbed.benchmark.training.checkpoint.load_tensors" in found
+    writing = {
+        "seedbed.benchmark.training.checkpoint.save_tensors": "0123456789ab",
+        "seedbed.datasets.io.images.atomic": "0123456789ab",
+    }
+    assert not {*writing, "seedbed.benchmark.files.atomic"} & {*found}
+    assert differences({**found, **writing}, found) == []
+    other = {"seedbed.datasets.io.images.decode_image": "0123456789ab"}
+    assert differences({**found, **other}, found) == [*other]

@@ -15,13 +15,14 @@ import pytest
 
 from seedbed.benchmark.cli.studies import command_of
 from seedbed.benchmark.evaluation.per_image import ratios_of
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.studies.result import study_of
 from seedbed.benchmark.studies.run import StudyRequest, measured, result_of, sweep_of
 from seedbed.benchmark.studies.study import Study, measure_of, read_study, study_names
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.settings import SweepSettings
-from seedbed.benchmark.sweeps.trial_files import SPEC, write_text
+from seedbed.benchmark.sweeps.trial_files import SPEC
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.tables.study import FORMATS, as_text

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.cli.sweep import INCOMPLETE
 from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult, duration, ranked_number, time_left
 from seedbed.benchmark.sweeps.settings import Cell
-from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome
 from tests.helpers.sweeping import end, scheduler_of, small
 
 CAM, IRN = Cell("cam", "none", "voc2012"), Cell("cam", "irn", "voc2012")

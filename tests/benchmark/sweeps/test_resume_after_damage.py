@@ -12,6 +12,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from seedbed.benchmark.errors import ConfigError, DataError, StoreError
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.studies.run import measured
 from seedbed.benchmark.sweeps import resume, search
 from seedbed.benchmark.sweeps.resume import (
@@ -25,15 +26,7 @@ from seedbed.benchmark.sweeps.resume import (
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.search import CellStudy, named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import saved_settings
-from seedbed.benchmark.sweeps.trial_files import (
-    RESULT,
-    SPEC,
-    Outcome,
-    read_outcome,
-    read_spec,
-    write_outcome,
-    write_text,
-)
+from seedbed.benchmark.sweeps.trial_files import RESULT, SPEC, Outcome, read_outcome, read_spec, write_outcome
 from tests.helpers.sweeping import end, run_to_its_end, scheduler_of, small
 
 

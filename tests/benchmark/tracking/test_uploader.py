@@ -12,9 +12,10 @@ from mlflow.entities import ViewType
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome, write_text
+from seedbed.benchmark.sweeps.trial_files import Outcome, read_outcome, write_outcome
 from seedbed.benchmark.tracking.client import METRICS_A_CALL, Tracker
 from seedbed.benchmark.tracking.store import EXPERIMENT, default_uri, unusable
 from seedbed.benchmark.tracking.sync import sync, uri_of

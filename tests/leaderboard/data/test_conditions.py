@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_spec, write_text
+from seedbed.benchmark.sweeps.trial_files import TrialSpec, read_spec
 from seedbed.benchmark.tracking.store import default_uri
 from seedbed.benchmark.tracking.sync import sync
 from seedbed.leaderboard.analysis.ranking import board_of

@@ -130,7 +130,7 @@ def build_stages(data: Dataset, method: str = "cam", refiner: str = "none", **op
     Raises:
         ConfigError: A name or a setting is unknown, or the combination is impossible.
     """
-    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.trials.trial import Trial, build_chain, resolve
 
     trial = Trial(dataset=data.name, method=method, refiner=refiner, **options)
@@ -171,14 +171,14 @@ def run(
         DataError: The data set cannot be used for this trial.
     """
     from seedbed.benchmark.cli.options import chosen_device, processes
-    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
     from seedbed.benchmark.progress import log_to_console
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 
     trial = Trial(dataset=data.name, method=method, refiner=refiner, seed=seed, **options)
-    machine = Machine(chosen_device(device), processes(workers))
+    machine = Machine(device=chosen_device(device), workers=processes(workers))
     with log_to_console(quiet):
         return run_trial(trial, data, WorkFolder(Path(work)), machine)
 

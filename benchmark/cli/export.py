@@ -37,14 +37,14 @@ def export_voc_test(
     quiet: Quiet = False,
 ) -> None:
     """Predict VOC's test images with a run's network, check the masks, and write the archive for the server."""
-    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.trials.run import read_run
     from seedbed.benchmark.trials.voc_server import MASKS, export_test_masks
     from seedbed.datasets.base import Split
 
     folder, name = work_folder(work), run.removeprefix("run:")
     data = folder.open(dataset or read_run(folder, name)["trial"]["dataset"], root)
-    machine = Machine(chosen_device(device), processes(workers))
+    machine = Machine(device=chosen_device(device), workers=processes(workers))
     tar = export_test_masks(folder, name, data, out, machine)
     print(f"{len(data.ids(Split.TEST))} masks in {out / MASKS}")
     print(f"for the server: {tar}")

@@ -55,8 +55,8 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run one method on one data set, from images to the mIoU of a segmentation network."""
-    from seedbed.benchmark.pipeline.pipeline import Machine
     from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
+    from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.changed_code import source_of, with_earlier_code
 from seedbed.benchmark.pipeline.cost import conditions_of
-from seedbed.benchmark.pipeline.stage import Context, Kind, OnEpoch, Stage, cache_key, ignore_epochs
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Stage, cache_key
 from seedbed.benchmark.pipeline.store import Entry, Store
 from seedbed.datasets.base import Dataset, Split
 
@@ -23,16 +23,6 @@ NESTED = (Split.TUNE, Split.TRAIN, Split.WEAK)
 """Each of these splits contains the ones before it (checked on the ids before use)."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how things run. Nothing here changes a result."""
-
-    device: str = "cpu"
-    workers: int = 0
-    weights_files: Mapping[str, Path] = field(default_factory=dict)
-    on_epoch: OnEpoch = ignore_epochs
 
 
 @dataclass(frozen=True)
@@ -115,15 +105,7 @@ class Pipeline:
         def produce(out: Path, scratch: Path) -> None:
             place = f"stage {len(self.executed) + 1} of {self.planned}: " if self.planned else ""
             logger.info(f"▸ {place}{name}  [{step.key[:12]}]")
-            context = Context(
-                seed=self.seed,
-                split=step.split,
-                scratch=scratch,
-                device=self.machine.device,
-                workers=self.machine.workers,
-                weights_files=self.machine.weights_files,
-                on_epoch=self.machine.on_epoch,
-            )
+            context = Context(self.seed, step.split, scratch, **vars(self.machine))
             step.stage.run(self.data, inputs, out, context)
 
         def on_wait() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -82,21 +82,30 @@ def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
     """Never stop a training."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how things run. Nothing here changes a result."""
+
+    device: str = "cpu"
+    workers: int = 0
+    """Number of worker processes, besides the main one."""
+    weights_files: Mapping[str, Path] = field(default_factory=dict)
+    """Paths of the state-dict files, by their `sha256:…` initialisation."""
+    on_epoch: OnEpoch = ignore_epochs
+
+
 @dataclass(frozen=True)
-class Context:
-    """How a stage runs. Only `seed` and `split` may change its result."""
+class Context(Machine):
+    """How a stage runs: the machine, and what the stage needs to know of the trial.
+
+    Only `seed` and `split` may change its result.
+    """
 
     seed: int
     split: Split
     """The split that SCORES, MASKS and RECORDS are made for; training stages get `weak`."""
     scratch: Path
     """A folder that survives a kill of this stage and is removed when the stage is done."""
-    device: str = "cpu"
-    workers: int = 0
-    """Number of worker processes, besides the main one."""
-    weights_files: Mapping[str, Path] | None = None
-    """Paths of the state-dict files, by their `sha256:…` initialisation."""
-    on_epoch: OnEpoch = ignore_epochs
 
     def for_each_image(self, task: Callable[[str], object], ids: Sequence[str], label: str) -> None:
         """Call `task`, importable by name, with each id in `workers` processes, and show the progress."""

@@ -12,9 +12,8 @@ from typing import Any
 from seedbed.benchmark.errors import unknown_name
 from seedbed.benchmark.evaluation.records import OBJECTIVE
 from seedbed.benchmark.pipeline.hparams import hints
-from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
-from seedbed.benchmark.pipeline.stage import Stage
+from seedbed.benchmark.pipeline.stage import Machine, Stage
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.sweeps.search import Settings, Space, check_tune, search_space
 from seedbed.benchmark.sweeps.settings import Cell, SweepSettings

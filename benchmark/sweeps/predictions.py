@@ -16,7 +16,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import read_spec
 
 if TYPE_CHECKING:
-    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.stage import Machine
 
 
 def predict_train(work: WorkFolder, trial: Path, ids: Sequence[str], device: Callable[[], str]) -> Path | None:
@@ -32,10 +32,10 @@ def predict_train(work: WorkFolder, trial: Path, ids: Sequence[str], device: Cal
     folder = work.root / "gallery" / key
     missing = tuple(image_id for image_id in ids if not (folder / f"{image_id}.png").is_file())
     if missing:
-        from seedbed.benchmark.pipeline.pipeline import Machine
+        from seedbed.benchmark.pipeline.stage import Machine
 
         folder.mkdir(parents=True, exist_ok=True)
-        _predict(work, trial, work.store.path(key), missing, folder, Machine(device()))
+        _predict(work, trial, work.store.path(key), missing, folder, Machine(device=device()))
     return folder
 
 
@@ -54,7 +54,7 @@ def _predict(
     assert isinstance(stage, PredictMasks), "a trial that names its network ends by predicting with it"
     view = replace(data.split(Split.TRAIN), ids=ids)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), machine.device)
+        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), **vars(machine))
         predict_masks(stage, checkpoint, view, Path(temporary), context)
         # A mask appears by one rename, so that a kill leaves no partial one.
         for image_id in ids:

@@ -32,8 +32,8 @@ from seedbed.benchmark.evaluation.records import (
     write_records,
 )
 from seedbed.benchmark.files import write_text
-from seedbed.benchmark.pipeline.pipeline import Machine, Step
-from seedbed.benchmark.pipeline.stage import Kind
+from seedbed.benchmark.pipeline.pipeline import Step
+from seedbed.benchmark.pipeline.stage import Kind, Machine
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import log_to_file
@@ -69,7 +69,7 @@ def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int
 
 
 def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: int) -> Outcome:
-    machine = Machine(device, workers)
+    machine = Machine(device=device, workers=workers)
     started = time.time()
     losses: list[float] = []
     outcome = Outcome(spec.key, "complete")

@@ -13,8 +13,8 @@ from seedbed.benchmark.files import atomic
 from seedbed.benchmark.paths import slug
 from seedbed.benchmark.pipeline.changed_code import Change, changes_of
 from seedbed.benchmark.pipeline.hparams import values, when
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline, Step
-from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
+from seedbed.benchmark.pipeline.pipeline import Pipeline, Step
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta, Stage
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.trial import Chain, Trial, build_chain, resolve
@@ -163,8 +163,7 @@ class TrialPlan:
         if "network" in self.artifacts:
             stage, checkpoint = cast(PredictMasks, self.chain.stages[-1]), self.artifacts["network"]
             view = self.data.split(Split.TRAIN)
-            machine = self.machine
-            context = Context(self.trial.seed, Split.TRAIN, path.parent, machine.device, machine.workers)
+            context = Context(self.trial.seed, Split.TRAIN, path.parent, **vars(self.machine))
 
             def predict(ids: tuple[str, ...], folder: Path) -> None:
                 predict_masks(stage, checkpoint, replace(view, ids=ids), folder, context)

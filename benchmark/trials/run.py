@@ -13,7 +13,7 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, describe
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.training.initialisation import check_weights

@@ -7,9 +7,8 @@ from typing import Literal
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.hparams import declared, override
-from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
-from seedbed.benchmark.pipeline.stage import Meta, Method, Stage
+from seedbed.benchmark.pipeline.stage import Machine, Meta, Method, Stage
 from seedbed.benchmark.training.initialisation import method_weights, segmentation_weights
 from seedbed.benchmark.trials.options import TrialOptions
 from seedbed.datasets.base import Dataset

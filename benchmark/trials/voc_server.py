@@ -19,9 +19,8 @@ from PIL import Image
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.hparams import override
-from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS
-from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.pipeline.stage import Context, Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import network_of, read_run
 from seedbed.datasets.base import Dataset, Split, SplitView
@@ -52,13 +51,7 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
     folder.mkdir(parents=True, exist_ok=True)
     # An earlier tar must not lie beside masks that it does not contain.
     tar.unlink(missing_ok=True)
-    context = Context(
-        seed=description["trial"]["seed"],
-        split=Split.TEST,
-        scratch=folder,
-        device=machine.device,
-        workers=machine.workers,
-    )
+    context = Context(description["trial"]["seed"], Split.TEST, folder, **vars(machine))
     predict_masks(stage, network, view, folder, context)
     if problems := check_submission(folder, view):
         raise DataError(f"{folder}: not what the server takes, so no {TAR} was written\n" + "\n".join(problems))

@@ -198,7 +198,7 @@ def test_an_edit_of_a_plugin_changes_the_source_of_its_results(name, old, new, w
 
 def sources(data: Dataset) -> dict[str, str]:
     """Return the definitions that the masks of a trial depend on."""
-    from seedbed.benchmark.pipeline.pipeline import Machine
+    from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
     from seedbed.benchmark.trials.plan import plan_trial
     from seedbed.benchmark.trials.trial import Trial

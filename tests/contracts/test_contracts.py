@@ -21,9 +21,9 @@ from seedbed.benchmark.errors import ConfigError, MaskForbiddenError, SeedbedErr
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.hparams import declared
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline, check_chain
+from seedbed.benchmark.pipeline.pipeline import Pipeline, check_chain
 from seedbed.benchmark.pipeline.registry import DATASETS, METHODS, REFINERS
-from seedbed.benchmark.pipeline.stage import Kind, Meta, Stage
+from seedbed.benchmark.pipeline.stage import Kind, Machine, Meta, Stage
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.loop import TrainingStage
 from seedbed.datasets.base import Dataset, Split, SplitView

@@ -7,7 +7,7 @@ import pytest
 
 from seedbed.benchmark.evaluation.formats import PngMasks
 from seedbed.benchmark.evaluation.scoring import score_masks
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import run_trial
 from seedbed.benchmark.trials.trial import Trial

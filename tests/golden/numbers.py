@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from seedbed.benchmark.evaluation.maps import MapReader
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
+from seedbed.benchmark.pipeline.pipeline import Pipeline
 from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
-from seedbed.benchmark.pipeline.stage import Kind, Stage
+from seedbed.benchmark.pipeline.stage import Kind, Machine, Stage
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.loop import TrainingStage
 from seedbed.datasets.base import Dataset, Split

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import read_spec
 from seedbed.benchmark.trials.plan import plan_trial
@@ -39,7 +39,7 @@ def test_every_trial_of_an_earlier_sweep_needs_the_entries_that_are_there(data, 
         spec = read_spec(folder)
         assert spec.digest == EARLIER["digest"]
         assert spec.key == trial["folder"]
-        keys = plan_trial(spec.trial, data, work, Machine("cpu", 1), spec.digest).steps()
+        keys = plan_trial(spec.trial, data, work, Machine(workers=1), spec.digest).steps()
         assert set(keys) == {EARLIER["keys"][index] for index in trial["keys"]}, trial["folder"]
         planned |= set(keys)
     assert planned == set(EARLIER["keys"])

@@ -12,8 +12,8 @@ from PIL import Image
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.pipeline.hparams import override
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
-from seedbed.benchmark.pipeline.stage import Context, Kind, Meta
+from seedbed.benchmark.pipeline.pipeline import Pipeline
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.datasets.base import Split

@@ -19,8 +19,8 @@ from seedbed.benchmark.evaluation.metrics import soft_overlap
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.evaluation.threshold import threshold_mask
 from seedbed.benchmark.pipeline.hparams import override
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
-from seedbed.benchmark.pipeline.stage import Kind, Meta
+from seedbed.benchmark.pipeline.pipeline import Pipeline
+from seedbed.benchmark.pipeline.stage import Kind, Machine, Meta
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.checkpoint import load_network
 from seedbed.datasets.base import Dataset, Split

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import run_trial
 from seedbed.benchmark.trials.trial import Trial

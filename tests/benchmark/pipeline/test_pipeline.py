@@ -9,8 +9,8 @@ import pytest
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.hparams import hp
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline, check_chain
-from seedbed.benchmark.pipeline.stage import Kind, Stage
+from seedbed.benchmark.pipeline.pipeline import Pipeline, check_chain
+from seedbed.benchmark.pipeline.stage import Kind, Machine, Stage
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.datasets.base import Split
 from tests.helpers.fakes import FolderDataset, random_scene

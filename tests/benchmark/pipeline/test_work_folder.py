@@ -8,7 +8,7 @@ import pytest
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline import work_folder as workfolder
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder, read_configuration
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.trial import Trial

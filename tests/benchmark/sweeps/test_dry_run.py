@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.pipeline.cost import Conditions, conditions_of
 from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder, PlannedChimera
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
-from seedbed.benchmark.pipeline.stage import Kind
+from seedbed.benchmark.pipeline.pipeline import Pipeline
+from seedbed.benchmark.pipeline.stage import Kind, Machine
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.dry_run import Estimate, _Durations, forecast

@@ -17,8 +17,7 @@ from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.evaluation.stages import RECORDS_FILE
 from seedbed.benchmark.evaluation.threshold import SelectThreshold
 from seedbed.benchmark.pipeline.hparams import hp
-from seedbed.benchmark.pipeline.pipeline import Machine
-from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta, Method, Stage
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.run import run_trial

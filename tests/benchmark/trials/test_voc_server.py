@@ -14,7 +14,7 @@ from PIL import Image
 
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.run import Result, network_of, run_trial

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.errors import DataError, SeedbedError
 from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder
-from seedbed.benchmark.pipeline.pipeline import Machine
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.settings import settings_of

@@ -25,7 +25,7 @@ NAMES = BACKBONES.names()
 
 
 def context(files: dict[str, Path] | None = None) -> Context:
-    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files)
+    return Context(seed=0, split=Split.WEAK, scratch=Path(), weights_files=files or {})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,9 +11,8 @@ from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.records import read_records
-from seedbed.benchmark.pipeline.pipeline import Machine
 from seedbed.benchmark.pipeline.registry import METHODS
-from seedbed.benchmark.pipeline.stage import Context, Kind, Meta
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.run import read_run, run_trial

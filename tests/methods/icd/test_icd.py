@@ -18,8 +18,8 @@ from seedbed.benchmark.evaluation.maps import MapReader, ScoreMaps
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.evaluation.threshold import threshold_mask
 from seedbed.benchmark.pipeline.hparams import override
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
-from seedbed.benchmark.pipeline.stage import Context, Kind, Meta
+from seedbed.benchmark.pipeline.pipeline import Pipeline
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.checkpoint import load_network, load_tensors
 from seedbed.datasets.base import Dataset, Split

@@ -12,8 +12,8 @@ from torch import nn
 from torchvision import tv_tensors
 
 from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps
-from seedbed.benchmark.pipeline.pipeline import Machine, Pipeline
-from seedbed.benchmark.pipeline.stage import Kind, Meta
+from seedbed.benchmark.pipeline.pipeline import Pipeline
+from seedbed.benchmark.pipeline.stage import Kind, Machine, Meta
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.training.augmentation import MEAN, STD, unscaled
 from seedbed.datasets.base import Split

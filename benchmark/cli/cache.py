@@ -61,7 +61,7 @@ def remove_cache(
     keys: Annotated[list[str], typer.Argument(help="First characters of keys, or names of stages.")],
     work: Work = WORK,
 ) -> None:
-    """Remove results, including damaged ones. They are computed again when needed."""
+    """Remove results, also damaged ones. They are recomputed when needed."""
     store = work_folder(work).store
     for key in keys:
         for found in _matching(store, key):
@@ -75,7 +75,7 @@ def collect_cache(
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")],
     work: Work = WORK,
 ) -> None:
-    """Remove results that were not used for some days, and leftovers of killed stages."""
+    """Remove results unused for some days, and leftovers of killed stages."""
     removed, leftovers = work_folder(work).store.collect_garbage(older_than)
     print(f"removed {removed} entries and {leftovers} leftovers")
 

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="Data set of the results.")],
+    dataset: Annotated[str, typer.Option(help="Data set of the maps or masks.")],
     run: Annotated[
         str | None,
         typer.Argument(
-            help="Run of this work folder, as run:ID.", show_default="none: give a run, --maps or --masks"
+            help="Run of this work folder, as run:ID or ID.", show_default="none: give a run, --maps or --masks"
         ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split: tune, train or val.")] = "val",

@@ -34,7 +34,7 @@ def show_method(
     long_side: Annotated[int, typer.Option(help="Longer image side of the data set, pixels.")] = 500,
     plugin: Plugins = None,
 ) -> None:
-    """Show a method's stages with every hyper-parameter: value, type, bounds, search space, source."""
+    """Show a method's stages with every hyper-parameter: default, type, bounds, search space, source."""
     from seedbed.benchmark.pipeline.hparams import declared, hints, values
     from seedbed.benchmark.pipeline.registry import BACKBONES, METHODS
     from seedbed.benchmark.pipeline.stage import Meta

@@ -35,7 +35,7 @@ def run(
     saliency: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of saliency maps, grey ID.png, for methods with the setting METHOD.saliency.",
+            help="Folder of saliency maps, grey ID.png, for methods with a setting `saliency`.",
             show_default="from seedbed.toml",
         ),
     ] = None,

@@ -63,7 +63,7 @@ def study(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run or continue a study, and print our numbers beside the paper's.
+    """Run or continue a study, and print its numbers beside the paper's.
 
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the study was refused or stopped.
     """

@@ -128,7 +128,7 @@ def sweep(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Run every method with every refiner on every data set: search settings, then confirm them.
+    """Run methods with refiners on data sets: search for the best settings, then confirm them.
 
     Exit code: 0 if all trials finished, 3 if some failed, 1 if the sweep was refused or stopped.
     """

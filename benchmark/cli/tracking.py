@@ -18,11 +18,11 @@ Uri = Annotated[
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 5000,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; the default accepts this machine only.")
+        str, typer.Option(help="Address to listen on; the default accepts only this machine.")
     ] = "127.0.0.1",
     work: Work = WORK,
 ) -> None:
-    """Open the MLflow UI on the work folder's own store (stop it with Ctrl-C)."""
+    """Open the MLflow UI of the work folder (stop it with Ctrl-C)."""
     import os
 
     from seedbed.benchmark.tracking.store import database_of, default_uri, relocate_artifacts
@@ -62,7 +62,7 @@ def sync(
     work: Work = WORK,
     quiet: Quiet = False,
 ) -> None:
-    """Upload to MLflow what sweeps could not upload, for example while the server was unreachable."""
+    """Upload trials that sweeps could not upload to MLflow, for example because the server was unreachable."""
     from seedbed.benchmark.tracking.sync import sync as upload
 
     uploaded, left = upload(work_folder(work.resolve()), tracking_uri, again)

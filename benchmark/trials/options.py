@@ -105,7 +105,7 @@ class TrialOptions:
         SELECTIONS, "How the thresholds of the reported pseudo-masks are chosen."
     )
     maps_on: tuple[Literal["train", "val"], ...] = option(
-        ("train",), "Splits on which maps and pseudo-masks are measured."
+        ("train",), "Splits on which maps and pseudo-masks are measured: train, val."
     )
     allow_val_in_training: bool = option(False, "Run even if training images are in val, and mark the result.")
     settings: Settings = option(  # noqa: RUF009

@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend. The command line prints their message without a traceback."""
+"""Errors that a user can cause and fix. The command line prints their message without a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of the file system that are about the place and not about the program."""
+"""File-system errors whose cause is the place, not the program."""
 FULL = (
     "no space left on device",
     "disk quota exceeded",
@@ -16,7 +16,7 @@ FULL = (
     "disk is full",
     "writing image file",
 )
-"""How libraries that raise errors of their own report the same: pyarrow, SQLite, Pillow, and worker processes."""
+"""How libraries with their own errors report the same: pyarrow, SQLite, Pillow, and worker processes."""
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "unable to allocate")
 """How torch, numpy and the operating system report that memory ran out."""
 LOST_PROCESS = ("terminated abruptly", "is killed by signal", "exited unexpectedly")
@@ -24,10 +24,10 @@ LOST_PROCESS = ("terminated abruptly", "is killed by signal", "exited unexpected
 
 
 class SeedbedError(Exception):
-    """Base of all errors whose message says what is wrong and what to do about it."""
+    """Base of all errors whose message says what is wrong and how to fix it."""
 
     def __str__(self) -> str:
-        # A loader's worker process puts its whole traceback before the message.
+        # A data loader's worker process puts its traceback before the message.
         return super().__str__().rpartition(f"{type(self).__module__}.{type(self).__name__}: ")[2].strip()
 
 
@@ -36,11 +36,11 @@ class ConfigError(SeedbedError):
 
 
 class DataError(SeedbedError):
-    """A file of a data set or of somebody's results is missing, broken, or disagrees with another one."""
+    """A file of a data set or of results is missing, damaged, or inconsistent with another one."""
 
 
 class MaskForbiddenError(SeedbedError):
-    """A mask was asked of a split whose masks the protocol does not show (`weak`, `test`)."""
+    """A mask was requested from a split whose masks the protocol hides (`weak`, `test`)."""
 
 
 class StoreError(SeedbedError):
@@ -52,18 +52,18 @@ class NonFiniteLossError(SeedbedError):
 
 
 def surroundings(error: OSError) -> str:
-    """Return what the operating system refused, in one line with the file."""
+    """Return the operating system's message and the files it is about, in one line."""
     text = error.strerror or str(error) or type(error).__name__
     files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file is not None)
     return f"{files}: {text}" if files else text
 
 
 class UntunedWarning(UserWarning):
-    """A backbone has no recipe and is trained by safe settings. The command line prints it as a note."""
+    """A backbone has no recipe and is trained with safe settings. The command line prints it as a note."""
 
 
 def unknown_name(what: str, name: str, valid: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown `name` of a `what`, with the closest match and all valid names."""
+    """Return the error for an unknown name of a `what`, with the closest match and all valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -72,9 +72,9 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> ConfigError:
 
 
 def unwritable(error: BaseException) -> str | None:
-    """Return why a place cannot be written, such as "No space left on device"; None for an error of another kind.
+    """Return why a place is not writable, such as "No space left on device"; None for other errors.
 
-    Looks at the causes of the error too, because libraries wrap the system's error in errors of their own.
+    Also checks the causes of the error, because libraries wrap the system's error in their own.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -88,33 +88,33 @@ def unwritable(error: BaseException) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return one line if memory ran out or a worker process was killed, with what to do; None for other errors."""
+    """Return one line with a remedy if memory ran out or a worker process was killed; None for other errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     if any(words in first for words in LOST_PROCESS):
         return (
             f"the system killed a worker process, usually because memory ran out ({first}); "
-            "give fewer --workers and start the command again. What was finished is kept."
+            "reduce --workers and run the command again. Finished results are kept."
         )
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(words in text for words in MEMORY):
         return (
             f"memory ran out ({first}); give a smaller batch (--set STAGE.batch=N), a smaller --size or fewer "
-            "--workers, and start the command again. What was finished is kept."
+            "--workers, and run the command again. Finished results are kept."
         )
     return None
 
 
 def full_disk(error: BaseException) -> str | None:
-    """Return what `unwritable` does, but None for a file that the user has no right to."""
+    """Return the same as `unwritable`, but None if the user lacks permission."""
     reason = unwritable(error)
     return None if reason in (os.strerror(errno.EACCES), os.strerror(errno.EPERM)) else reason
 
 
 def joined(head: str, problems: Sequence[str], most: int = 10) -> str:
-    """Return one message about several problems: all on one line if there is one, else one line each.
+    """Return one message about several problems: a single line if there is one, else one line per problem.
 
-    At most `most` are shown; all are counted.
+    It counts all problems and shows at most `most`.
     """
     if len(problems) == 1:
         return f"{head}{problems[0]}"

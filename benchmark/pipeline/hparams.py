@@ -39,7 +39,7 @@ class HyperParameter:
     source: str
     """Where the default comes from: paper, equation, table, or `code` of the authors."""
     report_as: str
-    """The condition of a row of the leaderboard that the setting is; empty: none (trials/conditions.py)."""
+    """Name of the leaderboard condition that the setting defines; empty: none (trials/conditions.py)."""
 
 
 def hp(
@@ -58,8 +58,8 @@ def hp(
     Args:
         default: The default value.
         space: The Optuna distribution that a search draws from. None: not searched.
-        low: Lowest valid value; by default that of `space`. A `Literal` type needs no bounds.
-        high: Highest valid value; by default that of `space`.
+        low: Lowest valid value, by default that of `space`. A `Literal` type needs no bounds.
+        high: Highest valid value, by default that of `space`.
         on_request: Search the field only on request, not by `--tune all`.
         when: (field, value): the parameter has an effect only if that other field has that value.
         source: Where the default comes from: paper, equation, table, or the authors' code.
@@ -77,7 +77,7 @@ def declared(stage: type[object]) -> dict[str, HyperParameter]:
 
 
 def when(stage: type[object], name: str) -> tuple[str, Any] | None:
-    """Return the field and the value that give the field `name` its effect; None if it always has one."""
+    """Return (field, value) that the field `name` needs to have an effect; None if it always has one."""
     return declared(stage)[name].when if name in declared(stage) else None
 
 
@@ -99,9 +99,9 @@ def _hints(stage: Any) -> dict[str, Any]:
 
 
 def checked(stage: type[object], name: str, value: Any) -> Any:
-    """Return a value, or its text, as the type of the field `name` of a stage or method class.
+    """Return a value or its text, converted to the type of the field `name` of a stage or method class.
 
-    Raises ConfigError for an unknown field, a wrong type, and a value that is out of bounds.
+    Raises ConfigError if the field is unknown, the type is wrong, or the value is out of bounds.
     """
     if name not in hints(stage):
         raise unknown_name(f"setting of {stage.__name__}", name, hints(stage))
@@ -110,10 +110,10 @@ def checked(stage: type[object], name: str, value: Any) -> Any:
 
 
 def override(stages: Sequence[Configured], settings: Mapping[str, Any]) -> list[Configured]:
-    """Return the stages (or methods) with `{"Stage.field": value}` applied to every one of that class.
+    """Return the stages (or methods) with `{"Stage.field": value}` applied to each one of that class.
 
-    Values may be texts of the command line. Raises ConfigError for an unknown stage or field, naming the valid
-    ones, and as `checked` does.
+    Values may be text from the command line. Raises ConfigError, with the valid names, for an unknown stage, and
+    as `checked` does.
     """
     known = {type(stage).__name__: type(stage) for stage in stages}
     changes: dict[str, dict[str, Any]] = {}

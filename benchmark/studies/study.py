@@ -1,16 +1,16 @@
-"""A study: one table of a paper, declared in `tables/NAME.yaml` as a grid of settings and a measure.
+"""A study: one table of a paper, declared in `tables/NAME.yaml` as a grid of settings and measures.
 
-    title       what the table is about               backbone               the paper's; others by --backbone
-    table       its id in reported.yaml               segmentation_backbone  the same of the second network
+    title       what the table is about               backbone               the paper's; --backbone overrides it
+    table       its id in reported.yaml               segmentation_backbone  the same for the second network
     maps_on     splits on which maps are measured     notes                  what a reader should know
     base        options of all cells                  claims                 the paper's: one cell above another
     rows        by the paper's labels, options of a row
-    columns     by the paper's columns, options of a column; or `classes`: one column a class, and the mean
+    columns     by the paper's columns, options of a column; or `classes`: one column per class, and the mean
 
-Options of a cell are those of `base`, of its column and of its row, the row's on top: method, refiner, settings,
-segment, segmentation_backbone, measure (a record's name), missing (why there is no number), and words, which stand
-in `measure` and `refiner` as {word}. Rows of the paper that the study leaves out are shown as reported. Cells with
-the same options but `measure` are one trial.
+A cell has the options of `base`, overridden by those of its column, then of its row: method, refiner, settings,
+segment, segmentation_backbone, measure (a record's name), missing (why there is no number), and words, which
+replace {word} in `measure` and `refiner`. Rows that the study omits are shown as the paper reports them. Cells that
+differ only in `measure` are one trial.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Spot:
     """One cell of the table: a trial and one of its records, or why there is none."""
 
     variant: str
-    """The trial's name among the study's variants; empty where there is none."""
+    """The trial's name among the study's variants; empty if there is none."""
     measure: str
     missing: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says: the number of one cell, (row, column), is higher than that of another."""
+    """A claim of the paper: the number of one cell, (row, column), is higher than that of another."""
 
     text: str
     higher: tuple[str, str]
@@ -53,7 +53,7 @@ class Claim:
 
 
 class CellOptions(TypedDict, total=False):
-    """Options of a cell, as `base`, a row or a column gives some of them."""
+    """Options of a cell; `base`, a row and a column each give some of them."""
 
     method: str
     refiner: str
@@ -100,13 +100,13 @@ class Study:
     backbone: str | None = None
     segmentation_backbone: str | None = None
     by_class: bool = False
-    """Whether the columns are classes: then a data set's own take their place."""
+    """Whether the columns are classes; then those of the data set replace the paper's."""
     varied: frozenset[str] = field(default_factory=frozenset)
     """The settings, `Stage.field`, that the table is about."""
 
     @property
     def selections(self) -> tuple[str, ...]:
-        """Return how the thresholds of the pseudo-masks that the cells name are chosen."""
+        """Return the threshold selections of the pseudo-masks that the cells measure."""
         names = [RecordName.parse(spot.measure) for spot in self.spots.values()]
         found = {name.selection for name in names if name is not None and name.level == "pseudo_mask"} - {"none"}
         return tuple(sorted(found)) or ("tuned",)
@@ -118,7 +118,7 @@ def study_names() -> list[str]:
 
 
 def read_study(name: str) -> Study:
-    """Read a study by its name, or a YAML file. Raises ConfigError for an unknown one and for a wrong key."""
+    """Read a study by its name, or a YAML file. Raises ConfigError for an unknown study or key."""
     from seedbed.benchmark.yaml_file import read_yaml
 
     if name.endswith((".yaml", ".yml")):
@@ -160,7 +160,7 @@ def _study(name: str, content: Any) -> Study:
     for claim in file.claims:
         for place in (claim.higher, claim.lower):
             if place not in spots:
-                raise ConfigError(f"claim {claim.text!r}: {list(place)} is no [row, column] of the table")
+                raise ConfigError(f"claim {claim.text!r}: {list(place)} is not a [row, column] of the table")
     return Study(
         name=name,
         title=file.title,
@@ -183,7 +183,7 @@ def _study(name: str, content: Any) -> Study:
 
 
 def measure_of(study: Study, spot: Spot, column: str) -> str:
-    """Return the name of the record of a cell; where the columns are classes, that of the column's class."""
+    """Return the name of a cell's record; if the columns are classes, that of the column's class."""
     if not study.by_class:
         return spot.measure
     name = RecordName.parse(spot.measure)
@@ -191,7 +191,7 @@ def measure_of(study: Study, spot: Spot, column: str) -> str:
 
 
 def _spot(label: str, options: Mapping[str, Any], variants: dict[str, Variant]) -> Spot:
-    """Return the cell of some options, and add its trial to `variants` where no cell had it before."""
+    """Return the cell with these options, and add its trial to `variants` if it is new."""
     if options.get("missing"):
         return Spot("", "", options["missing"])
     for key in ("method", "measure"):

@@ -1,4 +1,4 @@
-"""What a sweep is told to do: typed, validated, written to `sweep.yaml` in the sweep's folder."""
+"""The settings of a sweep: typed, validated, written to `sweep.yaml` in the sweep's folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seedbed.benchmark.trials.options import Settings, TrialOptions
 from seedbed.benchmark.validation import items_of, read, value_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""A sweep's name is a folder's name, which no file system takes if it is much longer."""
+"""A sweep's name is a folder's name; file systems refuse much longer ones."""
 ALL = "all"
 WEIGHTS = tuple(one.name for one in fields(TrialOptions) if one.metadata["file"])
 """The settings that may be files."""
@@ -48,7 +48,7 @@ class Variant:
 
 
 def setting(default: Any, *, where: bool = False, low: float | None = None) -> Any:
-    """Declare a setting; `where=True` says that it is about the machines and changes no number."""
+    """Declare a setting; `where=True`: it concerns where the sweep runs and changes no number."""
     return field(default=default, metadata={"where": where, "low": low})
 
 
@@ -62,26 +62,26 @@ class SweepSettings(TrialOptions):
     methods: tuple[str, ...] = (ALL,)
     refiners: tuple[str, ...] = (ALL,)
     trials: int = setting(8, low=0)
-    """Search trials a cell; the first one has the papers' settings. 0: no search."""
+    """Search trials per cell; the first one has the papers' settings. 0: no search."""
     seeds: tuple[int, ...] = setting((0, 1, 2), low=0)
-    """The seeds of the confirming trials."""
+    """Random seeds of the confirming trials."""
     search_seed: int = setting(1000, low=0)
     """Seed of the sampler and of the search trials' training; never one of `seeds`."""
     tune: tuple[str, ...] = (ALL,)
     """What is searched: `all`, stages or parts of their names (`crf`, `threshold`), or `Stage.field`."""
     window: int = setting(4, low=1)
-    """Search trials of a cell under way at once: each suggestion sees all trials but the last `window − 1`."""
+    """Maximum search trials of a cell at once: a suggestion sees all trials but the last `window − 1`."""
     early_stopping: bool = False
-    """Stop search trials whose first training has a loss above the median of the earlier ones."""
+    """Stop search trials whose loss in the first training is above the median of earlier trials."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
-    """The cells by name, where they differ in more than method and refiner, which then do not count."""
+    """Cells by name that differ in more than method and refiner; they replace `methods` and `refiners`."""
     gpus_per_trial: float | None = setting(None, where=True, low=0)
-    """None: 1 where the cluster has GPUs, else 0."""
+    """None: 1 if the cluster has GPUs, else 0."""
     cpus_per_trial: int = setting(1, where=True, low=1)
     workers: int = setting(0, where=True, low=0)
-    """Processes a trial for loading, CRF and evaluation beside its main one."""
+    """Processes per trial for loading, CRF and evaluation, besides its main one."""
     plugins: tuple[str, ...] = setting((), where=True)
-    """Methods, refiners, backbones and data sets of the user's own, as `benchmark.plugins.add` takes them."""
+    """Plug-ins (methods, refiners, backbones, data sets), as `benchmark.plugins.add` takes them."""
     address: str | None = setting(None, where=True)
     """A running Ray cluster: `auto`, or its address. None: Ray is started on this machine."""
     tracking_uri: str | None = setting(None, where=True)
@@ -95,23 +95,23 @@ class SweepSettings(TrialOptions):
             if not values:
                 raise ConfigError(f"{what}: give at least one")
             if len(set(values)) < len(values):
-                raise ConfigError(f"{what}: {', '.join(map(str, values))} names one of them twice")
+                raise ConfigError(f"{what}: {', '.join(map(str, values))} contains a duplicate")
         names = self.dataset_names()
         if len(set(names)) < len(names) or "" in names:
-            raise ConfigError(f"datasets: {', '.join(self.datasets)}: each needs a name of its own")
+            raise ConfigError(f"datasets: {', '.join(self.datasets)}: each needs its own name")
         for what in ("methods", "refiners"):
             if ALL in getattr(self, what) and len(getattr(self, what)) > 1:
-                raise ConfigError(f"{what}: {ALL!r} stands alone")
+                raise ConfigError(f"{what}: {ALL!r} cannot be combined with other names")
         if self.trials and self.search_seed in self.seeds:
-            raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; a search has its own")
+            raise ConfigError(f"search_seed = {self.search_seed} is one of the seeds; choose a different one")
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ConfigError(f"gpus_per_trial = {self.gpus_per_trial:g}: at most 1, or a whole number")
 
     def resolved(self) -> SweepSettings:
-        """Return the settings with `all` methods and refiners by name, so that later ones do not join a sweep.
+        """Return the settings with `all` replaced by names, so that methods added later do not join the sweep.
 
         Adds the plug-ins to this process; those of the command line replace the sweep's of the same name. Raises
-        ConfigError for an unknown method or refiner, and for a plug-in that is missing.
+        ConfigError if a method or refiner is unknown, or a plug-in is missing.
         """
         plugins = add_all(self.plugins)
         from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
@@ -130,7 +130,7 @@ class SweepSettings(TrialOptions):
         return replace(self, methods=methods, refiners=refiners, plugins=plugins)
 
     def cells(self) -> list[Cell]:
-        """Return all cells in a fixed order. A one-step method has no refiner: one cell a data set."""
+        """Return all cells in a fixed order. A one-step method has no refiner: one cell per data set."""
         from seedbed.benchmark.pipeline.registry import METHODS
 
         if self.variants:
@@ -154,14 +154,14 @@ class SweepSettings(TrialOptions):
         return [text.partition("=")[0] for text in self.datasets]
 
     def root_of(self, dataset: str) -> Path | None:
-        """Return the root given for a data set, None where seedbed.toml says it."""
+        """Return the root given for a data set; None if seedbed.toml gives it."""
         roots = dict(text.partition("=")[::2] for text in self.datasets)
         return Path(roots[dataset]) if roots[dataset] else None
 
     def moved(self, texts: Iterable[str]) -> tuple[str, ...]:
-        """Return `datasets` with the new roots of `texts`, `NAME=ROOT`, or `NAME` for that of seedbed.toml.
+        """Return `datasets` with new roots: `NAME=ROOT`, or `NAME` for the root in seedbed.toml.
 
-        Raises ConfigError for a data set that is not in the sweep.
+        Raises ConfigError if a data set is not in the sweep.
         """
         new = {text.partition("=")[0]: _absolute(text) for text in texts}
         for name in new:
@@ -170,14 +170,14 @@ class SweepSettings(TrialOptions):
         return tuple(new.get(name, text) for name, text in zip(self.dataset_names(), self.datasets, strict=True))
 
     def differences(self, other: SweepSettings) -> list[str]:
-        """Return the names of the settings that decide the numbers and differ, sorted."""
+        """Return the sorted names of the settings that differ and affect results."""
         mine, others = self._comparable(), other._comparable()
         return sorted(name for name in mine if mine[name] != others[name])
 
     def _comparable(self) -> dict[str, Any]:
-        """Return the settings that decide the numbers; `0.05` of a file equals `"0.05"` of the command line.
+        """Return the settings that affect results; `0.05` in a file equals `"0.05"` on the command line.
 
-        Of data sets and weights files that is not where they lie: their digests are compared instead.
+        Omits the paths of data sets and weights files: their digests are compared instead.
         """
         values = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("where")}
         weights = {key: "FILE" for key in WEIGHTS if is_file(getattr(self, key))}
@@ -240,7 +240,7 @@ def check_name(name: str) -> None:
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the values that settings, or their texts, stand for."""
+    """Return the values of settings, or of their texts."""
     return {key: [value_of(item) for item in items_of(value)] for key, value in settings.items()}
 
 
@@ -250,24 +250,24 @@ def _absolute(text: str) -> str:
 
 
 def saved_settings(sweeps: Path, name: str) -> SweepSettings:
-    """Return the settings of an earlier sweep. Raises ConfigError if there is none of that name."""
+    """Return the settings of an earlier sweep. Raises ConfigError if it does not exist."""
     check_name(name)
     path = sweeps / name / "sweep.yaml"
     if not path.exists():
         known = sorted(p.parent.name for p in sweeps.glob("*/sweep.yaml"))
-        raise ConfigError(f"{sweeps}: no sweep {name!r}. There are: {', '.join(known) or '(none)'}")
+        raise ConfigError(f"{sweeps}: no sweep {name!r}. Valid: {', '.join(known) or '(none)'}")
     return read_saved(path)
 
 
 def read_saved(path: Path) -> SweepSettings:
-    """Read the `sweep.yaml` that a sweep wrote; the sweep's copy stands for a plug-in that is gone.
+    """Read the `sweep.yaml` that a sweep wrote; a missing plug-in is replaced by the sweep's copy.
 
-    Raises ConfigError, with the way out, if nothing is left of the file.
+    Raises ConfigError, with a remedy, if the file is empty.
     """
     if path.is_file() and not path.read_bytes().strip(b"\0 \r\n"):
         raise ConfigError(
-            f"{path}: empty, as after a power loss. Remove it and start the sweep by its whole command again; "
-            "trials that have finished are kept"
+            f"{path}: empty, perhaps after a power loss. Remove it and run the sweep's full command again; "
+            "finished trials are kept"
         )
     settings, copies = read_settings(path, {}), path.parent / "plugins"
     found = [p if Path(p).exists() else next(copies.rglob(Path(p).name), p) for p in settings.plugins]
@@ -275,10 +275,10 @@ def read_saved(path: Path) -> SweepSettings:
 
 
 def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings with changes of where it runs, and of where its data sets and weights files lie.
+    """Return the settings with changes of machines and of the paths of data sets and weights files.
 
-    Raises ConfigError for a change of the numbers. That files at another place have the same content is checked
-    by their digests, once they are opened.
+    Raises ConfigError if a change would affect results. Moved files are checked by their digests when they are
+    opened.
     """
     changes = dict(changes)
     moved: dict[str, Any] = {}
@@ -293,6 +293,6 @@ def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings
     changed = settings_of({**{f.name: getattr(settings, f.name) for f in fields(settings)}, **changes})
     for name in settings.differences(changed):
         option = "--set" if name == "settings" else "--" + name.replace("_", "-")
-        raise ConfigError(f"{option} cannot change when a sweep is resumed; give the new sweep a new name")
+        raise ConfigError(f"{option} cannot change when a sweep is resumed; start a new sweep under a new name")
     where = {f.name: getattr(changed, f.name) for f in fields(settings) if f.metadata.get("where")}
     return replace(settings, **where)

@@ -116,7 +116,7 @@ def test_a_study_of_ones_own_is_one_file(tmp_path):
         ({"rows": {"CAM": {"setings": {}}}}, "unknown key of rows.CAM 'setings'"),
         ({"rows": {"CAM": {"settings": 3}}}, "rows.CAM.settings: expected a table"),
         ({"rows": {"CAM": {"measure": "{x}/b"}}}, "no word for 'x'"),
-        ({"claims": [{"text": "so", "higher": ["ICD", "a"], "lower": ["CAM", "mAP"]}]}, "is no [row, column]"),
+        ({"claims": [{"text": "so", "higher": ["ICD", "a"], "lower": ["CAM", "mAP"]}]}, "is not a [row, column]"),
         ({"claims": [{"text": "so", "higher": ["ICD"], "lower": ["CAM", "mAP"]}]}, "= ['ICD']: expected 2 values"),
         ({"claims": [{"txt": "so"}]}, "unknown key of claims 'txt'"),
         ({"claims": 3}, "claims: expected a table. Valid: text"),

@@ -29,7 +29,7 @@ def test_defaults_are_the_protocols():
         ({"trials": "many"}, "trials = 'many': expected whole number"),
         ({"trials": -1}, "trials = -1: at least 0"),
         ({"seeds": [0, 1000]}, "search_seed = 1000 is one of the seeds"),
-        ({"seeds": [1, 1]}, "seeds: 1, 1 names one of them twice"),
+        ({"seeds": [1, 1]}, "seeds: 1, 1 contains a duplicate"),
         ({"seeds": []}, "seeds: give at least one"),
         ({"name": "a/b"}, "name = 'a/b'"),
         *(
@@ -58,9 +58,9 @@ def test_defaults_are_the_protocols():
         ({"selections": ["best"]}, "expected one of 'fixed', 'tuned', 'oracle'"),
         ({"gpus_per_trial": -0.5}, "gpus_per_trial = -0.5: at least 0"),
         ({"gpus_per_trial": float("nan")}, "gpus_per_trial = nan: at least 0"),
-        ({"datasets": ["a=x", "a=y"]}, "each needs a name of its own"),
-        ({"datasets": ["=x"]}, "each needs a name of its own"),
-        ({"methods": ["all", "cam"]}, "methods: 'all' stands alone"),
+        ({"datasets": ["a=x", "a=y"]}, "each needs its own name"),
+        ({"datasets": ["=x"]}, "each needs its own name"),
+        ({"methods": ["all", "cam"]}, "methods: 'all' cannot be combined with other names"),
         ({"window": 0}, "window = 0: at least 1"),
         ({"settings": 3}, "settings: expected a table"),
         ({"maps_on": ["test"]}, "expected one of 'train', 'val'"),
@@ -159,7 +159,7 @@ def test_a_sweep_that_cannot_be_is_not_looked_for(tmp_path, name):
 def test_an_unknown_sweep_names_those_there_are(tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "sweep.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"no sweep 'new'\. There are: old"):
+    with pytest.raises(ConfigError, match=r"no sweep 'new'\. Valid: old"):
         saved_settings(tmp_path, "new")
 
 

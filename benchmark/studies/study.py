@@ -9,8 +9,8 @@
 
 A cell has the options of `base`, overridden by those of its column, then of its row: method, refiner, settings,
 segment, segmentation_backbone, measure (a record's name), missing (why there is no number), and words, which
-replace {word} in `measure` and `refiner`. Rows that the study omits are shown as the paper reports them. Cells that
-differ only in `measure` are one trial.
+replace {word} in `measure` and `refiner`. Rows that the study omits are shown as reported. Cells that differ only
+in `measure` are one trial.
 """
 
 from __future__ import annotations

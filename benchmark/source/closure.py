@@ -41,20 +41,16 @@ WITHOUT_EFFECT = frozenset(
         "seedbed.benchmark.files",
         "seedbed.benchmark.pipeline.hparams",
         "seedbed.benchmark.parallel",
+        "seedbed.benchmark.plugins",
         "seedbed.benchmark.evaluation.pictures",
         "seedbed.benchmark.progress",
         "seedbed.benchmark.pipeline.registry",
         "seedbed.benchmark.pipeline.stage",
         "seedbed.benchmark.pipeline.store",
-        "seedbed.benchmark.training.checkpoint.save_tensors",
         "seedbed.datasets.io.digest",
-        "seedbed.datasets.io.images.atomic",  # in earlier versions
     }
 )
-"""Modules and functions that check, name, store, draw or report.
-
-What they pass to a stage is part of its cache key. Where earlier results recorded them, they do not count either.
-"""
+"""Modules that check, name, store, draw or report. What they pass to a stage is part of its cache key."""
 MODULE_METHODS = frozenset(
     {"forward", "backward", "train", "eval", "state_dict", "load_state_dict", "setup_context"}
 )
@@ -92,11 +88,7 @@ def differences(recorded: Definitions, today: Definitions) -> list[str]:
 
     def apart(some: Definitions, others: Definitions) -> list[str]:
         known = {(name.rpartition(".")[2], digest) for name, digest in others.items()}
-        return [
-            name
-            for name, digest in some.items()
-            if (name.rpartition(".")[2], digest) not in known and name not in WITHOUT_EFFECT
-        ]
+        return [name for name, digest in some.items() if (name.rpartition(".")[2], digest) not in known]
 
     gone, added = apart(recorded, today), apart(today, recorded)
     return sorted({*gone} & {*added}) or sorted(added) or sorted(gone)
@@ -152,7 +144,7 @@ def _closure(roots: frozenset[str]) -> Definitions:
 def _definition(name: str) -> _Definition | None:
     """Return a definition by its qualified name, None if there is none in the project."""
     module, rest = split_name(name)
-    if module is None or {module.name, f"{module.name}.{rest}"} & WITHOUT_EFFECT:
+    if module is None or module.name in WITHOUT_EFFECT:
         return None
     head, _, method = rest.partition(".")
     if not head:

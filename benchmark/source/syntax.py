@@ -15,16 +15,10 @@ def is_text(statement: ast.AST) -> bool:
 
 IGNORED_FIELDS = {"ctx", "kind", "type_comment", "type_params", "returns"}
 """Of the syntax tree: those that say nothing, and annotations."""
-REPORTING = {
-    "progress_bar": "ctx.reporter.bar",
-    "logger.info": "ctx.reporter.say",
-    "logger.warning": "ctx.reporter.warn",
-}
-"""What shows progress and messages, and how earlier versions wrote it, which is what digests are made from."""
 
 
 def form(node: object, within: str = "module") -> str:
-    """Return a text of a syntax tree without positions, docstrings, imports, annotations and texts of errors.
+    """Return a text of a syntax tree without positions, docstrings, imports, annotations, and texts of messages.
 
     `within` is `module`, `class` or `function`: annotations count in the body of a class alone, where they make
     the fields of a dataclass.
@@ -35,8 +29,6 @@ def form(node: object, within: str = "module") -> str:
         return f"{type(node.value).__name__} {node.value!a}"
     if not isinstance(node, ast.AST):
         return ascii(node)
-    if isinstance(node, ast.Name | ast.Attribute) and (earlier := REPORTING.get(dotted_name(node) or "")):
-        return form(ast.parse(earlier, mode="eval").body)
     if isinstance(node, ast.AnnAssign) and within != "class":
         return form(ast.Assign([node.target], node.value), within) if node.value is not None else ""
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -58,8 +50,15 @@ def form(node: object, within: str = "module") -> str:
 
 def _is_silent(node: object) -> bool:
     return isinstance(node, ast.Import | ast.ImportFrom | ast.Pass) or (
-        isinstance(node, ast.AST) and is_text(node)
+        isinstance(node, ast.AST) and (is_text(node) or _is_message(node))
     )
+
+
+def _is_message(node: ast.AST) -> bool:
+    """Return whether a statement only writes to the log."""
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    return (dotted_name(node.value.func) or "").partition(".")[0] == "logger"
 
 
 def methods_of(owner: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -100,16 +99,16 @@ class Uses(ast.NodeVisitor):
         self.by_text = False
         """Whether a name is looked up that only running the code would tell."""
 
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if not _is_message(node):
+            self.generic_visit(node)
+
     def visit_Name(self, node: ast.Name) -> None:
-        if node.id not in REPORTING:
-            self.names.add(node.id)
+        self.names.add(node.id)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        dotted = dotted_name(node)
-        if dotted in REPORTING:
-            return
         self.mentions.add(node.attr)
-        if dotted is not None:
+        if (dotted := dotted_name(node)) is not None:
             self.names.add(dotted)
             self.mentions.update(dotted.split(".")[1:])
         else:

@@ -125,12 +125,14 @@ def _knock(address: str | None, seconds: float = 10.0) -> None:
 
 def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
     """Return what sends to all nodes the checkout without `apart`, or the package, and installed plug-ins."""
-    packages = [str(path) for name in sorted(packages_of_plugins()) if (path := package_path(name)) is not None]
     root = Path(__file__).resolve().parents[2]
-    if (root / "pyproject.toml").exists():
-        inside = [f"/{path.relative_to(root)}" for path in apart if root in path.parents]
-        return {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside], "py_modules": packages}
-    return {"py_modules": [str(root), *packages]}
+    packages = [str(path) for name in sorted(packages_of_plugins()) if (path := package_path(name)) is not None]
+    if not (root / "pyproject.toml").exists():
+        return {"py_modules": [str(root), *packages]}
+    inside = [f"/{path.relative_to(root)}" for path in apart if root in path.parents]
+    code: dict[str, Any] = {"working_dir": str(root), "excludes": [*NOT_SHIPPED, *inside]}
+    # Ray fails on an empty list.
+    return code | {"py_modules": packages} if packages else code
 
 
 def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None) -> None:

@@ -452,6 +452,7 @@ def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):
     assert sent["working_dir"] == str(CHECKOUT)
     assert "/mine/VOC2012" in sent["excludes"]
     assert not any("elsewhere" in pattern for pattern in sent["excludes"])
+    assert "py_modules" not in sent  # Ray fails on an empty list.
     for pattern in ("seedbed-work/", "*.pth", ".git/", ".venv/"):
         assert pattern in sent["excludes"]
 

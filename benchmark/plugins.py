@@ -1,12 +1,12 @@
-"""Plug-ins: files that define a method, a refiner, a backbone or a data set, and where they lie.
+"""Plug-ins: files that define a method, a refiner, a backbone or a data set, and how they are found.
 
-A file of the checkout's folders is found by itself. Code outside it is
+Files in the checkout are found automatically. Code outside it is
 
     given       `--plugin FILE` or `--plugin FOLDER`, or in the variable SEEDBED_PLUGINS, separated as in PATH
     installed   a distribution's entry point in the group `seedbed.plugins`, which names a module
 
-and is treated alike. A file `mine.py` that defines METHOD is imported as `seedbed.methods.mine`, as if it lay in
-the checkout; a method of several files is a folder with `__init__.py`. Installed modules keep their names.
+and is treated the same. A file `mine.py` that defines METHOD is imported as `seedbed.methods.mine`, as if it were
+in the checkout; a method of several files is a folder with `__init__.py`. Installed modules keep their names.
 
 Files are parsed, not imported, so listing plug-ins costs milliseconds although methods import torch. The variable
 carries plug-ins to worker processes.
@@ -47,7 +47,7 @@ class Plugin:
 
     constant: str
     module: str
-    """Its name when it is imported."""
+    """The name that it is imported under."""
     path: Path
     """The file; of a folder, its `__init__.py`."""
     description: str
@@ -69,14 +69,14 @@ class Plugin:
         return self.module == f"{PACKAGES[self.constant]}.{self.name}"
 
     def __str__(self) -> str:
-        """What `add` takes to find it again."""
+        """Return the text that `add` accepts to find it again."""
         return str(self.place) if self.own else self.module
 
 
 def plugins(constant: str) -> dict[str, Plugin]:
     """Return all plug-ins that define a constant, by name, sorted.
 
-    Raises ConfigError if two have the same name, and SeedbedError for a file that is not Python.
+    Raises ConfigError if two have the same name, and SeedbedError if a file is not valid Python.
     """
     found: dict[str, Plugin] = {}
     outside = [plugin for plugin in (*given(), *installed()) if plugin.constant == constant]
@@ -84,7 +84,7 @@ def plugins(constant: str) -> dict[str, Plugin]:
         other = found.setdefault(plugin.name, plugin)
         if other.module != plugin.module or (other.own and not other.path.samefile(plugin.path)):
             raise ConfigError(
-                f"{plugin.place}: its name {plugin.name!r} is taken by {other.place}; rename the file and the "
+                f"{plugin.place}: its name {plugin.name!r} is used by {other.place}; rename the file and the "
                 f"`name` of its {constant}"
             )
     return dict(sorted(found.items()))
@@ -96,14 +96,14 @@ def given() -> tuple[Plugin, ...]:
 
 
 def add(place: str | Path) -> Plugin:
-    """Add a plug-in, for this process and for those that it starts.
+    """Add a plug-in for this process and the processes that it starts.
 
     Args:
         place: A Python file, a folder with `__init__.py`, or the name of an importable module.
 
     Raises:
         ConfigError: There is no such file, it defines no plug-in or several, or its name is taken.
-        SeedbedError: The file is not Python.
+        SeedbedError: The file is not valid Python.
     """
     plugin, before = _read(str(place)), os.environ.get(VARIABLE, "")
     os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*map(str, given()), str(plugin)]))
@@ -117,7 +117,7 @@ def add(place: str | Path) -> Plugin:
 
 
 def add_all(places: Iterable[str]) -> tuple[str, ...]:
-    """Add plug-ins except those whose names were given before, and return all that are given, for a later process.
+    """Add plug-ins except those whose names are already given, and return all given ones for a later process.
 
     Raises what `add` raises.
     """
@@ -139,7 +139,7 @@ def give(text: str) -> None:
 
 
 def needs_file(constant: str, name: str) -> bool:
-    """Return whether a plug-in is neither in the checkout nor installed, so that a user has to give its file."""
+    """Return whether a plug-in is neither in the checkout nor installed, so that its file must be given."""
     return all((p.constant, p.name) != (constant, name) for p in (*_in_checkout(constant), *installed()))
 
 
@@ -147,7 +147,7 @@ def needs_file(constant: str, name: str) -> bool:
 def installed() -> tuple[Plugin, ...]:
     """Return the plug-ins that installed distributions name in the entry points of `seedbed.plugins`.
 
-    Raises ConfigError, naming the distribution, for a module that is missing or defines no plug-in.
+    Raises ConfigError, naming the distribution, if a module is missing or defines no plug-in.
     """
     from importlib.metadata import entry_points
 
@@ -156,20 +156,20 @@ def installed() -> tuple[Plugin, ...]:
         path = module_file(entry.module)
         if path is None:
             distribution = entry.dist.name if entry.dist else "a distribution"
-            raise ConfigError(f"{distribution}: its entry point {entry.name!r} names no module: {entry.value}")
+            raise ConfigError(f"{distribution}: entry point {entry.name!r}: no such module: {entry.value}")
         found.append(_plugin(path, entry.module))
     return tuple(found)
 
 
 def packages_of_plugins() -> frozenset[str]:
-    """Return the top-level packages, other than `seedbed`, that plug-ins are in."""
+    """Return the top-level packages, other than `seedbed`, that contain plug-ins."""
     return frozenset(plugin.module.partition(".")[0] for plugin in (*given(), *installed()) if not plugin.own)
 
 
 def copy_plugins(folder: Path) -> list[str]:
-    """Copy the given plug-ins to a folder that other machines see, and return what stands for them there.
+    """Copy the given plug-ins to a folder that other machines see, and return what `add` needs there.
 
-    With a file go the data files beside it that it names. Installed modules are returned by name.
+    Data files beside a file are copied if it names them. Installed modules are returned by name.
     """
     copy = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(copy, ignore_errors=True)
@@ -196,13 +196,13 @@ def copy_plugins(folder: Path) -> list[str]:
 
 
 def package_path(top: str) -> Path | None:
-    """Return the folder of an installed top-level package, or the file of a module; None without one."""
+    """Return the folder of an installed top-level package, or the file of a module; None if not found."""
     path = module_file(top)
     return path.parent if path is not None and path.name == "__init__.py" else path
 
 
 def module_file(name: str) -> Path | None:
-    """Return the Python file of an importable module, without importing it or its packages; None without one."""
+    """Return the Python file of an importable module without importing it or its packages; None if not found."""
     top, *rest = name.split(".")
     try:
         specification = importlib.util.find_spec(top)
@@ -243,7 +243,7 @@ class Finder:
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return where a module lies; None if it is no plug-in."""
+        """Return the location of a module; None if it is not a plug-in."""
         if not name.startswith("seedbed.") or (file := plugin_file(name)) is None:
             return None
         folder = [str(file.parent)] if file.name == "__init__.py" else None
@@ -283,14 +283,14 @@ def _read(text: str) -> Plugin:
     if all(map(str.isidentifier, text.split("."))) and (file := module_file(text)) is not None:
         return _plugin(file, text)
     if place.is_dir():
-        raise ConfigError(f"{place}: a folder without __init__.py; give the file of the plug-in")
+        raise ConfigError(f"{place}: a folder without __init__.py; give the plug-in's file")
     raise ConfigError(f"{place}: no such file (a plug-in)")
 
 
 def _plugin(path: Path, module: str | None = None) -> Plugin:
     constants, description = _parsed(path, PACKAGES)
     if len(constants) != 1:
-        found = "several of them" if constants else "none of them"
+        found = "several" if constants else "none"
         raise ConfigError(
             f"{path}: a plug-in defines one of {', '.join(PACKAGES)} at the top level; this file defines {found}"
         )

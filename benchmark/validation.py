@@ -1,6 +1,6 @@
-"""Reads values into the typed fields of a dataclass with pydantic, and reports what is wrong in one line each.
+"""Reads values into the typed fields of a dataclass with pydantic, and reports each problem in one line.
 
-Text of the command line and values of a YAML file are the same setting: `"0.05"` and 0.05, `"true"` and True,
+Text from the command line and values from a YAML file mean the same: `"0.05"` and 0.05, `"true"` and True,
 `"none"` and None, `"0.5,1"` and [0.5, 1]. Otherwise types are strict: a boolean is not a number, and 1.0 is not a
 whole number. The bounds of a number are `low` and `high` in the metadata of its field.
 """
@@ -27,10 +27,10 @@ UNIONS = (Union, types.UnionType)
 
 
 def read(kind: type[T], content: object, noun: str) -> T:
-    """Return the dataclass `kind` of a table, with the dataclasses in it.
+    """Return a table as the dataclass `kind`, including nested dataclasses.
 
-    Raises ConfigError, which lists all unknown and missing keys, wrong types, and numbers out of bounds. `noun` is
-    what it calls the whole table.
+    Raises ConfigError, which lists all unknown and missing keys, wrong types, and numbers out of bounds. `noun`
+    names the whole table in messages.
     """
     return cast(T, _read(_adapter(cast(Hashable, kind)), kind, content, (), noun))
 
@@ -38,7 +38,7 @@ def read(kind: type[T], content: object, noun: str) -> T:
 def typed(kind: type[object], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Return some fields of the dataclass `kind` by name, converted to their types.
 
-    Raises ConfigError for unknown names, wrong types, and numbers out of bounds; it calls a field `where.name`.
+    Raises ConfigError for unknown names, wrong types, and numbers out of bounds; messages name `where.field`.
     """
     return _read(
         _adapter(_fields(cast(Hashable, kind), whole=False)), kind, given, (where,) if where else (), where
@@ -46,14 +46,14 @@ def typed(kind: type[object], given: Mapping[str, Any], where: str = "") -> dict
 
 
 def validate(holder: Any, where: str = "") -> None:
-    """Check and convert every field of a dataclass, also of a frozen one. Raises ConfigError as `typed` does."""
+    """Check and convert every field of a dataclass, even a frozen one. Raises ConfigError as `typed` does."""
     given = {field.name: getattr(holder, field.name) for field in dataclasses.fields(holder)}
     for name, value in typed(type(holder), given, where).items():
         object.__setattr__(holder, name, value)
 
 
 def value_of(text: Any) -> Any:
-    """Return the value that a text stands for, or the text itself if it is a word; other values as they are."""
+    """Return the value that a text stands for, or the text itself if it is a word; other values unchanged."""
     if not isinstance(text, str):
         return text
     text = text.strip()
@@ -69,14 +69,14 @@ def value_of(text: Any) -> Any:
 
 
 def items_of(content: Any, kind: Any = object) -> Sequence[Any]:
-    """Return the items, of type `kind`, of a list or of a text with commas; one value stands for a list of one."""
+    """Return the items, of type `kind`, of a list or of a text with commas; a single value is a list of one."""
     if isinstance(content, str) and kind is not str:
         return [part for part in map(str.strip, content.split(",")) if part]
     return content if isinstance(content, list | tuple) else [content]
 
 
 def describe(hint: Any) -> str:
-    """Return a type as a user reads it."""
+    """Return a readable name of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, arguments))
@@ -104,7 +104,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 @functools.cache
 def _fields(table: Any, whole: bool = True) -> Any:
-    """Return a dataclass or typed dictionary as one for pydantic, without required keys if not `whole`."""
+    """Return a typed dictionary for pydantic, with all keys optional if not `whole`."""
     from pydantic import ConfigDict
     from typing_extensions import TypedDict
 
@@ -124,7 +124,7 @@ def _fields(table: Any, whole: bool = True) -> Any:
 
 
 def _annotated(hint: Any, low: float | None = None, high: float | None = None) -> Any:
-    """Return a type such that pydantic reads text too, is strict otherwise, and checks the bounds of numbers."""
+    """Return a type with which pydantic also reads text, is strict otherwise, and checks number bounds."""
     from pydantic import AfterValidator, BeforeValidator, Strict, WrapValidator
 
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -161,7 +161,7 @@ def _construct(kind: Any, content: Any, read: Callable[[Any], dict[str, Any]]) -
 
 
 def _filled(content: Any) -> Any:
-    """Return a table with texts as keys; None, a table whose lines are all commented out, is an empty one."""
+    """Return a table with texts as keys; None (all lines commented out) is an empty table."""
     content = {} if content is None else content
     return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else content
 
@@ -184,7 +184,7 @@ def _read(adapter: TypeAdapter[Any], kind: Any, content: Any, prefix: tuple[str,
 
 
 def _line(kind: Any, error: ErrorDetails, prefix: tuple[str, ...], noun: str) -> str:
-    """Return what is wrong at one place: the keys that lead to it, its value, and what is expected."""
+    """Return one problem: the keys that lead to it, its value, and what is expected."""
     of_table = error["type"] in ("extra_forbidden", "invalid_key", "missing")
     hint, path = _place(kind, error["loc"][:-1] if of_table else error["loc"], prefix)
     if error["type"] in ("extra_forbidden", "invalid_key"):
@@ -206,11 +206,11 @@ def _line(kind: Any, error: ErrorDetails, prefix: tuple[str, ...], noun: str) ->
 
 
 def _place(hint: Any, keys: Sequence[str | int], prefix: Sequence[str]) -> tuple[Any, str]:
-    """Return the type at a place in a table, and the names that lead to it, joined by points."""
+    """Return the type at a place in a table, and the names that lead to it, joined by dots."""
     names = [*prefix]
     for key in keys:
         if typing.get_origin(hint) in UNIONS:
-            # What follows names the member of the union.
+            # The next keys name a member of the union.
             break
         if isinstance(key, str):
             names.append(key)

@@ -1,4 +1,4 @@
-"""The connection to Ray: start or join it, send the code, ask every node for the data, notice its death."""
+"""The connection to Ray: start or join it, send the code, check the data on every node, detect its death."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str]) -> Iterator[None]:
-    """Connect to the cluster, or start Ray on this machine; leave it, or end it, afterwards.
+    """Connect to the cluster, or start Ray on this machine; disconnect or stop it afterwards.
 
-    `apart` are folders and files that are not sent to other nodes, should they lie in the checkout; `plugins` are
-    those that workers have, in folders that all nodes share. Raises ConfigError where there is no cluster.
+    `apart` are folders and files that are not sent to other nodes if they are in the checkout; `plugins` are
+    those of the workers, in folders that all nodes share. Raises ConfigError if there is no cluster.
     """
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
@@ -62,11 +62,11 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
         RAY_AIR_NEW_OUTPUT="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_USAGE_STATS_ENABLED="0",
-        # Trials have their own variables, so no worker that Ray starts in advance would ever be used.
+        # Trials set their own variables, so workers that Ray starts in advance would never be used.
         RAY_prestart_worker_first_driver="0",
     )
     if settings.address is not None:
-        # More trials in the queue show the autoscaler how many nodes are wanted.
+        # More queued trials show the autoscaler how many nodes are needed.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")
     # SweepProgress reports each trial; Tune would print a traceback for each worker that dies.
     for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):
@@ -94,7 +94,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
         )
     except (OSError, RuntimeError, ValueError) as error:
         text = (str(error).splitlines() or [type(error).__name__])[0]
-        where = "Ray does not start here" if settings.address is None else f"no Ray cluster at {settings.address}"
+        where = "Ray cannot start here" if settings.address is None else f"no Ray cluster at {settings.address}"
         raise ConfigError(f"{where} ({text})") from None
     try:
         yield
@@ -103,7 +103,7 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
 
 
 def give_token() -> None:
-    """Give a Ray of our own a token of its own if the home folder, where Ray keeps one, cannot be written to."""
+    """Give a local Ray its own token if the home folder, where Ray keeps one, is not writable."""
     try:
         (Path.home() / ".ray").mkdir(parents=True, exist_ok=True)
         writable = os.access(Path.home() / ".ray", os.W_OK)
@@ -114,7 +114,7 @@ def give_token() -> None:
 
 
 def _knock(address: str | None, seconds: float = 10.0) -> None:
-    """Raise ConnectionError where nothing answers at `address`; Ray itself would ask again for minutes."""
+    """Raise ConnectionError if nothing answers at `address`; Ray itself would retry for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:
@@ -124,7 +124,7 @@ def _knock(address: str | None, seconds: float = 10.0) -> None:
 
 
 def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
-    """Return what sends to all nodes the checkout without `apart`, or the package, and installed plug-ins."""
+    """Return the part of Ray's `runtime_env` that sends the code and installed plug-ins, without `apart`."""
     root = Path(__file__).resolve().parents[2]
     packages = [str(path) for name in sorted(packages_of_plugins()) if (path := package_path(name)) is not None]
     if not (root / "pyproject.toml").exists():
@@ -136,7 +136,7 @@ def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
 
 
 def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None) -> None:
-    """Raise ConfigError, listing all problems, where a node lacks the data, the file `token` or the weights."""
+    """Raise ConfigError, listing all problems, if a node lacks the data, the file `token` or the weights."""
     specs = [asdict(spec) for spec in all_specs]
     ids = {spec.name: _counts(spec) for spec in all_specs}
     check = ray.remote(num_cpus=0)(problems_of_node)
@@ -150,11 +150,11 @@ def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | N
             )
     problems = []
     for name, answer in asked.items():
-        # A node that dies meanwhile runs no trials either.
+        # A node that dies in the meantime runs no trials either.
         with contextlib.suppress(ray.exceptions.RayError):
             problems += [f"node {name}: {problem}" for problem in ray.get(answer)]
     if problems:
-        raise ConfigError("not every node can run trials:\n  " + "\n  ".join(problems))
+        raise ConfigError("some nodes cannot run trials:\n  " + "\n  ".join(problems))
 
 
 def _counts(spec: DatasetSpec) -> list[int]:
@@ -167,10 +167,10 @@ def _counts(spec: DatasetSpec) -> list[int]:
 def problems_of_node(
     specs: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
 ) -> list[str]:
-    """Return what keeps this node from running trials: data sets by place, and their images a split."""
+    """Return the problems that keep this node from running trials; `ids` are the image counts per split."""
     problems = []
     if not Path(token).exists():
-        problems.append(f"{token}: not here; the work folder must be on a file system that all nodes share")
+        problems.append(f"{token}: not found; the work folder must be on a file system that all nodes share")
     files = [path for path in dict.fromkeys(weights) if is_file(path)]
     problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
     for content in specs:
@@ -179,14 +179,14 @@ def problems_of_node(
             if not Path(spec.root).is_dir():
                 raise DataError(f"{spec.root}: no such folder (the root of {spec.name})")
             if (found := _counts(spec)) != ids[spec.name]:
-                raise DataError(f"{spec.root}: {spec.name} has other images here ({found}, not {ids[spec.name]})")
+                raise DataError(f"{spec.root}: {spec.name} has different images ({found}, not {ids[spec.name]})")
         except Exception as error:
             problems.append(str(error))
     return problems
 
 
 class RayWatchdog:
-    """Looks every second whether Ray still lives, and calls `died` where it does not."""
+    """Checks every second whether Ray is alive, and calls `died` if it is not."""
 
     def __init__(self, died: Callable[[], None]) -> None:
         self._died = died
@@ -207,7 +207,7 @@ class RayWatchdog:
         missed = 0
         while not self._stop.wait(1):
             missed = 0 if self._alive() else missed + 1
-            # A cluster's head that does not answer once may only be busy.
+            # A cluster's head that fails to answer once may only be busy.
             if missed >= (1 if self._processes else 10) and not self._stop.is_set():
                 self._died()
 
@@ -215,7 +215,7 @@ class RayWatchdog:
         try:
             if self._processes:
                 return all(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in self._processes)
-            # In a cluster that somebody else started, the head says whether this node is there.
+            # In a cluster started by others, the head knows whether this node is alive.
             return any(node["NodeID"] == self._node and node["Alive"] for node in ray.nodes())
         except (psutil.NoSuchProcess, ray.exceptions.RayError, ConnectionError, RuntimeError):
             return False

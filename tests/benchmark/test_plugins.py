@@ -89,11 +89,11 @@ def test_a_folder_is_a_plugin_of_several_files(tmp_path, write):
         (
             "mine",
             "x = 1\n",
-            r"mine\.py: a plug-in defines one of METHOD, REFINER, .* this file defines none of them",
+            r"mine\.py: a plug-in defines one of METHOD, REFINER, .* this file defines none",
         ),
-        ("mine", "METHOD = 1\nREFINER = 2\n", "this file defines several of them"),
+        ("mine", "METHOD = 1\nREFINER = 2\n", "this file defines several"),
         ("my-method", "METHOD = 1\n", r"'my-method' is not a Python name; rename it, for example my_method"),
-        ("cam", "METHOD = 1\n", r"its name 'cam' is taken by .*methods/cam\.py; rename the file and the `name`"),
+        ("cam", "METHOD = 1\n", r"its name 'cam' is used by .*methods/cam\.py; rename the file and the `name`"),
         ("mine", "METHOD = = 1\n", r"mine\.py: line 1: invalid syntax"),
     ],
 )
@@ -109,7 +109,7 @@ def test_two_files_of_one_name_are_refused_and_two_kinds_of_one_name_are_not(tmp
     other = tmp_path / "other"
     other.mkdir()
     (other / "squared.py").write_text(METHOD)
-    with pytest.raises(ConfigError, match=r"other/squared\.py: its name 'squared' is taken by .*/squared\.py"):
+    with pytest.raises(ConfigError, match=r"other/squared\.py: its name 'squared' is used by .*/squared\.py"):
         plugins.add(other / "squared.py")
     (other / "squared.py").write_text(FILES["small"].replace("small", "squared"))
     plugins.add(other / "squared.py")
@@ -270,7 +270,7 @@ def test_an_entry_point_without_a_module_is_refused_with_its_distribution(site):
         "try:\n    METHODS.names()\nexcept ConfigError as error:\n    print(error)\n",
         PYTHONPATH=str(site),
     )
-    assert out == "squares: its entry point 'squared' names no module: squares.squared\n"
+    assert out == "squares: entry point 'squared': no such module: squares.squared\n"
 
 
 def test_a_checkpoint_may_name_a_network_of_a_plugin_and_of_no_other_module(site, tmp_path, monkeypatch):

@@ -468,4 +468,4 @@ def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path
     assert "weights.pth: no such file" in problems.pop(1)
     assert "a file system that all nodes share" in problems[0]
     assert f"{tmp_path / 'away'}: no such folder" in problems[1]
-    assert "has other images here" in problems[2]
+    assert "has different images" in problems[2]

@@ -211,7 +211,7 @@ def print_forecast(settings: SweepSettings, folder: WorkFolder, accept_changed_c
         for cell in found.cells
     ]
     print_table(["cell", "search", "confirm", "searched"], rows)
-    print(f"\n{found.trials} trials in {len(found.cells)} cells\n")
+    print(f"\ntrials: {found.trials}, cells: {len(found.cells)}\n")
     print_table(
         ["stage", "needed", "shared", "in the store", "to compute", "seconds each", "hours"],
         [

@@ -77,7 +77,7 @@ class SweepReader:
         if self._database is not None and not self._database.is_file():
             # MLflow would create the file.
             raise ConfigError(
-                f"{self._database}: there is no such file; sweeps write it, `seedbed sync --all` does again"
+                f"{self._database}: no such file; a sweep writes it, `seedbed sync --all` rewrites it"
             )
         fail_fast()
         from mlflow.tracking import MlflowClient

@@ -284,8 +284,8 @@ def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
         ),
         (["sweep", "--resume", "x"], "no sweep 'x'. Valid: (none)"),
         (["sweep", "absent.yaml"], "error: absent.yaml: No such file"),
-        (["leaderboard", "--sweep", "x", "--out", "o"], "there is no such file; sweeps write it"),
-        (["leaderboard", "--sweep", "x", "y", "--out", "o"], "there is no such file; sweeps write it"),
+        (["leaderboard", "--sweep", "x", "--out", "o"], "no such file; a sweep writes it"),
+        (["leaderboard", "--sweep", "x", "y", "--out", "o"], "no such file; a sweep writes it"),
         (["ui"], "no MLflow store yet"),
     ],
 )

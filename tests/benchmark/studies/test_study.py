@@ -208,7 +208,7 @@ def test_the_commands_list_and_forecast(tmp_path):
     listed = seedbed("studies")
     assert all(name in listed for name in study_names())
     told = seedbed("study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", str(tmp_path), "--quiet")
-    assert "24 trials in 8 cells" in told
+    assert "trials: 24, cells: 8" in told
     assert "TrainIcd" in told
 
 

@@ -201,7 +201,7 @@ def test_other_settings_under_the_same_name_are_refused(straight):
 def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
     sweep, _ = straight
     text = sweep.run_here(*[word if word != "s" else "planned" for word in sweep.words], "--dry-run")
-    assert "14 trials in 2 cells" in text
+    assert "trials: 14, cells: 2" in text
     line = next(line for line in text.splitlines() if line.startswith("TrainCam "))
     needed, shared = map(int, line.split()[1:3])
     assert needed == 14

@@ -115,13 +115,13 @@ def test_a_dry_run_writes_nothing_and_generates_nothing(tmp_path, monkeypatch):
     for name in ("chimera", "chimera-voc", "chimera-coco"):
         text = sweep("--datasets", name)
         assert f"not known: the content of {name}, which the sweep will generate" in text
-        assert "4 trials in 1 cells" in text
+        assert "trials: 4, cells: 1" in text
         assert "estimate: none" in text
         assert "not timed yet" in text
     study = ["study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", str(tmp_path / "work")]
     ran = CliRunner().invoke(app, study)
     assert ran.exit_code == 0, ran.exception
-    assert "24 trials in 8 cells" in ran.output
+    assert "trials: 24, cells: 8" in ran.output
     assert list(tmp_path.iterdir()) == []
 
 

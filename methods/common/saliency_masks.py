@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -62,23 +63,13 @@ class SaliencyMasks(Stage):
         Raises DataError, naming the file, if a saliency map or mask is missing, broken, or of another size.
         """
         view = data.split(ctx.split)
-        task = _Combine(view, inputs[Kind.MASKS], self.threshold, out)
-        ctx.for_each_image(task, view.ids, "SaliencyMasks")
+        ctx.for_each_image(partial(self.combine, view, inputs[Kind.MASKS], out), view.ids, "SaliencyMasks")
 
-
-@dataclass(frozen=True)
-class _Combine:
-    """Makes and writes the mask of one image; sent to worker processes."""
-
-    view: SplitView
-    masks: Path
-    threshold: float
-    out: Path
-
-    def __call__(self, image_id: str) -> None:
-        path, saliency = self.masks / f"{image_id}.png", self.view.saliency(image_id)
+    def combine(self, view: SplitView, masks: Path, out: Path, image_id: str) -> None:
+        """Make and write the mask of one image."""
+        path, saliency = masks / f"{image_id}.png", view.saliency(image_id)
         mask = decode_mask(path)
         if mask.shape != saliency.shape:
-            (height, width), size = mask.shape, self.view.size(image_id)
+            (height, width), size = mask.shape, view.size(image_id)
             raise DataError(f"{path}: the mask is {width}x{height}, its image {size[1]}x{size[0]} pixels")
-        write_mask(self.out / f"{image_id}.png", combined(mask, saliency, self.threshold))
+        write_mask(out / f"{image_id}.png", combined(mask, saliency, self.threshold))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -149,8 +150,13 @@ class CrfMasks(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG per image of the context's split."""
         view = data.split(ctx.split)
-        task = _RefineImage(self, view, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        ctx.for_each_image(task, view.ids, "CrfMasks")
+        threshold = read_threshold(inputs[Kind.THRESHOLD])
+        ctx.for_each_image(partial(self.refine, view, inputs[Kind.SCORES], threshold, out), view.ids, "CrfMasks")
+
+    def refine(self, view: SplitView, scores: Path, threshold: float, out: Path, image_id: str) -> None:
+        """Make and write the mask of one image."""
+        image, maps = view.image(image_id), opened(scores).read(image_id)
+        write_mask(out / f"{image_id}.png", crf_mask(self, image, maps, threshold, len(view.classes)))
 
 
 def crf_mask(
@@ -179,22 +185,6 @@ def crf_mask(
     if stage.preset == "icd":
         labels[marginals.max(0) < LEAST_LIKELY] = IGNORE_INDEX
     return labels
-
-
-@dataclass(frozen=True)
-class _RefineImage:
-    """Makes and writes the mask of one image; sent to worker processes."""
-
-    stage: CrfMasks
-    view: SplitView
-    scores: Path
-    threshold: float
-    out: Path
-
-    def __call__(self, image_id: str) -> None:
-        image, maps = self.view.image(image_id), opened(self.scores).read(image_id)
-        mask = crf_mask(self.stage, image, maps, self.threshold, len(self.view.classes))
-        write_mask(self.out / f"{image_id}.png", mask)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from seedbed.benchmark.evaluation.maps import opened
@@ -24,9 +25,8 @@ class ThresholdMasks(Stage):
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG per image of the context's split."""
-        ids = data.split(ctx.split).ids
-        task = _Threshold(inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
-        ctx.for_each_image(task, ids, "ThresholdMasks")
+        task = partial(write_seed, inputs[Kind.SCORES], read_threshold(inputs[Kind.THRESHOLD]), out)
+        ctx.for_each_image(task, data.split(ctx.split).ids, "ThresholdMasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +40,13 @@ class ArgmaxMasks(Stage):
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG per image of the context's split."""
-        ids = data.split(ctx.split).ids
-        ctx.for_each_image(_Threshold(inputs[Kind.SCORES], 0.0, out), ids, "ArgmaxMasks")
+        task = partial(write_seed, inputs[Kind.SCORES], 0.0, out)
+        ctx.for_each_image(task, data.split(ctx.split).ids, "ArgmaxMasks")
 
 
-@dataclass(frozen=True)
-class _Threshold:
-    """Makes and writes the mask of one image; sent to worker processes."""
-
-    scores: Path
-    threshold: float
-    out: Path
-
-    def __call__(self, image_id: str) -> None:
-        maps = opened(self.scores).read(image_id)
-        write_mask(self.out / f"{image_id}.png", seed_mask(maps, self.threshold))
+def write_seed(scores: Path, threshold: float, out: Path, image_id: str) -> None:
+    """Make and write the mask of one image."""
+    write_mask(out / f"{image_id}.png", seed_mask(opened(scores).read(image_id), threshold))
 
 
 @dataclass(frozen=True)

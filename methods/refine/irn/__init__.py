@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -93,33 +94,20 @@ class IrnLabels(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the labels of every image of `weak`."""
         view = data.split(ctx.split)
-        task = _Label(self, view, inputs[Kind.SCORES], out)
-        ctx.for_each_image(task, view.ids, "IrnLabels")
+        ctx.for_each_image(partial(self.label, view, inputs[Kind.SCORES], out), view.ids, "IrnLabels")
 
-
-@dataclass(frozen=True)
-class _Label:
-    """Makes and writes the labels of one image; sent to worker processes."""
-
-    stage: IrnLabels
-    view: SplitView
-    scores: Path
-    out: Path
-
-    def __call__(self, image_id: str) -> None:
-        scores = ClassScores.of(opened(self.scores).read(image_id))
+    def label(self, view: SplitView, maps: Path, out: Path, image_id: str) -> None:
+        """Make and write the labels of one image."""
+        scores = ClassScores.of(opened(maps).read(image_id))
         labels = np.array([0, *scores.labels], np.uint8)
-        seeds = [
-            cut(scores, threshold)
-            for threshold in (self.stage.foreground_threshold, self.stage.background_threshold)
-        ]
+        seeds = [cut(scores, threshold) for threshold in (self.foreground_threshold, self.background_threshold)]
         unaries = [label_unary(seed, len(labels)) for seed in seeds]
-        marginals = dense_crfs(self.view.image(image_id), unaries, PRESETS["irn"], self.stage.iterations)
+        marginals = dense_crfs(view.image(image_id), unaries, PRESETS["irn"], self.iterations)
         foreground, background = (labels[stack.argmax(0)] for stack in marginals)
         confident = foreground.copy()
         confident[foreground == 0] = IGNORE_INDEX
         confident[(foreground == 0) & (background == 0)] = 0
-        write_mask(self.out / f"{image_id}.png", confident)
+        write_mask(out / f"{image_id}.png", confident)
 
 
 def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:

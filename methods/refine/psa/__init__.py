@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -89,26 +90,16 @@ class PsaLabels(Stage):
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the probabilities of every image of `weak`."""
         view = data.split(ctx.split)
-        task = _Label(self, view, inputs[Kind.SCORES], out)
-        ctx.for_each_image(task, view.ids, "PsaLabels")
+        ctx.for_each_image(partial(self.label, view, inputs[Kind.SCORES], out), view.ids, "PsaLabels")
 
-
-@dataclass(frozen=True)
-class _Label:
-    """Makes and writes the probabilities of one image; sent to worker processes."""
-
-    stage: PsaLabels
-    view: SplitView
-    scores: Path
-    out: Path
-
-    def __call__(self, image_id: str) -> None:
-        scores = ClassScores.of(opened(self.scores).read(image_id))
-        exponents = (self.stage.low_exponent, self.stage.high_exponent)
+    def label(self, view: SplitView, maps: Path, out: Path, image_id: str) -> None:
+        """Make and write the probabilities of one image."""
+        scores = ClassScores.of(opened(maps).read(image_id))
+        exponents = (self.low_exponent, self.high_exponent)
         unaries = [score_unary(scores.with_background(exponent)) for exponent in exponents]
-        marginals = dense_crfs(self.view.image(image_id), unaries, PRESETS["psa"], self.stage.iterations)
+        marginals = dense_crfs(view.image(image_id), unaries, PRESETS["psa"], self.iterations)
         low, high = (stack.astype(np.float16) for stack in marginals)
-        np.savez_compressed(self.out / f"{image_id}.npz", low=low, high=high)
+        np.savez_compressed(out / f"{image_id}.npz", low=low, high=high)
 
 
 @dataclass(frozen=True)

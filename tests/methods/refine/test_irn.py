@@ -101,7 +101,7 @@ def test_labels_by_hand(tmp_path, monkeypatch):
     (tmp_path / "scores").mkdir()
     with MapWriter(tmp_path / "scores") as writer:
         writer.write("a", ScoreMaps(np.array([4, 9], np.int16), scores, (1, 4)))
-    irn._Label(IrnLabels(), data.split(Split.WEAK), tmp_path / "scores", tmp_path)("a")
+    IrnLabels().label(data.split(Split.WEAK), tmp_path / "scores", tmp_path, "a")
     assert decode_mask(tmp_path / "a.png").tolist() == [[4, 255, 0, 9]]
 
 

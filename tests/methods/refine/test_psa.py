@@ -87,8 +87,7 @@ def test_the_stage_writes_both_crfs_of_both_exponents(tmp_path, monkeypatch):
     (tmp_path / "scores").mkdir()
     with MapWriter(tmp_path / "scores") as writer:
         writer.write("a", ScoreMaps(np.array([2], np.int16), np.full((1, 4, 6), 0.1, np.float32), (16, 24)))
-    label = psa._Label(PsaLabels(), data.split(Split.WEAK), tmp_path / "scores", tmp_path)
-    label("a")
+    PsaLabels().label(data.split(Split.WEAK), tmp_path / "scores", tmp_path, "a")
     with np.load(tmp_path / "a.npz") as found:
         for name, exponent in (("low", 4), ("high", 32)):
             background = 0.9**exponent

@@ -24,6 +24,7 @@ NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment",
 
 def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
     """Return the conditions of a trial by name, as recorded."""
+    from seedbed.benchmark.evaluation.threshold import SelectThreshold
     from seedbed.datasets.tools.check import val_in_training
 
     trial, chain, data = plan.trial, plan.chain, plan.data
@@ -43,6 +44,8 @@ def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
         supervision += "+COCO masks"
     if supervision and trial.allow_val_in_training and val_in_training(data):
         supervision += "+val images"
+    # The threshold `oracle` sees the masks of `train` too.
+    seen = {Split.TUNE, *(stage.on for stage in chain.stages if isinstance(stage, SelectThreshold))}
     every_row_has: dict[str, str | int] = {
         "supervision": supervision,
         "backbone": str(trial.backbone),
@@ -54,7 +57,7 @@ def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
         "multi_scale": NONE,
         "segmentation": "deeplab" if chain.segment else NONE,
         "selection": NONE,
-        "tuning_masks": len(data.ids(Split.TUNE)),
+        "tuning_masks": len({image_id for split in seen for image_id in data.ids(split)}),
     }
     return every_row_has | reported
 

@@ -105,6 +105,15 @@ def test_the_conditions_of_a_trial_by_hand(chimera_root, tmp_path):
     assert [*described][-2:] == ["data_digest", "segment"]
 
 
+def test_an_oracles_threshold_counts_the_masks_of_train(chimera_root, chimera, tmp_path):
+    tuned = small(chimera_root, refiners=["none"])
+    oracle = small(chimera_root, refiners=["none"], settings={"SelectThreshold.selection": "oracle"})
+    (found,) = (cell.conditions for cell in scheduler_of(oracle, tmp_path).plan.cells)
+    assert (found["selection"], found["tuning_masks"]) == ("oracle", len(chimera.ids("train")))
+    (found,) = (cell.conditions for cell in scheduler_of(tuned, tmp_path).plan.cells)
+    assert (found["selection"], found["tuning_masks"]) == ("tuned", len(chimera.ids("tune")))
+
+
 # The leaderboard
 
 

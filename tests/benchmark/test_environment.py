@@ -61,7 +61,7 @@ def test_paths_on_the_command_line_are_expanded(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["cache", "ls", "--work=~/file"])
     assert str(result.exception) == f"--work {tmp_path}/file: is a file, not a folder"
     result = CliRunner().invoke(app, ["data", "stats", "voc2012", "--root=${HOME}/gone"])
-    assert str(result.exception).startswith(f"{tmp_path}/gone: no such folder (the root of voc2012); say where")
+    assert str(result.exception).startswith(f"{tmp_path}/gone: no such folder (the root of voc2012); give its")
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch, capsys):

@@ -84,7 +84,7 @@ def test_settings_that_were_lost_come_with_the_way_out(settings, tmp_path, conte
     path.parent.mkdir()
     path.write_bytes(content)
     (path.parent / "sweep.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"sweep\.yaml: empty.* Remove it and start"):
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: empty.* Remove it and run"):
         saved_settings(tmp_path, "small")
     with pytest.raises(ConfigError, match=r"sweep\.yaml: empty"):
         check_same_sweep(path.parent, settings)

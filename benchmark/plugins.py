@@ -226,7 +226,7 @@ def file_below(places: Iterable[Path], parts: Sequence[str]) -> Path | None:
 
 
 def plugin_file(module: str) -> Path | None:
-    """Return the file of a module `seedbed.…` that is a given plug-in or lies in the folder of one."""
+    """Return the file of a module of a given plug-in, such as `seedbed.methods.mine`; None for other modules."""
     for plugin in given():
         if module == plugin.module:
             return plugin.path

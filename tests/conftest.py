@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,23 @@ def chimera(chimera_root: Path) -> Dataset:
     from seedbed.datasets.chimera import DATASET
 
     return DATASET.open(chimera_root)
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start a test without plug-ins, and forget its own after it."""
+    from seedbed.benchmark import plugins
+    from seedbed.benchmark.source.closure import forget
+
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    forget()
+    yield
+    for name in [name for name in sys.modules if name.startswith("seedbed.")]:
+        if plugins.plugin_file(name):
+            del sys.modules[name]
+    plugins.installed.cache_clear()
+    plugins._given.cache_clear()
+    forget()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
     seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
     seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
-    seedbed-work/sweeps/    one folder per sweep          seedbed-work/mlflow/   MLflow's SQLite file and artifacts
+    seedbed-work/sweeps/    one folder per sweep        seedbed-work/mlflow/   MLflow's SQLite file and artifacts
 
 `seedbed.toml`, in the current folder, is optional:
 

@@ -107,7 +107,7 @@ class Forecast:
 def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
     """Return what a sweep would do. Runs and writes nothing. Raises what the sweep would."""
     work = DryRunFolder(work.root)
-    plan = plan_sweep(settings, work)
+    plan = plan_sweep(settings.resolved(), work)
     needed: Counter[str] = Counter()
     steps: dict[str, dict[str, tuple[Step, Dataset]]] = defaultdict(dict)
     cells = []

@@ -113,14 +113,12 @@ class SweepSettings(TrialOptions):
         Adds the plug-ins to this process; those of the command line replace the sweep's of the same name. Raises
         ConfigError if a method or refiner is unknown, or a plug-in is missing.
         """
-        plugins = add_all(self.plugins)
         from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 
+        plugins = add_all(self.plugins)
         for variant in self.variants.values():
-            if variant.method not in METHODS.names():
-                raise unknown_name(METHODS.what, variant.method, METHODS.names())
-            if variant.refiner not in REFINERS.names():
-                raise unknown_name(REFINERS.what, variant.refiner, REFINERS.names())
+            METHODS.plugin(variant.method)
+            REFINERS.plugin(variant.refiner)
         methods = METHODS.names() if self.methods == (ALL,) else self.methods
         refiners = REFINERS.names() if self.refiners == (ALL,) else self.refiners
         for family, names in ((METHODS, methods), (REFINERS, refiners)):

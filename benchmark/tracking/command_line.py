@@ -33,9 +33,10 @@ def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     yield from ("--seed", str(trial.seed))
     if trial.supervision != "weak":
         yield from ("--supervision", trial.supervision)
-    used = {"METHOD": trial.method, "REFINER": trial.refiner, "DATASET": spec.dataset_spec.loader}
-    for constant, name in {**used, "BACKBONE": spec.conditions.get("backbone", "")}.items():
-        if name and needs_file(constant, str(name)):
+    backbones = {spec.conditions.get(key) for key in ("backbone", "segmentation_backbone")} - {None}
+    used = [("METHOD", trial.method), ("REFINER", trial.refiner), ("DATASET", spec.dataset_spec.loader)]
+    for constant, name in (*used, *(("BACKBONE", str(backbone)) for backbone in backbones)):
+        if needs_file(constant, name):
             yield from ("--plugin", "FILE")
     # The command of another machine is to take the same backbone and weights, also if its defaults differ.
     values: dict[str, Any] = {

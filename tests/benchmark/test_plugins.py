@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,12 @@ from typer.testing import CliRunner
 import seedbed
 from seedbed.benchmark import plugins
 from seedbed.benchmark.cli.main import app
-from seedbed.benchmark.errors import ConfigError, SeedbedError
+from seedbed.benchmark.errors import ConfigError, SeedbedError, StoreError
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.changed_code import source_of
 from seedbed.benchmark.pipeline.registry import BACKBONES, DATASETS, METHODS, REFINERS
 from seedbed.benchmark.source.closure import closure, forget
 from seedbed.benchmark.training.checkpoint import load_network, save_network
-from seedbed.datasets.base import Dataset
 from tests.helpers.plugins import FILES, METHOD
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -28,19 +29,7 @@ FAMILIES = {"squared": METHODS, "grown": REFINERS, "small": BACKBONES, "renamed"
 Write = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget the plug-ins of a test after it."""
-    monkeypatch.setenv(plugins.VARIABLE, "")
-    before = set(sys.modules)
-    forget()
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("seedbed.methods", "seedbed.datasets")) and plugins.plugin_file(name):
-            del sys.modules[name]
-    plugins.installed.cache_clear()
-    plugins._given.cache_clear()
-    forget()
+pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
 @pytest.fixture
@@ -180,30 +169,33 @@ def test_a_trial_of_plugins_runs_in_worker_processes_and_its_results_name_their_
         ("squared", ".square()", ".abs()"),
         ("grown", "/ 2", "/ 3"),
         ("small", "class Small(Tiny):", "class Small(Tiny):\n    frozen_norm = True\n"),
+        ("renamed", "tuple(sorted(", "tuple(reversed("),
     ],
 )
-def test_an_edit_of_a_plugin_changes_the_source_of_its_results(name, old, new, write, chimera):
-    for each in ("squared", "grown", "small"):
+def test_an_edit_of_a_plugin_changes_the_source_of_its_results(name, old, new, write, chimera_root):
+    for each in FILES:
         plugins.add(write(each))
-    before = sources(chimera)
+    before = sources(chimera_root)
     path = write(name)
     assert path.read_text().count(old) == 1
     path.write_text(path.read_text().replace(old, new))
     forget()
-    after = sources(chimera)
+    after = sources(chimera_root)
     assert before.keys() == after.keys()
-    assert {key.rsplit(".", 1)[0] for key in before if before[key] != after[key]}
-    assert all(f".{name}" in key for key in before if before[key] != after[key])
+    changed = [definition for definition in before if before[definition] != after[definition]]
+    assert changed
+    assert all(f".{name}." in definition for definition in changed)
 
 
-def sources(data: Dataset) -> dict[str, str]:
+def sources(root: Path) -> dict[str, str]:
     """Return the definitions that the masks of a trial depend on."""
     from seedbed.benchmark.pipeline.stage import Machine
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
     from seedbed.benchmark.trials.plan import plan_trial
     from seedbed.benchmark.trials.trial import Trial
 
-    trial = Trial(dataset="chimera", method="squared", refiner="grown", backbone="small", segment=False)
+    data = DATASETS.load("renamed").open(root)
+    trial = Trial(dataset="renamed", method="squared", refiner="grown", backbone="small", segment=False)
     plan = plan_trial(trial, data, WorkFolder(Path("unused")), Machine(), "digest")
     found: dict[str, str] = {}
     for step in plan.steps().values():
@@ -217,6 +209,14 @@ INSTALLED = {
     .replace("(network", "square(network")
     .replace(".square()", ""),
     "squares/losses.py": "def square(x):\n    return x * x\n",
+    "squares/network.py": """
+from torch import nn
+
+class Network(nn.Linear):
+    def __init__(self, width):
+        super().__init__(width, 1)
+        self.arguments = {"width": width}
+""",
     "squares-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: squares\nVersion: 1.0\n",
     "squares-1.0.dist-info/entry_points.txt": "[seedbed.plugins]\nsquared = squares.squared\n",
 }
@@ -258,7 +258,7 @@ def test_an_entry_point_is_a_plugin_and_listing_it_imports_nothing(site):
     assert "'squared'" in out
     assert "Squared: CAM with a squared loss. False" in out
     assert "squares.squared\n" in out
-    # Although it lies in `site-packages`, its code is part of what results depend on.
+    # Code in `site-packages` counts if it belongs to a plug-in.
     assert "squares.losses.square" in out.splitlines()[-1]
 
 
@@ -274,22 +274,29 @@ def test_an_entry_point_without_a_module_is_refused_with_its_distribution(site):
 
 
 def test_a_checkpoint_may_name_a_network_of_a_plugin_and_of_no_other_module(site, tmp_path, monkeypatch):
-    from torch import nn
-
-    class Network(nn.Linear):
-        arguments = {"in_features": 2, "out_features": 1}  # noqa: RUF012
-
-    Network.__module__ = "squares.losses"
-    Network.__qualname__ = "Network"
-    save_network(tmp_path, Network(2, 1))
-    with pytest.raises(SeedbedError, match="or of a plug-in"):
-        load_network(tmp_path)
+    shutil.rmtree(site / "squares-1.0.dist-info")  # What is installed is a plug-in already.
     monkeypatch.syspath_prepend(str(site))
-    plugins.add("squares.squared")
-    with pytest.raises(AttributeError, match="Network"):
+    network = importlib.import_module("squares.network").Network(2)
+    save_network(tmp_path, network)
+    with pytest.raises(
+        StoreError, match=r"'squares.network' is not a module of `seedbed.methods` or of a plug-in"
+    ):
         load_network(tmp_path)
-    for name in [name for name in sys.modules if name.startswith("squares")]:
+    plugins.add("squares.squared")
+    loaded = load_network(tmp_path)
+    assert type(loaded) is type(network)
+    assert (loaded.weight == network.weight).all()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "squares"]:
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_only_a_plugin_that_is_not_installed_needs_its_file(write, site):
+    plugins.add(write("grown"))
+    assert plugins.needs_file("REFINER", "grown")
+    assert not plugins.needs_file("REFINER", "crf")
+    listing = "from seedbed.benchmark.plugins import needs_file; print(needs_file('METHOD', 'squared'))"
+    assert program(listing) == "True\n"
+    assert program(listing, PYTHONPATH=str(site)) == "False\n"
 
 
 def test_plugins_are_copied_for_other_machines_with_the_data_files_they_name(write, site, tmp_path, monkeypatch):

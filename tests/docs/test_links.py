@@ -54,6 +54,17 @@ def test_every_path_that_code_and_pages_name_exists():
     assert not lost, "\n".join(sorted(lost))
 
 
+def test_every_module_that_a_command_names_exists():
+    files = [path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py")]
+    lost = {
+        f"{file.relative_to(CHECKOUT)}: {module}"
+        for file in [*files, *PAGES]
+        for module in re.findall(r"python -m (tests[\w.]*\w)", file.read_text("utf-8"))
+        if not any((CHECKOUT / module.replace(".", "/")).with_suffix(suffix).exists() for suffix in ("", ".py"))
+    }
+    assert not lost, "\n".join(sorted(lost))
+
+
 def test_the_architecture_page_lists_every_folder_of_the_packages():
     page = (CHECKOUT / "docs/architecture.md").read_text("utf-8")
     tree = page.partition("## Folders")[2].split("```")[1]

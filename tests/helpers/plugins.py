@@ -101,19 +101,29 @@ class Small(Tiny):
 
 BACKBONE = BackboneFamily(name="small", paper="none", build=Small, strides=(8, 16))
 '''
-DATASET = '''"""Renamed: VOC's layout under another name."""
+DATASET = '''"""Renamed: Chimera in VOC's layout under another name."""
 
-from seedbed.datasets.chimera import DATASET as CHIMERA
+from seedbed.datasets.chimera import CLASSES
+from seedbed.datasets.voc2012 import VocDataset
+
+
+class RenamedData(VocDataset):
+    """Images with sorted tags."""
+
+    def tags(self, image_id):
+        """Return the tags of an image."""
+        return tuple(sorted(super().tags(image_id)))
 
 
 class Renamed:
-    """Opens what Chimera opens."""
+    """Opens a folder."""
 
     name = "renamed"
+    official_counts = None
 
-    def open(self, root, **options):
+    def open(self, root):
         """Open the folder."""
-        return CHIMERA.open(root, **options)
+        return RenamedData(root, self.name, CLASSES)
 
 
 DATASET = Renamed()

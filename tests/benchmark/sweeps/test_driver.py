@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from tests.conftest import CHECKOUT
+from tests.helpers.cluster import ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
 
 TABLES = ("leaderboard.md", "index.html", "leaderboard.tex", "leaderboard.csv")
@@ -337,42 +338,17 @@ def wait_for_server(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_node_of_a_cluster_dies_and_the_sweep_goes_on(straight, data, tmp_path):
-    """Three nodes on this machine, that share nothing but the disk; one is killed in the middle."""
-    program = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-print(cluster.address, flush=True)
-sys.stdin.readline()
-cluster.remove_node(nodes[0], allow_graceful=False)
-print("removed", flush=True)
-sys.stdin.readline()
-cluster.shutdown()
-"""
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        address = cluster.stdout.readline().strip()
-        assert re.fullmatch(r"[\d.]+:\d+", address)
+    """One of three nodes is killed in the middle."""
+    with ray_cluster(workers=2) as cluster:
         sweep = Sweep(tmp_path, data)
-        process = sweep.start(*sweep.words, "--address", address)
+        process = sweep.start(*sweep.words, "--address", cluster.address)
         sweep.wait_for(3, process)
-        cluster.stdin.write("\n")
-        cluster.stdin.flush()
-        assert cluster.stdout.readline().strip() == "removed"
+        cluster.kill_worker_node()
         assert process.wait(timeout=300) == 0, sweep.output()
         sweep.check()
         assert sweep.tables() == straight[1]
         environments = [json.loads(p.read_text()) for p in sweep.work.glob("sweeps/s/trials/*/config.json")]
         assert {e["environment"]["code"] for e in environments} == {code_of(straight[0])}
-    finally:
-        for child in psutil.Process(cluster.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        cluster.kill()
-        cluster.wait()
 
 
 def code_of(sweep: Sweep) -> str:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from seedbed.benchmark import plugins
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.sweeps.settings import change, saved_settings
-from tests.helpers.plugins import BACKBONE, METHOD
-from tests.helpers.sweeping import small
+from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.sweeps.dry_run import forecast
+from seedbed.benchmark.sweeps.settings import change, saved_settings, settings_of
+from seedbed.benchmark.tracking.command_line import command_line
+from tests.helpers.cluster import ray_cluster
+from tests.helpers.plugins import BACKBONE, DATASET, METHOD
+from tests.helpers.sweeping import scheduler_of, small
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PROGRAM = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-print(cluster.address, flush=True)
-sys.stdin.readline()
-cluster.shutdown()
-"""
 
 
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, "")
+pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
 @pytest.fixture
@@ -54,17 +46,7 @@ def own(tmp_path):
 def test_the_nodes_of_a_cluster_get_files_and_installed_modules(own, chimera_root):
     """The nodes start without the user's `site`, in another folder; the file is gone when the sweep is resumed."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER],
-        cwd="/",
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = cluster.stdout.readline().strip()
-        assert re.fullmatch(r"[\d.]+:\d+", address)
+    with ray_cluster(workers=0, cwd="/", env=environment) as cluster:
         with_site = {**environment, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(own / "site")])}
 
         def seedbed(*words: str) -> str:
@@ -83,7 +65,7 @@ def test_the_nodes_of_a_cluster_get_files_and_installed_modules(own, chimera_roo
 
         words = ["--methods", "squared", "--refiners", "none", "--datasets", f"chimera-voc={chimera_root}"]
         words += ["--trials", "0", "--seeds", "0", "--no-segment", "--set", "InferCam.scales=1.0"]
-        words += ["--backbone", "small", "--address", address]
+        words += ["--backbone", "small", "--address", cluster.address]
         assert "1 of 1 trials finished" in seedbed("sweep", "--name", "own", "--plugin", "squared.py", *words)
         settings = yaml.safe_load((own / "work/sweeps/own/sweep.yaml").read_text())
         assert settings["plugins"] == [str(own / "squared.py")]
@@ -93,12 +75,6 @@ def test_the_nodes_of_a_cluster_get_files_and_installed_modules(own, chimera_roo
         (own / "squared.py").unlink()
         again = seedbed("sweep", "--resume", "own", "--seeds", "0")
         assert "1 of 1 trials finished" in again
-    finally:
-        for child in psutil.Process(cluster.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        cluster.kill()
-        cluster.wait()
 
 
 def test_a_sweep_is_told_its_plugins_in_its_file_and_the_command_line_replaces_them(own, chimera_root, tmp_path):
@@ -134,3 +110,32 @@ def test_the_copy_of_a_sweep_stands_for_a_plugin_that_is_gone(own, chimera_root,
     plugins.give("")
     (own / "squared.py").unlink()
     assert saved_settings(tmp_path / "sweeps", "small").resolved().plugins == (copied,)
+
+
+def test_a_dry_run_finds_the_plugins_that_a_sweeps_file_names(own, chimera_root, tmp_path):
+    """Also a data set, which is opened before any cell is planned."""
+    (own / "renamed.py").write_text(DATASET)
+    files = [str(own / "squared.py"), str(own / "renamed.py")]
+    settings = settings_of(
+        {
+            "name": "own",
+            "plugins": files,
+            "datasets": [f"renamed={chimera_root}"],
+            "variants": {"mine": {"method": "squared"}},
+            "trials": 0,
+        }
+    )
+    found = forecast(settings, WorkFolder(tmp_path / "work"))
+    assert [str(cell.cell) for cell in found.cells] == ["squared × none × renamed × mine"]
+    assert "TrainSquared" in {row.stage for row in found.stages}
+
+
+def test_the_command_that_repeats_a_trial_asks_for_each_file(own, chimera_root, tmp_path):
+    (own / "small.py").write_text(BACKBONE)
+    files = [str(own / "squared.py"), str(own / "small.py")]
+    changes = {"segmentation_backbone": "small", "segmentation_weights": "none", "backbone": "tiny"}
+    settings = small(chimera_root, methods=["squared"], refiners=["none"], plugins=files, trials=0, **changes)
+    spec = scheduler_of(settings.resolved(), tmp_path / "work").next_trial()
+    words = shlex.split(command_line(spec, generated=False))
+    assert words.count("--plugin") == 2
+    assert words[words.index("--plugin") + 1] == "FILE"

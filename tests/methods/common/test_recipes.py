@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import replace
 
@@ -31,16 +30,14 @@ BACKBONE = replace(tiny.BACKBONE, name="toy", strides={strides})
 
 
 @pytest.fixture
-def toy(monkeypatch, tmp_path):
+def toy(no_plugins, tmp_path):
     """Return what adds a backbone `toy` with some strides, as a plug-in."""
-    monkeypatch.setenv(plugins.VARIABLE, "")
 
     def add(*strides):
         (tmp_path / "toy.py").write_text(TOY.format(strides=strides))
         plugins.add(tmp_path / "toy.py")
 
-    yield add
-    sys.modules.pop("seedbed.methods.backbones.toy", None)
+    return add
 
 
 def stages(meta):

@@ -99,7 +99,9 @@ def resample(
     points: dict[int, dict[int, float]] = {}
     values: dict[int, dict[int, Values]] = {}
     without: dict[int, str] = {}
-    drawn = draw_images(len(ids), resamples, seed, group.dataset) if ids else np.zeros((resamples, 0), np.uint16)
+    drawn = (
+        draw_images(len(ids), resamples, seed, group.scope.dataset) if ids else np.zeros((resamples, 0), np.uint16)
+    )
     for index, members in numbered.items():
         reasons = [reason for run in members if (reason := _lacks(run, group, images, ids))]
         if reasons:

@@ -73,12 +73,7 @@ class Row:
 class Group:
     """Rows that can be compared, ranked ones first."""
 
-    dataset: str
-    supervision: str
-    backbone: str
-    initialisation: str
-    segmentation_backbone: str
-    segmentation_initialisation: str
+    scope: Scope
     measure: Measure
     """The measure that ranks the rows."""
     rows: tuple[Row, ...]
@@ -128,7 +123,7 @@ def _group(scope: Scope, lines: list[RowRuns], conditions: Sequence[str]) -> Gro
     rows = [
         _row(line, defaults.get((line.method, line.refiner)), present, measure, conditions, bars) for line in lines
     ]
-    return Group(*scope, measure, _ranked(rows, measure))
+    return Group(scope, measure, _ranked(rows, measure))
 
 
 def _bars_of_group(scope: Scope, lines: list[RowRuns]) -> list[str]:

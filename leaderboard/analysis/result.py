@@ -19,7 +19,7 @@ from seedbed.leaderboard.figures.budget import budget_figure
 from seedbed.leaderboard.figures.classes import class_figure
 from seedbed.leaderboard.figures.importance import importance_figures
 from seedbed.leaderboard.figures.intervals import interval_figure
-from seedbed.leaderboard.figures.style import Figure, scope_of, stems
+from seedbed.leaderboard.figures.style import Figure, stems
 from seedbed.leaderboard.tables.columns import group_title
 
 __all__ = ["Analysis", "AverageRank", "Comparison", "Figure", "GroupAnalysis", "analyse"]
@@ -64,7 +64,7 @@ def analyse(
     averages, over = average_ranks(board.groups, resampled) if images is not None else ([], "")
     figures: list[Figure | None] = []
     for group, analysis, stem in zip(board.groups, groups, stems(board.groups), strict=True):
-        cells = by_cell.get(scope_of(group), {})
+        cells = by_cell.get(group.scope, {})
         figures += [interval_figure(group, analysis, stem), *cost.cost_figures(group, stem)]
         figures += [budget_figure(group, cells, stem), *importance_figures(group, cells, stem)]
         figures.append(class_figure(group, stem))
@@ -92,8 +92,7 @@ def _confirmed(board: Board, runs: Sequence[Run]) -> list[list[tuple[Run, ...]]]
         for line in found
     }
     return [
-        [lines[scope_of(group), row.method, row.refiner, row.settings] for row in group.rows]
-        for group in board.groups
+        [lines[group.scope, row.method, row.refiner, row.settings] for row in group.rows] for group in board.groups
     ]
 
 

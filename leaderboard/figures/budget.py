@@ -80,7 +80,7 @@ def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
         for cell, known in sorted(curves.items())
         for n, value in enumerate(expected_best(known), 1)
     ]
-    return Figure(name, title, caption, svg, unrounded(header, rows), tuple(methods), group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), tuple(methods), group.scope.dataset)
 
 
 def _known(runs: Sequence[Run]) -> list[float]:

@@ -51,7 +51,7 @@ def class_figure(group: Group, stem: str) -> Figure | None:
             for row in rows
         ],
     )
-    return Figure(name, title, caption, svg, table, dataset=group.dataset)
+    return Figure(name, title, caption, svg, table, dataset=group.scope.dataset)
 
 
 def _iou(row: Row, name: str) -> float:

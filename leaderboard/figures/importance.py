@@ -145,4 +145,4 @@ def _figure(
         else:
             rows += [[*cell, key, value, None] for key, value in values.items()]
     table = unrounded(["method", "refiner", "parameter", "importance", "nothing_because"], rows)
-    return Figure(name, title, caption, svg, table, (method,), group.dataset)
+    return Figure(name, title, caption, svg, table, (method,), group.scope.dataset)

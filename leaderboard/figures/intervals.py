@@ -68,4 +68,4 @@ def interval_figure(group: Group, analysis: GroupAnalysis, stem: str) -> Figure 
         ]
         for index, row, value in known
     ]
-    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.scope.dataset)

@@ -119,7 +119,7 @@ def _figure(group: Group, name: str, device: str, points: list[Point]) -> Figure
     )
     header = ["method", "refiner", "settings", "rank", "device", "hours", group.measure.name, "on_front"]
     rows = [[*_cells(point.row), device, point.hours, point.value, str(point in best).lower()] for point in points]
-    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.dataset)
+    return Figure(name, title, caption, svg, unrounded(header, rows), dataset=group.scope.dataset)
 
 
 def _alpha(point: Point, best: list[Point]) -> float:

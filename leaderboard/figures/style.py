@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape, quoteattr
 
 from seedbed.leaderboard.analysis.ranking import Group, Row
-from seedbed.leaderboard.data.snapshot import Scope
 from seedbed.leaderboard.tables.columns import group_title
 
 if TYPE_CHECKING:
@@ -56,18 +55,6 @@ class Figure:
     """The data set that it shows; empty: all."""
 
 
-def scope_of(group: Group) -> Scope:
-    """Return what the runs of a group have in common."""
-    return Scope(
-        group.dataset,
-        group.supervision,
-        group.backbone,
-        group.initialisation,
-        group.segmentation_backbone,
-        group.segmentation_initialisation,
-    )
-
-
 def slug(text: str) -> str:
     """Return text as part of a figure's name, [a-z0-9_-]."""
     return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "unnamed"
@@ -77,7 +64,7 @@ def stems(groups: Sequence[Group]) -> list[str]:
     """Return the end of the names of each group's figures: the data set, numbered if it has several groups."""
     names: list[str] = []
     for group in groups:
-        name, number = slug(group.dataset), 1
+        name, number = slug(group.scope.dataset), 1
         while (stem := name if number == 1 else f"{name}-{number}") in names:
             number += 1
         names.append(stem)

@@ -50,7 +50,7 @@ class Content:
     @property
     def datasets(self) -> list[str]:
         """The data sets that have a page."""
-        return sorted({group.dataset for group in self.board.groups})
+        return sorted({group.scope.dataset for group in self.board.groups})
 
 
 def method_page(method: str) -> str:

@@ -35,6 +35,8 @@ from seedbed.leaderboard.tables.columns import (
     segmentation,
     summary,
 )
+from seedbed.leaderboard.tables.pairwise import all_pairs, average_table
+from seedbed.leaderboard.tables.study import side_by_side
 from seedbed.leaderboard.tables.table import sections
 
 
@@ -93,7 +95,7 @@ def _dataset(content: Content, dataset: str) -> str:
         content,
         root="../",
         dataset=dataset,
-        views=[view for view in content.views if view.group.dataset == dataset],
+        views=[view for view in content.views if view.group.scope.dataset == dataset],
         digests=sorted({run.data_digest for run in runs if run.data_digest}),
         figures=[figure for figure in content.analysis.figures if figure.dataset == dataset],
         studies=[study for study in content.studies if study.dataset == dataset],
@@ -135,9 +137,12 @@ def _environment() -> Environment:
     environment.filters |= {"code": _code, "number": number, "printed": printed, "signed": _signed, "svg": Markup}
     environment.globals |= {
         "places": places,
+        "all_pairs": all_pairs,
+        "average_table": average_table,
         "columns_of": columns_of,
         "legend": legend,
         "sections": sections,
+        "side_by_side": side_by_side,
         "group_title": group_title,
         "initialisation": initialisation,
         "segmentation": segmentation,

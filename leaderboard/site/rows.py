@@ -13,7 +13,6 @@ from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.snapshot import Run, Scope
-from seedbed.leaderboard.figures.style import scope_of
 from seedbed.leaderboard.tables.columns import (
     GAIN,
     MEASURED,
@@ -91,7 +90,7 @@ class GroupView:
     @property
     def name(self) -> str:
         """Return the name of the group's files."""
-        return f"group-{self.number}-{slug(self.group.dataset)}"
+        return f"group-{self.number}-{slug(self.group.scope.dataset)}"
 
     @property
     def choices(self) -> dict[str, list[str]]:
@@ -230,7 +229,7 @@ def _percent(value: float | None) -> float | None:
 
 def repeats(view: GroupView, lines: Mapping[Scope, Sequence[RowRuns]], method: str) -> list[Repeat]:
     """Return how to repeat each row of a method in a group."""
-    own = {(line.method, line.refiner, line.settings): line for line in lines.get(scope_of(view.group), ())}
+    own = {(line.method, line.refiner, line.settings): line for line in lines.get(view.group.scope, ())}
     found = [line for line in view.main if line.row.method == method]
     return [_repeat(line, view, own.get((line.row.method, line.row.refiner, line.row.settings))) for line in found]
 

@@ -217,13 +217,14 @@ def group_table(group: Group, analysis: GroupAnalysis | None = None) -> Table:
 
 def initialisation(group: Group) -> str:
     """Return the initialisation of a group's backbone; for a weights file, the first digits of its digest."""
-    return _short(group.initialisation)
+    return _short(group.scope.initialisation)
 
 
 def segmentation(group: Group) -> list[tuple[str, str]]:
     """Return backbone and initialisation of the segmentation network by name; empty if they are the method's."""
-    own = group.segmentation_backbone, group.segmentation_initialisation
-    if own == (group.backbone, group.initialisation):
+    scope = group.scope
+    own = scope.segmentation_backbone, scope.segmentation_initialisation
+    if own == (scope.backbone, scope.initialisation):
         return []
     return [("segmentation backbone", own[0] or NOTHING), ("segmentation initialisation", _short(own[1]))]
 
@@ -235,8 +236,9 @@ def _short(initialisation: str) -> str:
 
 def group_title(group: Group) -> str:
     """Return the conditions that the rows of a group share."""
+    scope = group.scope
     return (
-        f"{group.dataset} · supervision {group.supervision or NOTHING} · backbone {group.backbone or NOTHING}"
+        f"{scope.dataset} · supervision {scope.supervision or NOTHING} · backbone {scope.backbone or NOTHING}"
         f" · initialisation {initialisation(group)}"
         + "".join(f" · {name} {text}" for name, text in segmentation(group))
     )

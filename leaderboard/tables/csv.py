@@ -62,8 +62,7 @@ def _limits(group: Group, analysis: GroupAnalysis, index: int) -> dict[str, obje
 def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
     flat: dict[str, object] = {
         "sweep": board.sweep,
-        "dataset": group.dataset,
-        **{name: getattr(group, name) for name in SCOPE},
+        **group.scope._asdict(),
         "rank": row.rank,
         "method": row.method,
         "refiner": row.refiner,

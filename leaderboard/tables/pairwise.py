@@ -8,13 +8,23 @@ from dataclasses import replace
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.tables.columns import group_title, percent_limits, points
-from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded
+from seedbed.leaderboard.data.snapshot import Scope
+from seedbed.leaderboard.tables.columns import group_title, percent_limits, points, ranked_by
+from seedbed.leaderboard.tables.table import Column, Table, text_columns, text_table, unrounded
 
 FACTS = (
     "p is two-sided, from the paired bootstrap, and not corrected for the number of comparisons. Two rows cannot "
     "be told apart if the interval over images and random seeds includes 0; with fewer than two random seeds in "
     "common, the interval over images alone."
+)
+
+DIFFERENCE = (
+    "Difference",
+    "95 % over images",
+    "p",
+    "95 % over images and random seeds",
+    "p",
+    "Told apart",
 )
 
 
@@ -23,18 +33,32 @@ def against_the_first(group: Group, analysis: GroupAnalysis) -> Table | None:
     if not analysis.comparisons:
         return None
     first = analysis.comparisons[0].first
-    over_images, over_both = "95 % over images", "95 % over images and random seeds"
     return text_table(
-        text_columns("Row", "Difference", over_images, "p", over_both, "p", "Told apart"),
-        [_row(group, pair) for pair in analysis.comparisons if pair.first == first],
+        text_columns("Row", *DIFFERENCE),
+        [
+            (group.rows[pair.second].name, *_difference(pair))
+            for pair in analysis.comparisons
+            if pair.first == first
+        ],
         f"Differences from {group.rows[first].name}, in points of {group.measure.title}",
     )
 
 
-def _row(group: Group, pair: Comparison) -> tuple[str, ...]:
+def all_pairs(group: Group, analysis: GroupAnalysis) -> Table:
+    """Return every comparison of a group, first − second, in points."""
+    return text_table(
+        [Column("First"), *text_columns("Second", *DIFFERENCE)],
+        [
+            (group.rows[pair.first].name, group.rows[pair.second].name, *_difference(pair))
+            for pair in analysis.comparisons
+        ],
+        f"Differences of {ranked_by(group)}, first − second, in points",
+    )
+
+
+def _difference(pair: Comparison) -> tuple[str, ...]:
     over_seeds = None if pair.seed_low is None or pair.seed_high is None else (pair.seed_low, pair.seed_high)
     return (
-        group.rows[pair.second].name,
         points(pair.difference),
         percent_limits((pair.image_low, pair.image_high)),
         _p(pair.image_p),
@@ -70,8 +94,8 @@ def average_table(analysis: Analysis) -> Table | None:
 def comparisons(board: Board, analysis: Analysis) -> str:
     """Return every comparison as CSV, one per line: `first` minus `second`, unrounded fractions."""
     header = [
-        *("dataset", "supervision", "backbone", "initialisation"),
-        *("segmentation_backbone", "segmentation_initialisation", "measure"),
+        *Scope._fields,
+        "measure",
         *(f"{which}_{name}" for which in ("first", "second") for name in ("method", "refiner", "settings")),
         *("difference", "image_low", "image_high", "image_p", "seed_low", "seed_high", "seed_p", "together"),
     ]
@@ -80,14 +104,12 @@ def comparisons(board: Board, analysis: Analysis) -> str:
 
 def _rows(board: Board, analysis: Analysis) -> Iterator[list[object]]:
     for group, own in zip(board.groups, analysis.groups, strict=True):
-        conditions = [group.dataset, group.supervision, group.backbone, group.initialisation]
-        conditions += [group.segmentation_backbone, group.segmentation_initialisation, group.measure.name]
         for pair in own.comparisons:
             rows = (group.rows[pair.first], group.rows[pair.second])
             names = [name for row in rows for name in (row.method, row.refiner, row.settings)]
             over_images = [pair.difference, pair.image_low, pair.image_high, pair.image_p]
             over_seeds = [pair.seed_low, pair.seed_high, pair.seed_p]
-            yield [*conditions, *names, *over_images, *over_seeds, str(pair.together).lower()]
+            yield [*group.scope, group.measure.name, *names, *over_images, *over_seeds, str(pair.together).lower()]
 
 
 def comparison_tables(board: Board, analysis: Analysis) -> Iterator[Table]:

@@ -8,13 +8,15 @@ from seedbed.benchmark.files import write_text
 from seedbed.benchmark.studies.result import ClaimResult, StudyCell, StudyResult, signed
 from seedbed.leaderboard.analysis.ranking import NOTHING
 from seedbed.leaderboard.tables import latex, markdown, terminal
-from seedbed.leaderboard.tables.table import Table, text_columns, text_table, unrounded
+from seedbed.leaderboard.tables.columns import number
+from seedbed.leaderboard.tables.table import Column, Table, text_columns, text_table, unrounded
 
 EXPLAINED = (
     "Each cell: ours ± standard deviation over random seeds, in brackets the paper's number and the "
     "difference. "
     "If the protocol differs, the paper's numbers are from another setting; they are not ranked with ours."
 )
+SIDES = ("ours", "paper", "difference")
 
 
 def cell_text(cell: StudyCell, digits: int) -> str:
@@ -66,6 +68,32 @@ def table(study: StudyResult) -> Table:
     """Return the study's table, with one column per column of the paper's."""
     rows = [[row.label, *(cell_text(cell, study.digits) for cell in row.cells)] for row in study.rows]
     return text_table(text_columns("", *study.columns), rows, f"{study.label}: {study.title}")
+
+
+def side_by_side(study: StudyResult) -> Table:
+    """Return the study's table with three columns per column of the paper's: ours, paper, difference."""
+    columns = [Column("")]
+    columns += [Column(kind, section=name, number=True) for name in study.columns for kind in SIDES]
+    rows = [
+        [row.label, *(text for cell in row.cells for text in _sides(cell, study.digits))] for row in study.rows
+    ]
+    missing = [
+        (i, 1 + len(SIDES) * j)
+        for i, row in enumerate(study.rows)
+        for j, cell in enumerate(row.cells)
+        if cell.missing
+    ]
+    return text_table(columns, rows, study.title, missing=missing)
+
+
+def _sides(cell: StudyCell, digits: int) -> tuple[str, str, str]:
+    ours = number(cell.ours, digits)
+    if cell.std is not None:
+        ours += f" ± {number(cell.std, digits)}"
+    if cell.low is not None and cell.high is not None:
+        ours += f" [{number(cell.low, digits)}, {number(cell.high, digits)}]"
+    difference = NOTHING if cell.difference is None else signed(cell.difference, digits)
+    return cell.missing or ours, number(cell.paper, digits), difference
 
 
 def as_markdown(study: StudyResult) -> str:

@@ -681,8 +681,7 @@ def test_the_package_imports_neither_torch_nor_mlflow_nor_pandas():
 
 def test_a_weights_file_is_shown_by_the_first_digits_of_its_digest():
     group = only_group(*line(0.5, 0.5, 0.5))
-    assert columns.initialisation(replace(group, initialisation="sha256:" + "0123456789abcdef" * 4)) == (
-        "sha256:0123456789ab"
-    )
-    assert columns.initialisation(replace(group, initialisation="imagenet")) == "imagenet"
-    assert columns.initialisation(replace(group, initialisation="")) == "–"
+    expected = {"sha256:" + "0123456789abcdef" * 4: "sha256:0123456789ab", "imagenet": "imagenet", "": "–"}
+    for recorded, text in expected.items():
+        scope = group.scope._replace(initialisation=recorded)
+        assert columns.initialisation(replace(group, scope=scope)) == text

@@ -216,7 +216,7 @@ def test_a_sweep_marks_the_rows_of_the_variants_and_keeps_them_in_a_group_of_the
     assert first is not None
     assert first.conditions["supervision"] == wanted[first.cell.method]
     table = table_of(list(ExpectedTrials.parse(scheduler.plan.description()).expected()))
-    groups = {group.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
+    groups = {group.scope.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
     assert groups == {"I": {"cam"}, "I+S": set(VARIANTS)}
 
 

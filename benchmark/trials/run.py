@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, describe
+from seedbed.benchmark.pipeline.hparams import override
+from seedbed.benchmark.pipeline.registry import METHODS
 from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -21,6 +24,7 @@ from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
 from seedbed.datasets.tools.check import preflight
+from seedbed.methods.segmentation.stages import PredictMasks
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +132,27 @@ def network_of(work: WorkFolder, run: str) -> Path:
             "without --no-segment"
         )
     return _in_store(work, run, artifacts["network"])
+
+
+def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
+    """Return the stage that predicted a run's masks, with the settings in its `run.json`.
+
+    Raises ConfigError if this code has no such stage, or another version or other settings of it.
+    """
+    # A one-step method has its own stage.
+    METHODS.load(description["trial"]["method"])
+    kinds: list[type[PredictMasks]] = [PredictMasks, *PredictMasks.__subclasses__()]
+    known = {kind.__name__: kind for kind in kinds}
+    recorded = [dict(stage) for stage in description["stages"] if stage["stage"] in known]
+    again = f"give the command of the run {description['run']} again"
+    if not recorded:
+        stages = ", ".join(stage["stage"] for stage in description["stages"])
+        raise ConfigError(f"this code knows no stage that predicts masks among {stages}; {again}")
+    name, version = recorded[-1].pop("stage"), recorded[-1].pop("version")
+    if version != known[name].version:
+        raise ConfigError(f"{name} was version {version} and is now {known[name].version}; {again}")
+    (stage,) = override([known[name]()], {f"{name}.{field}": value for field, value in recorded[-1].items()})
+    return stage
 
 
 def _in_store(work: WorkFolder, run: str, key: str) -> Path:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.files import atomic
-from seedbed.benchmark.pipeline.hparams import override
-from seedbed.benchmark.pipeline.registry import METHODS
 from seedbed.benchmark.pipeline.stage import Context, Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.trials.run import network_of, read_run
+from seedbed.benchmark.trials.run import network_of, read_run, recorded_prediction
 from seedbed.datasets.base import Dataset, Split, SplitView
 from seedbed.datasets.io.images import BROKEN
 from seedbed.datasets.voc2012 import VocDataset
-from seedbed.methods.segmentation.stages import PredictMasks, predict_masks
+from seedbed.methods.segmentation.stages import predict_masks
 
 # comp5 is for training on VOC's images only; our networks start from ImageNet weights.
 MASKS = Path("results/VOC2012/Segmentation/comp6_test_cls")
@@ -57,27 +54,6 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
         raise DataError(f"{folder}: not what the server takes, so no {TAR} was written\n" + "\n".join(problems))
     write_tar(tar, folder)
     return tar
-
-
-def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
-    """Return the stage that predicted a run's masks, with the settings in its `run.json`.
-
-    Raises ConfigError if this code has no such stage, or another version or other settings of it.
-    """
-    # A one-step method has its own stage.
-    METHODS.load(description["trial"]["method"])
-    kinds: list[type[PredictMasks]] = [PredictMasks, *PredictMasks.__subclasses__()]
-    known = {kind.__name__: kind for kind in kinds}
-    recorded = [dict(stage) for stage in description["stages"] if stage["stage"] in known]
-    again = f"give the command of the run {description['run']} again"
-    if not recorded:
-        stages = ", ".join(stage["stage"] for stage in description["stages"])
-        raise ConfigError(f"this code knows no stage that predicts masks among {stages}; {again}")
-    name, version = recorded[-1].pop("stage"), recorded[-1].pop("version")
-    if version != known[name].version:
-        raise ConfigError(f"{name} was version {version} and is now {known[name].version}; {again}")
-    (stage,) = override([known[name]()], {f"{name}.{field}": value for field, value in recorded[-1].items()})
-    return stage
 
 
 def images_of_test(data: Dataset) -> SplitView:

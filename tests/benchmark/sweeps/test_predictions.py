@@ -44,6 +44,15 @@ def test_what_is_predicted_is_the_networks_and_is_kept(finished, chimera):
     assert set(np.unique(decode_mask(again / f"{ids[0]}.png"))) == {7}
 
 
+def test_with_another_version_of_the_prediction_nothing_is_predicted(finished, chimera, caplog):
+    work, trial = finished
+    config = json.loads((trial / "config.json").read_text())
+    config["stages"][-1]["version"] += 1
+    (trial / "config.json").write_text(json.dumps(config))
+    assert predict_train(work, trial, chimera.split("train").ids[:1], refuse) is None
+    assert f"{trial}: no predictions of train: PredictMasks was version" in caplog.text
+
+
 def test_without_a_network_nothing_is_predicted(finished, chimera):
     work, trial = finished
     config = json.loads((trial / "config.json").read_text())

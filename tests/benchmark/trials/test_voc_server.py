@@ -17,7 +17,7 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.plan import plan_trial
-from seedbed.benchmark.trials.run import Result, network_of, run_trial
+from seedbed.benchmark.trials.run import Result, network_of, recorded_prediction, run_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.benchmark.trials.voc_server import (
     MASKS,
@@ -25,7 +25,6 @@ from seedbed.benchmark.trials.voc_server import (
     check_submission,
     export_test_masks,
     images_of_test,
-    recorded_prediction,
     write_tar,
 )
 from seedbed.datasets.base import Dataset, Split

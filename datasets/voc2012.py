@@ -1,7 +1,7 @@
 """PASCAL VOC 2012 segmentation, with the 10,582 `train_aug` images and masks of SBD.
 
 Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010; Hariharan et al., "Semantic Contours
-from Inverse Detectors", ICCV 2011 (SBD). Layout (`seedbed data prepare voc` makes the parts in brackets from SBD):
+from Inverse Detectors", ICCV 2011 (SBD). Layout (`seedbed data prepare voc2012` makes the parts in brackets):
 
     JPEGImages/ID.jpg                    Annotations/ID.xml
     SegmentationClass/ID.png            (SegmentationClassAug/ID.png)
@@ -35,7 +35,7 @@ CLASSES = (
 )
 IMAGES, AUGMENTED = "JPEGImages", "SegmentationClassAug"
 UNFINISHED = ".unfinished"
-"""A file in SegmentationClassAug/ while `seedbed data prepare voc` writes its masks."""
+"""A file in SegmentationClassAug/ while `seedbed data prepare voc2012` writes its masks."""
 TRAIN_AUG_NAMES = ("train_aug", "trainaug")
 TAG_FILE_NAMES = ("image_labels.csv", "cls_labels.npy")
 LISTS = Path("ImageSets/Segmentation")
@@ -151,7 +151,7 @@ class VocDataset(Dataset):
                 return listed, self.root / LISTS / f"{name}.txt"
         folder = self._augmented.path
         if (folder / UNFINISHED).exists():
-            raise DataError(f"{folder}: not all masks are written; run `seedbed data prepare voc` again")
+            raise DataError(f"{folder}: not all masks are written; run `seedbed data prepare voc2012` again")
         if folder.is_dir():
             held_out = {*self._val, *self._test}
             masked = sorted({Path(name).stem for name in visible_files(folder, {".png"})})

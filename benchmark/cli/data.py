@@ -56,21 +56,23 @@ def generate_data(
 @app.command("prepare")
 def prepare_data(
     name: Annotated[
-        str, typer.Argument(help="voc: convert the masks of SBD; coco: draw the masks from the JSON files.")
+        str,
+        typer.Argument(help="voc2012: convert the masks of SBD; coco2014: draw the masks from the JSON files."),
     ],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
     sbd: Annotated[
         Path | None,
         typer.Option(
-            help="voc: folder of the official SBD release (with `dataset/cls`).",
-            show_default="none: needed for voc",
+            help="voc2012: folder of the official SBD release (with `dataset/cls`).",
+            show_default="none: needed for voc2012",
         ),
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="coco: new folder for the masks.", show_default="ROOT/SegmentationMasks")
+        Path | None,
+        typer.Option(help="coco2014: new folder for the masks.", show_default="ROOT/SegmentationMasks"),
     ] = None,
     crowd: Annotated[
-        str, typer.Option(help="coco: label of crowd regions, `ignore` (255) or `background`.")
+        str, typer.Option(help="coco2014: label of crowd regions, `ignore` (255) or `background`.")
     ] = "ignore",
     workers: Workers = None,
     quiet: Quiet = False,
@@ -79,9 +81,9 @@ def prepare_data(
     from seedbed.datasets.coco2014.masks import MASKS, left_out, rasterise
     from seedbed.datasets.tools.sbd import merge_sbd
 
-    kind = one_of("data set", name, ("voc", "coco"))
+    kind = one_of("data set", name, ("voc2012", "coco2014"))
     with progress_bar("masks", 1) as bar:
-        if kind == "voc":
+        if kind == "voc2012":
             if sbd is None:
                 raise ConfigError("give the official SBD release with --sbd DIR")
             count = merge_sbd(sbd, root, bar.at)
@@ -89,7 +91,7 @@ def prepare_data(
             rule = one_of("--crowd", crowd, ("ignore", "background"))
             count = rasterise(root, masks, crowd=rule, processes=processes(workers), progress=bar.at)
     print(f"{count} masks")
-    if kind == "coco":
+    if kind == "coco2014":
         for file, text in left_out(masks or root / MASKS):
             print(f"note: {file}: {text}")
 

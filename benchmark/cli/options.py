@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from seedbed.benchmark.pipeline.work_folder import WorkFolder
 
 Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed writes.", envvar="SEEDBED_WORK")]
+DatasetName = Annotated[
+    str,
+    typer.Option(help="Data set: chimera-voc or chimera-coco (generated), voc2012, coco2014, or of seedbed.toml."),
+]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the data set.", show_default="from seedbed.toml; chimera is generated"),

@@ -10,6 +10,7 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     AcceptChangedCode,
+    DatasetName,
     Plugins,
     Quiet,
     Root,
@@ -28,9 +29,7 @@ from seedbed.benchmark.cli.trial_options import trial_options
 def run(
     *,
     method: Annotated[str, typer.Option(help="Method (see `seedbed methods`).")] = "cam",
-    dataset: Annotated[
-        str, typer.Option(help="Data set: chimera, voc2012, coco2014, or a name from seedbed.toml.")
-    ] = "chimera",
+    dataset: DatasetName = "chimera",
     root: Root = None,
     saliency: Annotated[
         Path | None,

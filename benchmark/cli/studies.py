@@ -13,6 +13,7 @@ from seedbed.benchmark.cli.options import (
     AcceptChangedCode,
     Address,
     CpusPerTrial,
+    DatasetName,
     GpusPerTrial,
     Plugins,
     Quiet,
@@ -43,9 +44,7 @@ def studies() -> None:
 def study(
     *,
     name: Annotated[str, typer.Argument(help="Study (see `seedbed studies`), or a YAML file of your own.")],
-    dataset: Annotated[
-        str, typer.Option(help="Data set: chimera, voc2012, coco2014, or a name from seedbed.toml.")
-    ] = "chimera",
+    dataset: DatasetName = "chimera",
     root: Root = None,
     seeds: Annotated[
         list[int] | None, typer.Option(help="Random seeds, one trial per seed.", show_default="0 1 2")

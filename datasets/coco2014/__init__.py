@@ -1,7 +1,7 @@
 """MS COCO 2014 with its 80 things classes; masks are drawn once from the annotations.
 
-Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014. Layout (`seedbed data prepare coco` makes the
-part in brackets):
+Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014. Layout (`seedbed data prepare coco2014` makes
+the part in brackets):
 
     train2014/STEM.jpg  val2014/STEM.jpg    annotations/instances_{train,val}2014.json
     (SegmentationMasks/{train,val}2014/STEM.png, manifest.json, labels.json)

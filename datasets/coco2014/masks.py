@@ -93,7 +93,7 @@ def left_out(masks: Path) -> Iterator[tuple[str, str]]:
 def require_current(root: Path, masks: Path, crowd: Crowd) -> Mapping[str, Any]:
     """Return the manifest of finished masks. Raises DataError, with the command to run, if there are none."""
     _check_rule(crowd)
-    command = f"seedbed data prepare coco --root {root}"
+    command = f"seedbed data prepare coco2014 --root {root}"
     command += "" if masks == root / MASKS else f" --masks {masks}"
     command += "" if crowd == "ignore" else f" --crowd {crowd}"
     held = _read_manifest(masks)

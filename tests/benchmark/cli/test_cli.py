@@ -268,7 +268,7 @@ def test_coco_masks_are_prepared_by_the_command_that_the_error_names(work):
     shutil.rmtree(root / "SegmentationMasks")
     refused = seedbed(work, "data", "stats", "chimera", "--root", root, check=False)
     assert refused.returncode == 1
-    command = re.search(r"seedbed (data prepare coco --root \S+)", refused.stderr)[1]
+    command = re.search(r"seedbed (data prepare coco2014 --root \S+)", refused.stderr)[1]
     assert "40 masks" in seedbed(work, *command.split()).stdout
     assert "griffin" in seedbed(work, "data", "stats", "chimera", "--root", root).stdout
 

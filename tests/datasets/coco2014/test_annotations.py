@@ -103,7 +103,7 @@ def test_masks_of_images_that_fell_together_are_not_opened(tmp_path: Path):
     rasterise(tmp_path)
     manifest = tmp_path / "SegmentationMasks" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "masks": 4}))
-    with pytest.raises(DataError, match=r"labels\.json: does not have every image .*data prepare coco"):
+    with pytest.raises(DataError, match=r"labels\.json: does not have every image .*data prepare coco2014"):
         DATASET.open(tmp_path)
 
 

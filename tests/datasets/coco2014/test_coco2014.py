@@ -266,7 +266,7 @@ def test_counts_other_than_the_official_ones_are_a_notice(root: Path):
 
 
 def test_missing_masks_name_the_command(root: Path, tmp_path: Path):
-    with pytest.raises(DataError, match=rf"not made yet; run: seedbed data prepare coco --root {root}$"):
+    with pytest.raises(DataError, match=rf"not made yet; run: seedbed data prepare coco2014 --root {root}$"):
         DATASET.open(root)
     with pytest.raises(DataError, match=r"--masks .*elsewhere --crowd background$"):
         DATASET.open(root, masks=tmp_path / "elsewhere", crowd="background")
@@ -382,7 +382,7 @@ def test_what_is_left_out_is_counted_over_interruptions(root: Path, monkeypatch:
 
 def test_prepare_says_what_is_left_out(root: Path):
     write_json(root, "val2014", [annotation(9, 0, 1, polygon(*BOX)), annotation(10, 0, 13, [])], images=1)
-    shown = CliRunner().invoke(app, ["data", "prepare", "coco", "--root", str(root), "--workers", "0"])
+    shown = CliRunner().invoke(app, ["data", "prepare", "coco2014", "--root", str(root), "--workers", "0"])
     assert shown.exit_code == 0
     assert shown.stdout.splitlines() == [
         "4 masks",

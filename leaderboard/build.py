@@ -102,8 +102,9 @@ def _write(table: Any, out: Path, images: ImageStatistics | None, sources: Sourc
     write_snapshot(out / SNAPSHOT, table)
     written = [out / SNAPSHOT]
     table = read_snapshot(out / SNAPSHOT)
-    board, runs = board_of(table), tuple(runs_of(table))
-    analysis = analyse(board, table, images)
+    runs = tuple(runs_of(table))
+    board = board_of(runs)
+    analysis = analyse(board, runs, images)
     board = mark(board, analysis.groups)
     galleries, no_gallery = _galleries(runs, out, sources)
     content = Content(

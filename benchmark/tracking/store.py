@@ -54,13 +54,9 @@ def unusable(uri: str, error: Exception) -> ConfigError:
     return ConfigError(f"MLflow at {uri} cannot be used: {text[:300]}{way}")
 
 
-def artifact_file(database: Path, run: str, artifact: str) -> Path | None:
-    """Return a run's artifact beside the database, None if it is not there.
-
-    MLflow records absolute locations, which are wrong after a move of the work folder.
-    """
-    path = database.parent / ARTIFACTS / run / "artifacts" / artifact
-    return path if path.exists() else None
+def artifacts_of(database: Path, run: str) -> Path:
+    """Return the folder of a run's artifacts beside the database, wherever that is now."""
+    return database.parent / ARTIFACTS / run / "artifacts"
 
 
 def artifacts_beside(database: Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from seedbed.benchmark.evaluation.bootstrap import ranks_of
 from seedbed.benchmark.evaluation.records import RecordName
@@ -17,7 +16,7 @@ from seedbed.leaderboard.analysis.grouping import BOTH, RowRuns, rows_by_scope, 
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.data.conditions import RANK_NEEDS, column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES, PSEUDO_MASK, VAL, Measure, measures
-from seedbed.leaderboard.data.snapshot import Run, Scope, runs_of
+from seedbed.leaderboard.data.snapshot import Run, Scope
 
 SEEDS_NEEDED = 3
 NOTHING = "–"
@@ -100,9 +99,8 @@ class Board:
     groups: tuple[Group, ...]
 
 
-def board_of(table: Any) -> Board:
-    """Return the leaderboard of a snapshot's table."""
-    runs = runs_of(table)
+def board_of(runs: Sequence[Run]) -> Board:
+    """Return the leaderboard of a snapshot's runs."""
     conditions = column_names(name for run in runs for name in run.conditions)
     return Board(
         sweep=", ".join(sorted({run.sweep for run in runs})),

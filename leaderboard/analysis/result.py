@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
-
 from seedbed.leaderboard.analysis.average_rank import AverageRank, average_ranks
 from seedbed.leaderboard.analysis.grouping import rows_by_scope, searches
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis, Resampled, compare, resample
 from seedbed.leaderboard.analysis.ranking import Board, Group
 from seedbed.leaderboard.data.measures import Measure
 from seedbed.leaderboard.data.per_image import ImageStatistics
-from seedbed.leaderboard.data.snapshot import Run, runs_of
+from seedbed.leaderboard.data.snapshot import Run
 from seedbed.leaderboard.figures import pareto as cost
 from seedbed.leaderboard.figures.budget import budget_figure
 from seedbed.leaderboard.figures.classes import class_figure
@@ -40,13 +38,12 @@ class Analysis:
 
 
 def analyse(
-    board: Board, snapshot: pa.Table, images: ImageStatistics | None, *, resamples: int = 2000, seed: int = 0
+    board: Board, runs: Sequence[Run], images: ImageStatistics | None, *, resamples: int = 2000, seed: int = 0
 ) -> Analysis:
-    """Return the analysis of the board that was made of a snapshot. The same input gives the same result.
+    """Return the analysis of the board that was made of `runs`. The same input gives the same result.
 
     Without per-image statistics there are no intervals and no comparisons.
     """
-    runs = runs_of(snapshot)
     confirmed = _confirmed(board, runs)
     by_cell = searches(runs)
 

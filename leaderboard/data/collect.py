@@ -1,4 +1,4 @@
-"""From MLflow to the snapshot's table: the only module that talks to the experiment tracker."""
+"""From MLflow to the snapshot's table."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.benchmark.paths import sqlite_file, without_folders
-from seedbed.benchmark.tracking.store import EXPERIMENT, artifact_file, check_uri, fail_fast, unusable
+from seedbed.benchmark.tracking.store import check_uri
+from seedbed.leaderboard.data.client_store import ClientStore, TrackedRun
 from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of
+from seedbed.leaderboard.data.sqlite_store import SqliteStore
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run as TrackedRun
-
-PAGE = 2000
-"""Runs per request. Larger pages are hardly faster and take more memory: 0.8 GB at 2,000, 1.6 GB at 10,000."""
+PLAN = "sweep.json"
+"""The artifact of a sweep's run that says which trials it plans."""
+PER_IMAGE = "per_image"
+"""The folder of artifacts with the statistics of images, of confirming trials."""
 
 
 def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
@@ -44,7 +45,7 @@ def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
 def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:
     plan = store.expected(sweep)
     with _no_garbage_collection():
-        runs = [run_of(run.data.tags, run.data.metrics, plan) for run in store.trials(sweep)]
+        runs = [run_of(run.tags, run.metrics, plan) for run in store.trials(sweep)]
     twice = sorted(key for key, count in Counter(run.key for run in runs).items() if count > 1)
     if twice:
         listed = ", ".join(twice[:5])
@@ -73,87 +74,60 @@ class SweepReader:
     def __init__(self, tracking_uri: str) -> None:
         """Raises ConfigError if there is no store, no sweep in it, or no answer."""
         check_uri(tracking_uri)
-        self._database = sqlite_file(tracking_uri)
-        if self._database is not None and not self._database.is_file():
-            # MLflow would create the file.
-            raise ConfigError(
-                f"{self._database}: no such file; a sweep writes it, `seedbed sync --all` rewrites it"
-            )
-        fail_fast()
-        from mlflow.tracking import MlflowClient
-
-        try:
-            self._client = MlflowClient(tracking_uri)
-            experiment = self._client.get_experiment_by_name(EXPERIMENT)
-        except Exception as error:
-            raise unusable(tracking_uri, error) from None
-        if experiment is None:
-            raise ConfigError(f"{tracking_uri}: no sweep was recorded here (no experiment {EXPERIMENT!r})")
-        self._experiment = experiment.experiment_id
+        database = sqlite_file(tracking_uri)
+        if database is not None and not database.is_file():
+            raise ConfigError(f"{database}: no such file; a sweep writes it, `seedbed sync --all` rewrites it")
+        self._store = ClientStore(tracking_uri) if database is None else SqliteStore(tracking_uri, database)
 
     def trials(self, sweep: str) -> Iterator[TrackedRun]:
         """Yield the runs of a sweep's trials."""
-        return self._search(_trials_of(sweep))
+        return self._store.search(_trials_of(sweep))
 
     def places(self, sweep: str) -> dict[str, str]:
         """Return the id of the run of each confirming trial of a sweep, by the trial's key."""
-        with _no_garbage_collection():
-            confirmed = self._search(f"{_trials_of(sweep)} and tags.phase = 'confirm'")
-            return {run.data.tags.get("seedbed.key", ""): run.info.run_id for run in confirmed}
+        return {run.tags.get("seedbed.key", ""): run.id for run in self._store.search(_confirming(sweep))}
 
     def expected(self, sweep: str) -> ExpectedTrials:
         """Return the plan of a sweep. Raises ConfigError for an unknown one, DataError for one without a plan."""
         parents: dict[str, list[str]] = {}
-        for run in self._search("tags.`seedbed.kind` = 'sweep'"):
-            parents.setdefault(run.data.tags.get("seedbed.sweep", ""), []).append(run.info.run_id)
+        for run in self._store.search({"seedbed.kind": "sweep"}):
+            parents.setdefault(run.tags.get("seedbed.sweep", ""), []).append(run.id)
         if sweep not in parents:
             raise unknown_name("sweep", sweep, parents)
         if len(parents[sweep]) > 1:
             raise DataError(f"{len(parents[sweep])} sweeps are named {sweep!r}; delete all but one")
-        from mlflow.exceptions import MlflowException
-
         with tempfile.TemporaryDirectory() as folder:
             try:
-                content = json.loads(self._file(parents[sweep][0], "sweep.json", Path(folder)).read_text("utf-8"))
-            except (OSError, ValueError, MlflowException) as error:
-                plan = f"the plan of sweep {sweep!r}, its artifact sweep.json,"
+                content = json.loads(self._store.file(parents[sweep][0], PLAN, Path(folder)).read_text("utf-8"))
+            except (OSError, ValueError) as error:
+                plan = f"the plan of sweep {sweep!r}, its artifact {PLAN},"
                 raise DataError(f"{plan} cannot be read: {error}") from None
         return ExpectedTrials.parse(content)
 
     def download(self, run: str, artifact: str, folder: Path) -> Path | None:
         """Return the path of a run's artifact, downloaded to `folder` if needed; None if there is none."""
-        from mlflow.exceptions import MlflowException
-
         try:
-            return self._file(run, artifact, folder)
-        except (OSError, MlflowException):
+            return self._store.file(run, artifact, folder)
+        except OSError:
             return None
 
-    def _file(self, run: str, artifact: str, folder: Path) -> Path:
-        here = None if self._database is None else artifact_file(self._database, run, artifact)
-        return here or Path(self._client.download_artifacts(run, artifact, str(folder)))
-
-    def _search(self, where: str) -> Iterator[TrackedRun]:
-        token: str | None = None
-        while True:
-            page = self._client.search_runs([self._experiment], where, max_results=PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+    def state(self, sweeps: Iterable[str]) -> str | None:
+        """Return a digest that changes when the store does; None if only reading it tells."""
+        plans = [({"seedbed.kind": "sweep", "seedbed.sweep": sweep}, PLAN) for sweep in sweeps]
+        return self._store.state([*plans, *((_confirming(sweep), f"{PER_IMAGE}/*") for sweep in sweeps)])
 
 
-def _trials_of(sweep: str) -> str:
-    quote = '"' if "'" in sweep else "'"
-    return f"tags.`seedbed.kind` = 'trial' and tags.`seedbed.sweep` = {quote}{sweep}{quote}"
+def _trials_of(sweep: str) -> dict[str, str]:
+    return {"seedbed.kind": "trial", "seedbed.sweep": sweep}
+
+
+def _confirming(sweep: str) -> dict[str, str]:
+    return {**_trials_of(sweep), "phase": "confirm"}
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Pause Python's garbage collector: MLflow creates a hundred objects per run, which it would scan repeatedly.
-
-    This halves the time for a sweep of 10,000 runs, and needs no more memory.
-    """
+    """Pause Python's garbage collector, which would scan the many objects of each run repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.per_image import file_name, read_confusions
 from seedbed.benchmark.files import atomic
-from seedbed.leaderboard.data.collect import SweepReader
+from seedbed.leaderboard.data.collect import PER_IMAGE, SweepReader
 from seedbed.leaderboard.data.measures import measures
 from seedbed.leaderboard.data.snapshot import Run, runs_of
 
@@ -93,12 +94,13 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
     places = {key: run for sweep in sweeps for key, run in store.places(sweep).items()}
     found: dict[str, RunImages] = {}
     without: dict[str, str] = {}
-    for run, file in files_of(runs_of(snapshot)):
+    confirming = snapshot.filter(pc.field("phase") == "confirm")
+    for run, file in files_of(runs_of(confirming)):
         if run.key not in places:
             without[run.key] = "MLflow no longer has the run"
             continue
         with tempfile.TemporaryDirectory() as folder:
-            path = store.download(places[run.key], f"per_image/{file}", Path(folder))
+            path = store.download(places[run.key], f"{PER_IMAGE}/{file}", Path(folder))
             if path is None:
                 without[run.key] = f"MLflow does not have its artifact per_image/{file}"
                 continue

@@ -30,6 +30,7 @@ The rows are in a fixed order, without run ids and times of day: the same result
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -96,7 +97,7 @@ class Run:
     metrics: Mapping[str, float | None]
     """Records by name, and seconds by `stage/KEY`; None if a number does not exist."""
 
-    @property
+    @functools.cached_property
     def scope(self) -> Scope:
         """The scope within which the run can be compared."""
         scope = Scope(self.dataset, *(self.conditions[name] for name in SCOPE))
@@ -105,7 +106,7 @@ class Run:
             segmentation_initialisation=scope.segmentation_initialisation or scope.initialisation,
         )
 
-    @property
+    @functools.cached_property
     def cell(self) -> tuple[str, ...]:
         """The key of a search: everything that identifies a trial except settings, phase and seed."""
         return *self.scope, self.method, self.refiner

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 from seedbed.leaderboard.analysis.grouping import objective
@@ -29,16 +31,25 @@ def expected_best(values: Sequence[float]) -> list[float]:
     Of the sorted values v₁ ≤ … ≤ v_N the i-th is the highest of n in C(i−1, n−1) of the C(N, n) choices (docs/
     protocol.md, Statistics, names the sources).
     """
-    ordered, total = sorted(values), len(values)
+    ordered = sorted(values)
     return [
-        math.fsum(value * (math.comb(i, n - 1) / math.comb(total, n)) for i, value in enumerate(ordered))
+        math.fsum(map(operator.mul, ordered[n - 1 :], shares)) for n, shares in enumerate(_shares(len(ordered)), 1)
+    ]
+
+
+@functools.lru_cache(maxsize=8)
+def _shares(total: int) -> list[list[float]]:
+    """Return, for n = 1 … total, in which share of the choices of n each value from the n-th on is the highest."""
+    return [
+        [math.comb(i, n - 1) / choices for i in range(n - 1, total)]
         for n in range(1, total + 1)
+        for choices in [math.comb(total, n)]
     ]
 
 
 def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
     """Return the curves of a group's searches, one panel per method; None if no search trial is complete."""
-    curves = {cell: known for cell, runs in cells.items() if (known := _known(runs))}
+    curves = {cell: expected_best(known) for cell, runs in cells.items() if (known := _known(runs))}
     if not curves:
         return None
     methods = sorted({method for method, _ in curves})
@@ -51,7 +62,7 @@ def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
         for axis, method in zip(axes.flat, methods, strict=False):
             for refiner in refiners:
                 if (method, refiner) in curves:
-                    curve = [100 * value for value in expected_best(curves[method, refiner])]
+                    curve = [100 * value for value in curves[method, refiner]]
                     axis.plot(range(1, len(curve) + 1), curve, "o-", ms=2.5, lw=1.2, color=colours[refiner])
                     default = _default(cells[method, refiner])
                     if default is not None:
@@ -77,8 +88,8 @@ def budget_figure(group: Group, cells: Searches, stem: str) -> Figure | None:
     header = ["method", "refiner", "trials", "expected_best", "default"]
     rows = [
         [*cell, n, value, _default(cells[cell])]
-        for cell, known in sorted(curves.items())
-        for n, value in enumerate(expected_best(known), 1)
+        for cell, curve in sorted(curves.items())
+        for n, value in enumerate(curve, 1)
     ]
     return Figure(name, title, caption, svg, unrounded(header, rows), tuple(methods), group.scope.dataset)
 

@@ -62,7 +62,7 @@ work = WorkFolder(folder / "work")
 sync(work, None)
 build(default_uri(work), "small", folder / "site")
 (run, *_) = SweepReader(default_uri(work)).trials("small")
-print(json.dumps({name: value for name, value in run.data.metrics.items() if "F2" in name}))
+print(json.dumps({name: value for name, value in run.metrics.items() if "F2" in name}))
 """
 COLUMN = """
 import json
@@ -87,7 +87,7 @@ work = WorkFolder(folder / "work")
 sync(work, None)
 build(default_uri(work), "small", folder / "site")
 (run, *_) = SweepReader(default_uri(work)).trials("small")
-print({name: text for name, text in run.data.tags.items() if name == "colour_jitter"})
+print({name: text for name, text in run.tags.items() if name == "colour_jitter"})
 """
 
 OPTION = """

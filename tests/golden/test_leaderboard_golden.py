@@ -25,7 +25,7 @@ from seedbed.leaderboard.analysis.ranking import Board, board_of
 from seedbed.leaderboard.build import FORMATS, INDEX, write_leaderboard
 from seedbed.leaderboard.data.collect import run_of
 from seedbed.leaderboard.data.expected import ExpectedTrials
-from seedbed.leaderboard.data.snapshot import Run, table_of
+from seedbed.leaderboard.data.snapshot import Run, runs_of, table_of
 from seedbed.leaderboard.tables.compact import leaderboard as terminal
 
 GOLDEN = Path(__file__).with_name("leaderboard")
@@ -114,7 +114,7 @@ def test_the_pages_load_nothing_from_elsewhere_and_no_file_names_a_path(written)
 
 def test_the_terminal_table_is_at_most_120_columns_wide():
     named = [replace(run, method=run.method.replace("sc_cam", "splitting_merging")) for run in runs()]
-    assert max(map(len, terminal(board_of(table_of(named))).splitlines())) <= 120
+    assert max(map(len, terminal(board_of(runs_of(table_of(named)))).splitlines())) <= 120
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from seedbed.benchmark.studies.result import StudyResult, read_studies
 from seedbed.datasets.io.images import write_mask
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import Analysis, AverageRank, Comparison, GroupAnalysis
-from seedbed.leaderboard.data.snapshot import Run, table_of
+from seedbed.leaderboard.data.snapshot import Run, runs_of, table_of
 from seedbed.leaderboard.figures.style import Figure
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import draw_gallery
@@ -151,8 +151,7 @@ def build_site(folder: Path, root: Path) -> tuple[Path, Content]:
     """Write the site of all this into a folder, with the images of the Chimera at `root`; return its folder."""
     from seedbed.datasets.chimera import DATASET
 
-    table = table_of(runs())
-    found, board = tuple(runs()), board_of(table)
+    found, board = tuple(runs()), board_of(runs_of(table_of(runs())))
     work = WorkFolder(folder / "work")
     view = DATASET.open(root).split("train")
     maps = {image_id: ramp(view.tags(image_id), view.size(image_id)) for image_id in view.ids}

@@ -323,7 +323,7 @@ def test_a_moved_work_folder_is_read_without_a_change_to_it(work, trials, tmp_pa
     store = SweepReader(default_uri(WorkFolder(moved)))
     assert store.expected("small").name == "small"
     for run in store.trials("small"):
-        assert store.download(run.info.run_id, "stages.json", tmp_path) is not None
+        assert store.download(run.id, "stages.json", tmp_path) is not None
     assert database.read_bytes() == before
     assert not (work.root / "mlflow").exists()
 

@@ -11,7 +11,7 @@ from seedbed.leaderboard.analysis.ranking import Board, board_of
 from seedbed.leaderboard.analysis.result import Analysis, analyse
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.per_image import ImageStatistics
-from seedbed.leaderboard.data.snapshot import table_of
+from seedbed.leaderboard.data.snapshot import runs_of, table_of
 from seedbed.leaderboard.tables import compact, latex, markdown
 from seedbed.leaderboard.tables import csv as comma_separated
 from tests.helpers.board_with_images import confirmed, statistics
@@ -23,9 +23,9 @@ FAR = confirmed(0.5, method="far")
 
 def marked(*rows, images: ImageStatistics | None = None) -> tuple[Board, Analysis]:
     """Return the marked board of rows of `confirmed`, and its analysis."""
-    table = table_of([run for row in rows for run, _ in row])
-    board = board_of(table)
-    analysis = analyse(board, table, statistics(*rows) if images is None else images, resamples=400)
+    runs = runs_of(table_of([run for row in rows for run, _ in row]))
+    board = board_of(runs)
+    analysis = analyse(board, runs, statistics(*rows) if images is None else images, resamples=400)
     return mark(board, analysis.groups), analysis
 
 

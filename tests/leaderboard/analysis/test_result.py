@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from seedbed.leaderboard.analysis.ranking import Board, board_of
 from seedbed.leaderboard.analysis.result import Analysis, analyse
 from seedbed.leaderboard.data.per_image import ImageStatistics, RunImages
-from seedbed.leaderboard.data.snapshot import Run, table_of
+from seedbed.leaderboard.data.snapshot import Run, runs_of, table_of
 from seedbed.leaderboard.figures import pareto as cost
 from seedbed.leaderboard.figures.budget import expected_best
 from seedbed.leaderboard.figures.importance import importance
@@ -31,9 +32,9 @@ Rows = Sequence[Sequence[tuple[Run, RunImages]]]
 
 def analysed(rows: Rows, *search: Run, images: ImageStatistics | None = None) -> tuple[Board, Analysis]:
     """Return the board and the analysis of some rows, with the statistics of all their images."""
-    table = table_of([*(run for row in rows for run, _ in row), *search])
-    board = board_of(table)
-    return board, analyse(board, table, images or statistics(*rows), resamples=400)
+    runs = runs_of(table_of([*(run for row in rows for run, _ in row), *search]))
+    board = board_of(runs)
+    return board, analyse(board, runs, images or statistics(*rows), resamples=400)
 
 
 CLEAR = [confirmed(0.8), confirmed(0.7, refiner="crf", hours=3.0), confirmed(0.6, method="sc_cam", hours=0.5)]
@@ -153,9 +154,9 @@ def test_statistics_that_contradict_the_record_or_are_of_other_images_are_not_us
 
 
 def test_without_any_statistics_the_rest_is_still_said():
-    table = table_of([run for row in CLEAR for run, _ in row])
-    board = board_of(table)
-    analysis = analyse(board, table, None)
+    runs = runs_of(table_of([run for row in CLEAR for run, _ in row]))
+    board = board_of(runs)
+    analysis = analyse(board, runs, None)
     assert analysis.groups[0].comparisons == ()
     assert any("so no rows are compared" in sentence for sentence in analysis.sentences)
     assert any("Pareto front" in sentence for sentence in analysis.sentences)
@@ -233,6 +234,16 @@ def test_the_expected_best_of_three_trials_by_hand():
     assert expected_best([3, 1, 2]) == [pytest.approx(2), pytest.approx(8 / 3), pytest.approx(3)]
     assert expected_best([5.0]) == [5.0]
     assert expected_best([1.0] * 4) == pytest.approx([1.0] * 4)
+
+
+def test_the_expected_best_is_the_formula_of_its_docstring_to_the_last_bit():
+    values = np.random.default_rng(0).random(60).tolist()
+    ordered, total = sorted(values), len(values)
+    slow = [
+        math.fsum(value * (math.comb(i, n - 1) / math.comb(total, n)) for i, value in enumerate(ordered))
+        for n in range(1, total + 1)
+    ]
+    assert expected_best(values) == slow
 
 
 def figure_of(analysis: Analysis, name: str):

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric
-from mlflow.tracking import MlflowClient
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.leaderboard.build import build, write_leaderboard
-from seedbed.leaderboard.data import collect as module
 from seedbed.leaderboard.data.collect import collect, is_record, run_of
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.snapshot import read_snapshot, runs_of, table_of
 from tests.golden.test_leaderboard_golden import GOLDEN, PLAN, TABLES, runs, tracked, without_figures
-
-
-class Tracker:
-    """A new MLflow store in SQLite, with what a sweep writes into it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
-        self.client = MlflowClient(self.uri)
-        self.experiment = self.client.create_experiment("seedbed", (folder / "artifacts").as_uri())
-
-    def sweep(self, plan: dict) -> str:
-        """Write the parent run of a sweep; return its id."""
-        tags = {"seedbed.kind": "sweep", "seedbed.sweep": plan["name"], "mlflow.runName": plan["name"]}
-        run = self.client.create_run(self.experiment, tags=tags).info.run_id
-        self.client.log_dict(run, plan, "sweep.json")
-        self.client.set_terminated(run)
-        return run
-
-    def trial(self, parent: str, tags: dict, metrics: dict) -> str:
-        """Write one trial; return its id."""
-        run = self.client.create_run(self.experiment, tags=tags | {"mlflow.parentRunId": parent}).info.run_id
-        self.client.log_batch(run, metrics=[Metric(name, value, 0, 0) for name, value in metrics.items()])
-        self.client.set_terminated(run)
-        return run
+from tests.helpers.tracker import Tracker
 
 
 def empty_plan(name: str) -> dict:
@@ -70,13 +43,6 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 
 def test_everything_arrives_and_losses_do_not(tracker):
     assert runs_of(collect(tracker.uri, "golden")) == runs_of(table_of(runs()))
-
-
-@pytest.mark.parametrize("page", [7, 72])
-def test_pages_do_not_matter(tracker, page, monkeypatch):
-    whole = collect(tracker.uri, "golden")
-    monkeypatch.setattr(module, "PAGE", page)
-    assert collect(tracker.uri, "golden").equals(whole)
 
 
 def test_what_is_collected_gives_the_recorded_tables(tracker, tmp_path):

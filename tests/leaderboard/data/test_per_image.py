@@ -11,7 +11,6 @@ import pytest
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.per_image import read_confusions
-from seedbed.benchmark.evaluation.scoring import MASK_SCHEMA
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
 from seedbed.leaderboard.data.collect import collect
@@ -25,18 +24,8 @@ from seedbed.leaderboard.data.per_image import (
 )
 from seedbed.leaderboard.data.snapshot import runs_of
 from tests.helpers.board_with_images import confirmed, confusions, images_of, statistics
-from tests.leaderboard.data.test_collect import Tracker
+from tests.helpers.tracker import Tracker, cells_of, record
 from tests.leaderboard.tables.test_leaderboard import make
-
-
-def cells_of(matrices):
-    """Return the rows that a trial leaves: the cells of each image's confusion matrix that are not zero."""
-    rows = [
-        {"id": f"image{n:03d}", "truth": t, "predicted": p, "pixels": int(matrix[t, p])}
-        for n, matrix in enumerate(matrices)
-        for t, p in zip(*np.nonzero(matrix), strict=True)
-    ]
-    return pa.Table.from_pylist([{**row, "truth": int(row["truth"])} for row in rows], MASK_SCHEMA)
 
 
 def run_images(table: pa.Table, folder: Path) -> RunImages:
@@ -134,44 +123,13 @@ def test_trials_that_have_no_ranked_number_need_no_file():
 # MLflow
 
 
-def cell(method: str) -> dict:
-    """Return a cell of a plan with the conditions that `make` gives a run."""
-    run = make(method=method)
-    own = {name: getattr(run, name) for name in ("method", "refiner", "dataset", "data_digest")}
-    return {**own, **run.conditions, "tuning_masks": 40}
-
-
-TAGS = (
-    *("method", "refiner", "dataset", "phase", "settings", "seed", "status", "device", "hardware"),
-    *("code", "dirty", "data_digest"),
-)
-
-
-def record(tracker: Tracker, folder: Path, sweep: str, rows: dict, seeds=(0, 1, 2), without=()) -> None:
-    """Write a sweep with a row for each skill; the runs `without` (by place) have no artifacts."""
-    members = [(skill, run) for skill, row in rows.items() for run, _ in row]
-    methods = sorted({run.method for _, run in members})
-    plan = {"version": 1, "name": sweep, "trials": 0, "seeds": list(seeds), "cells": [cell(m) for m in methods]}
-    parent = tracker.sweep(plan)
-    for place, (skill, run) in enumerate(members):
-        tags = {name: str(getattr(run, name)) for name in TAGS} | run.conditions
-        tags |= {"seedbed.kind": "trial", "seedbed.sweep": sweep, "seedbed.key": f"{sweep}{place:03d}"}
-        metrics = {name: value for name, value in run.metrics.items() if not name.startswith("stage/")}
-        tracked = tracker.trial(parent, tags, metrics)
-        if place not in without:
-            path = folder / "segmentation.val.parquet"
-            pq.write_table(cells_of(confusions(skill, run.seed)), path)
-            tracker.client.log_artifact(tracked, str(path), "per_image")
-
-
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
     """Return a store with two sweeps that belong together, and one that does not."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    tracker = Tracker(folder)
-    record(tracker, folder, "first", {0.8: confirmed(0.8), 0.6: confirmed(0.6, method="b")})
-    record(tracker, folder, "second", {0.7: confirmed(0.7, method="c")}, without=[1])
-    record(tracker, folder, "rival", {0.5: confirmed(0.5, method="b", seeds=[2])}, seeds=[2])
+    tracker = Tracker(tmp_path_factory.mktemp("mlflow"))
+    record(tracker, "first", {0.8: confirmed(0.8), 0.6: confirmed(0.6, method="b")})
+    record(tracker, "second", {0.7: confirmed(0.7, method="c")}, without=[1])
+    record(tracker, "rival", {0.5: confirmed(0.5, method="b", seeds=[2])}, seeds=[2])
     return tracker
 
 
@@ -184,9 +142,9 @@ def test_two_sweeps_are_one_table_and_one_set_of_statistics(tracker, tmp_path):
     assert images.without == {"second001": "MLflow does not have its artifact per_image/segmentation.val.parquet"}
     assert same(images.runs["first000"], images_of(confusions(0.8, 0)))
     write_images(tmp_path / "per_image.parquet", images)
-    board = board_of(table)
+    board = board_of(runs_of(table))
     assert board.sweep == "first, second"
-    analysis = analyse(board, table, read_images(tmp_path / "per_image.parquet"), resamples=100)
+    analysis = analyse(board, runs_of(table), read_images(tmp_path / "per_image.parquet"), resamples=100)
     assert [(pair.first, pair.second, pair.together) for pair in analysis.groups[0].comparisons] == [(0, 2, False)]
     assert analysis.images_without == (
         "c + none, default: MLflow does not have its artifact per_image/segmentation.val.parquet",

@@ -23,7 +23,7 @@ from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.build import write_leaderboard
-from seedbed.leaderboard.data.snapshot import table_of
+from seedbed.leaderboard.data.snapshot import runs_of, table_of
 from seedbed.leaderboard.figures.classes import class_figure
 from seedbed.leaderboard.site import pages
 from seedbed.leaderboard.site.content import Content
@@ -212,8 +212,8 @@ def test_a_row_says_how_to_repeat_it():
     command = 'seedbed run --method cam --set "A.b=<1>"'
     changes = {"parameters": json.dumps({"Cut.t": 0.3, "A.b": "<1>"}), "settings": "best", "dirty": "true"}
     found = [replace(run, **changes, command=f"{command} --seed {run.seed}") for run in runs()[:3]]
-    board = board_of(table_of(found))
-    content = Content(board, tuple(found), analyse(board, table_of(found), None))
+    board = board_of(runs_of(table_of(found)))
+    content = Content(board, tuple(found), analyse(board, runs_of(table_of(found)), None))
     # A command is parted into words that do not break.
     text = re.sub("</?span>", "", dict(pages.pages(content))["methods/cam.html"])
     for seed in range(3):
@@ -268,8 +268,8 @@ def test_a_study_that_was_run_twice_has_two_pages(tmp_path):
     (tmp_path / "studies/svm_t2/long").mkdir()
     again.rename(tmp_path / "studies/svm_t2/long/table.json")
     both = read_studies(tmp_path / "studies")
-    board = board_of(table_of(runs()))
-    content = Content(board, tuple(runs()), analyse(board, table_of(runs()), None), both)
+    board = board_of(runs_of(table_of(runs())))
+    content = Content(board, tuple(runs()), analyse(board, runs_of(table_of(runs())), None), both)
     found = dict(pages.pages(content)) | dict(downloads(content))
     for name in ("svm_t2-chimera", f"svm_t2-{slug(HOSTILE)}"):
         assert f"studies/{name}.html" in found["studies.html"]
@@ -360,7 +360,7 @@ def test_figures_lie_beside_the_pages_with_their_numbers(site):
 
 def test_the_classes_of_one_row_have_room_for_a_long_name():
     """Names of classes stand upright below the picture; matplotlib warns where they leave nothing of it."""
-    (group,) = board_of(table_of(runs()[:3])).groups
+    (group,) = board_of(runs_of(table_of(runs()[:3]))).groups
     assert max(map(len, group.classes)) > 30
     with warnings.catch_warnings():
         warnings.simplefilter("error")

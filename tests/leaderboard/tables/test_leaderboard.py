@@ -85,7 +85,7 @@ def line(*values: float, **changes) -> list[Run]:
 
 def board(*runs: Run) -> Board:
     """Return the board of runs, by way of the snapshot's table."""
-    return board_of(table_of(runs))
+    return board_of(runs_of(table_of(runs)))
 
 
 def overview(shown: Board) -> str:

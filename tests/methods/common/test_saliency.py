@@ -22,7 +22,7 @@ from seedbed.datasets.chimera import DATASET
 from seedbed.datasets.io.images import decode_mask, write_mask
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.data.expected import ExpectedTrials
-from seedbed.leaderboard.data.snapshot import table_of
+from seedbed.leaderboard.data.snapshot import runs_of, table_of
 from seedbed.methods.common.saliency_masks import SaliencyMasks, combined, salient_area
 from tests.contracts.test_contracts import contents, pipeline, tiny
 from tests.helpers.command_line import seedbed
@@ -216,7 +216,9 @@ def test_a_sweep_marks_the_rows_of_the_variants_and_keeps_them_in_a_group_of_the
     assert first is not None
     assert first.conditions["supervision"] == wanted[first.cell.method]
     table = table_of(list(ExpectedTrials.parse(scheduler.plan.description()).expected()))
-    groups = {group.scope.supervision: {row.method for row in group.rows} for group in board_of(table).groups}
+    groups = {
+        group.scope.supervision: {row.method for row in group.rows} for group in board_of(runs_of(table)).groups
+    }
     assert groups == {"I": {"cam"}, "I+S": set(VARIANTS)}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,16 +13,19 @@ from typing import Any
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.studies.reported import papers
 from seedbed.benchmark.studies.result import read_studies
+from seedbed.datasets.io.digest import file_digest
 from seedbed.leaderboard.analysis.marks import mark
-from seedbed.leaderboard.analysis.ranking import Board, board_of
+from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
-from seedbed.leaderboard.data.collect import collect
+from seedbed.leaderboard.data.collect import SweepReader, collect
 from seedbed.leaderboard.data.per_image import ImageStatistics, collect_images, read_images, write_images
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write_snapshot
+from seedbed.leaderboard.inputs import inputs_digest
+from seedbed.leaderboard.last_build import LastBuild
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery, Predict, draw_gallery
 from seedbed.leaderboard.site.write import write_site
-from seedbed.leaderboard.tables import csv, latex, markdown
+from seedbed.leaderboard.tables import compact, csv, latex, markdown
 from seedbed.leaderboard.tables.pairwise import comparisons
 
 SNAPSHOT = "results.parquet"
@@ -35,6 +40,8 @@ FORMATS = {
 NO_WORK_FOLDER = "It was built from a snapshot, without the work folder that has the runs' files."
 NOT_WANTED = "It was switched off (`seedbed leaderboard --gallery 6` shows six images per data set)."
 NOT_THERE = "The work folder has no finished run of these sweeps with its files."
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,19 +58,37 @@ class Sources:
 class Leaderboard:
     """A leaderboard on disk."""
 
-    board: Board
+    table: str
+    """The table for a terminal."""
     paths: list[Path]
-    """The snapshot first, then the overview."""
+    """All files, the snapshot first, then the overview."""
 
 
 def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sources | None = None) -> Leaderboard:
     """Write snapshot, tables and site of one or several sweeps.
 
+    What an earlier build left in `out` stays if the runs, everything else that it was made from and the files
+    themselves are unchanged.
     Raises ConfigError for an unknown sweep, DataError for runs that contradict each other.
     """
     sweeps = [sweep] if isinstance(sweep, str) else list(sweep)
-    snapshot = collect(tracking_uri, sweeps)
-    return write_leaderboard(snapshot, out, collect_images(tracking_uri, sweeps, snapshot), sources)
+    store, last = SweepReader(tracking_uri), LastBuild.read(out)
+    state = store.state(sweeps)
+    if last is None or state is None or last.store != state or last.inputs != _inputs(out, sources):
+        with _unfinished(out) as folder:
+            snapshot = collect(tracking_uri, sweeps)
+            write_snapshot(folder / SNAPSHOT, snapshot)
+            write_images(folder / IMAGES, collect_images(tracking_uri, sweeps, snapshot))
+            inputs = _inputs(folder, sources)
+            if last is None or last.inputs != inputs:
+                table = _write(folder, sources)
+                last = LastBuild(None, inputs, _move(folder, out), table)
+        # If the store changed meanwhile, it is unknown which state was collected.
+        last = replace(last, store=state if store.state(sweeps) == state else None)
+        last.write(out)
+    else:
+        logger.info(f"{out}: nothing has changed since it was built")
+    return Leaderboard(last.table, [out / name for name in last.files])
 
 
 def write_leaderboard(
@@ -75,34 +100,51 @@ def write_leaderboard(
     path, per-image statistics in the same folder are read, too. `out` changes only after everything is written.
     Raises DataError for a file that is not a snapshot.
     """
-    if isinstance(snapshot, Path) and (snapshot.parent / IMAGES).is_file():
-        images = read_images(snapshot.parent / IMAGES)
-    table = read_snapshot(snapshot) if isinstance(snapshot, Path) else snapshot
+    if isinstance(snapshot, Path):
+        images = read_images(snapshot.parent / IMAGES) if (snapshot.parent / IMAGES).is_file() else images
+        snapshot = read_snapshot(snapshot)
+    with _unfinished(out) as folder:
+        write_snapshot(folder / SNAPSHOT, snapshot)
+        if images is not None:
+            write_images(folder / IMAGES, images)
+        table = _write(folder, sources)
+        return Leaderboard(table, [out / name for name in _move(folder, out)])
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder in `out`. Errors name a file, also those of a full disk, which do not."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with TemporaryDirectory(prefix=".unfinished-", dir=out) as temporary:
-            made = _write(table, Path(temporary), images, sources)
-            names = [path.relative_to(temporary) for path in made.paths]
-            # The overview comes last: a folder with it looks like a finished site.
-            for name in sorted(_files(Path(temporary)), key=lambda name: name == Path(INDEX)):
-                (out / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(temporary) / name).replace(out / name)
+        with TemporaryDirectory(prefix=".unfinished-", dir=out) as folder:
+            yield Path(folder)
     except OSError as error:
-        # An error on a full disk does not name the file.
         error.filename = error.filename or str(out)
         raise
-    return Leaderboard(made.board, [out / name for name in names])
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+def _move(folder: Path, out: Path) -> dict[str, str]:
+    """Move all files into `out`; return the sha256 of each by its path, the snapshot first, then the overview."""
+    first = [SNAPSHOT, INDEX, *FORMATS]
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [*first, *(name for name in found if name not in first)]
+    digests = {name: file_digest(folder / name) for name in names}
+    # The overview comes last: a folder with it looks like a finished site.
+    for name in sorted(names, key=lambda name: name == INDEX):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).replace(out / name)
+    return digests
 
 
-def _write(table: Any, out: Path, images: ImageStatistics | None, sources: Sources | None) -> Leaderboard:
-    write_snapshot(out / SNAPSHOT, table)
-    written = [out / SNAPSHOT]
-    table = read_snapshot(out / SNAPSHOT)
-    runs = tuple(runs_of(table))
+def _inputs(folder: Path, sources: Sources | None) -> str:
+    work, pictures = (sources.work, sources.pictures) if sources else (None, 0)
+    return inputs_digest(folder / SNAPSHOT, folder / IMAGES, work, pictures)
+
+
+def _write(out: Path, sources: Sources | None) -> str:
+    """Write tables and site beside the snapshot in `out`; return the table for a terminal."""
+    images = read_images(out / IMAGES) if (out / IMAGES).is_file() else None
+    runs = tuple(runs_of(read_snapshot(out / SNAPSHOT)))
     board = board_of(runs)
     analysis = analyse(board, runs, images)
     board = mark(board, analysis.groups)
@@ -116,15 +158,10 @@ def _write(table: Any, out: Path, images: ImageStatistics | None, sources: Sourc
         galleries=galleries,
         no_gallery=no_gallery,
     )
-    index, *others = write_site(out, content)
-    written.append(index)
+    write_site(out, content)
     for name, text in FORMATS.items():
         (out / name).write_text(text(board, analysis), "utf-8", newline="\n")
-        written.append(out / name)
-    if images is not None:
-        write_images(out / IMAGES, images)
-        written.append(out / IMAGES)
-    return Leaderboard(board, [*written, *others])
+    return compact.leaderboard(board)
 
 
 def _galleries(

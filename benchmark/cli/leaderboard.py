@@ -31,11 +31,9 @@ def leaderboard(
     from collections.abc import Sequence
 
     from seedbed.benchmark import plugins
-    from seedbed.benchmark.sweeps.predictions import predict_train
     from seedbed.benchmark.sweeps.settings import saved_settings
     from seedbed.leaderboard.build import INDEX, Sources, build
     from seedbed.leaderboard.site.gallery import FOLDER
-    from seedbed.leaderboard.tables.compact import leaderboard as as_text
 
     folder = work_folder(work.resolve())
     for name in sweep:
@@ -43,11 +41,13 @@ def leaderboard(
             plugins.add_all(saved_settings(folder.sweeps, name).plugins)
 
     def predict(trial: Path, ids: Sequence[str]) -> Path | None:
+        from seedbed.benchmark.sweeps.predictions import predict_train
+
         return predict_train(folder, trial, ids, lambda: chosen_device("auto"))
 
     uri = tracking_uri or _uri(folder, sweep)
     made = build(uri, sweep, out, Sources(folder, gallery, predict))
-    print(as_text(made.board))
+    print(made.table)
     print(f"site: {out / INDEX}")
     if any(path.parent == out / FOLDER for path in made.paths):
         print(f"its gallery has photographs of the data sets; where they may not be published: {out / FOLDER}/")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.helpers.process import run_python
+
 CHECKOUT = Path(__file__).resolve().parents[2]
-PROGRAMS = {"seedbed": '-c "from seedbed.benchmark.cli.main import main; main()"', "python": ""}
+PROGRAMS = {"seedbed": ["-c", "from seedbed.benchmark.cli.main import main; main()"], "python": []}
 
 
 def page(name: str) -> str:
@@ -45,9 +47,10 @@ def commands(text: str) -> list[str]:
 
 
 def changed_copy(text: str, folder: Path) -> Path:
-    """Return a copy of the packages in `folder` with the files and changes of a text, and the programs in bin/."""
+    """Return a copy of the packages in `folder` with the files and changes of a text."""
     for package in ("benchmark", "datasets", "leaderboard", "methods", "tests"):
-        shutil.copytree(CHECKOUT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        # With the compiled modules, which need not be compiled again.
+        shutil.copytree(CHECKOUT / package, folder / package)
     for name in ("pyproject.toml", "seedbed.py"):
         shutil.copy(CHECKOUT / name, folder)
     for path, content in new_files(text).items():
@@ -57,31 +60,28 @@ def changed_copy(text: str, folder: Path) -> Path:
         content = (folder / path).read_text("utf-8")
         assert content.count(before) == 1, f"{path}: has {content.count(before)} times\n{before}"
         (folder / path).write_text(content.replace(before, after), "utf-8")
-    (folder / "bin").mkdir()
-    for name, words in PROGRAMS.items():
-        program = folder / "bin" / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        program.chmod(0o755)
     return folder
 
 
 def run(script: str, copy: Path) -> str:
     """Run Python code with the packages of a copy, and return what it prints."""
-    return _run([sys.executable, "-c", script], copy)
+    return _run(["-c", script], copy)
 
 
 def run_commands(lines: list[str], copy: Path) -> dict[str, str]:
-    """Run commands in a copy, and return what each printed."""
-    return {line: _run(["sh", "-c", line], copy) for line in lines}
+    """Run commands `[NAME=VALUE …] seedbed|python …` in a copy, and return what each printed."""
+    found = {}
+    for line in lines:
+        words = shlex.split(line)
+        variables = dict(word.split("=", 1) for word in itertools.takewhile(lambda word: "=" in word, words))
+        program, *words = words[len(variables) :]
+        found[line] = _run([*PROGRAMS[program], *words], copy, **variables)
+    return found
 
 
-def _run(words: list[str], copy: Path) -> str:
+def _run(words: list[str], copy: Path, **variables: str) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SEEDBED_"))}
-    environment |= {
-        "PATH": f"{copy / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(copy),
-        "PYTEST_DEBUG_TEMPROOT": str(copy),
-    }
-    done = subprocess.run(words, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words[-1]}\n{done.stdout}{done.stderr}"
+    environment |= {"PYTHONPATH": str(copy), "PYTEST_DEBUG_TEMPROOT": str(copy), **variables}
+    done = run_python(words, copy, environment)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
     return done.stdout

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from typer.testing import CliRunner
 
 from seedbed.benchmark import plugins
 from seedbed.benchmark.cli.main import app
+from tests.helpers.command_line import PROGRAM
+from tests.helpers.process import run_python
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PAGE = (CHECKOUT / "docs/plugins.md").read_text()
@@ -31,30 +31,25 @@ def block(language: str, page: str = PAGE) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `toy.py`, `toy.yaml` and a program `seedbed`."""
+    """Return a folder with `toy.py` and `toy.yaml`."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "toy.py").write_text(block("python", METHOD_PAGE))
     (folder / "toy.yaml").write_text(block("yaml"))
-    (folder / "bin").mkdir()
-    program = folder / "bin/seedbed"
-    program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom seedbed.benchmark.cli.main import main\n\n"
-        'if __name__ == "__main__":\n    sys.exit(main())\n'
-    )
-    program.chmod(0o755)
     return folder
 
 
-def shell(command: str, folder: Path, *more: Path) -> str:
-    """Run a command in the user's folder and return what it prints."""
+def run_python_here(words: list[str], cwd: Path, *more: Path, **variables: str) -> str:
+    """Run `python WORDS…` with the checkout and `more` on its path, and return what it prints."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "SEEDBED_"))}
-    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [CHECKOUT, *more]))
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_python(words, cwd, environment | variables)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def in_a_process(command: str, folder: Path, *more: Path) -> str:
+    """Run a command of `seedbed` in the user's folder, in a process of its own, and return what it prints."""
+    return run_python_here(["-c", PROGRAM, *shlex.split(command)[1:]], folder, *more)
 
 
 def here(command: str) -> str:
@@ -70,7 +65,9 @@ def test_every_command_of_the_page_works(folder, monkeypatch):
     commands = [line for text in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in text.splitlines()]
     *own, contracts = commands
     # A sweep starts Ray, which is not to stay in this process.
-    outputs = {command: shell(command, folder) if " sweep " in command else here(command) for command in own}
+    outputs = {
+        command: in_a_process(command, folder) if " sweep " in command else here(command) for command in own
+    }
     shown, _, run, sweep, _ = outputs.values()
     assert "toy: Toy: CAM whose classifier is trained with the focal loss." in shown
     assert "run toy-none-chimera-" in run
@@ -85,8 +82,8 @@ def test_every_command_of_the_page_works(folder, monkeypatch):
 
 
 def test_the_contract_tests_find_a_plugin(folder):
-    command = f"SEEDBED_PLUGINS={folder / 'toy.py'} {sys.executable} -m pytest --collect-only -q -k toy"
-    listed = shell(f"cd {CHECKOUT} && {command} tests/contracts/test_contracts.py", folder)
+    words = ["-m", "pytest", "--collect-only", "-q", "-k", "toy", "tests/contracts/test_contracts.py"]
+    listed = run_python_here(words, CHECKOUT, SEEDBED_PLUGINS=str(folder / "toy.py"))
     assert re.search(r"test_contracts\.py::\w+\[toy", listed)
 
 
@@ -101,4 +98,4 @@ def test_the_entry_point_of_a_package_needs_no_option(folder, tmp_path):
     points = project["entry-points"]["seedbed.plugins"]
     lines = [f"{name} = {module}" for name, module in points.items()]
     (metadata / "entry_points.txt").write_text("\n".join(["[seedbed.plugins]", *lines, ""]))
-    assert "Toy: CAM whose classifier" in shell("seedbed methods", folder, site)
+    assert "Toy: CAM whose classifier" in in_a_process("seedbed methods", folder, site)

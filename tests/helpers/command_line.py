@@ -9,37 +9,23 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import IO
 from unittest.mock import patch
 
 from tests.conftest import CHECKOUT
+from tests.helpers.process import Program, run_python
 
 PROGRAM = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
 
 
-def start_seedbed(
-    folder: Path, *words: object, output: IO[bytes] | int = subprocess.DEVNULL
-) -> subprocess.Popen[bytes]:
-    """Start `seedbed` in a process of its own, in `folder`; its messages go to `output`."""
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, words)],
-        cwd=folder,
-        stdout=output,
-        stderr=output,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-    )
+def start_seedbed(folder: Path, *words: object, output: Path = Path(os.devnull)) -> Program:
+    """Start `seedbed` in a process of its own, in `folder`; its messages are appended to `output`."""
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return Program(["-c", PROGRAM, *map(str, words)], folder, environment, output, output)
 
 
 def seedbed_process(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """Run `seedbed` in a process of its own, in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_python(["-c", PROGRAM, *map(str, words)], folder, {**os.environ, "PYTHONPATH": str(CHECKOUT)})
 
 
 def seedbed(folder: Path, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from seedbed.benchmark.sweeps.trial_files import SPEC
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.tables.study import FORMATS, as_text
-from tests.conftest import CHECKOUT
+from tests.helpers.command_line import seedbed_process
 
 TOY = {
     "TrainCam.epochs": 1,
@@ -164,12 +161,11 @@ def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):
     root, _ = world
     words = ["study", "icd_t1", "--dataset", "chimera-voc", "--root", str(root), "--seeds", "0"]
     words += ["--set", "TrainIcd.epochs=1", "--work", str(tmp_path)]
-    program = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
 
     def seedbed() -> str:
-        command = [sys.executable, "-c", program, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        done = seedbed_process(tmp_path, *words)
+        done.check_returncode()
+        return done.stdout
 
     first = seedbed()
     assert "icd_t1: Average precision of the pixels by score" in first

@@ -30,6 +30,7 @@ import pytest
 from tests.conftest import CHECKOUT
 from tests.helpers.cluster import ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
+from tests.helpers.process import Program
 
 TABLES = ("leaderboard.md", "index.html", "leaderboard.tex", "leaderboard.csv")
 TIMES = re.compile(
@@ -74,10 +75,9 @@ class Sweep:
             "2",
         ]
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, *words: str) -> Program:
         """Start `seedbed` with some words; its messages are appended to `output.txt`."""
-        with (self.folder / "output.txt").open("ab") as output:
-            return start_seedbed(self.folder, *words, "--work", self.work, output=output)
+        return start_seedbed(self.folder, *words, "--work", self.work, output=self.folder / "output.txt")
 
     def run(self, *words: str, code: int = 0) -> None:
         """Run `seedbed` to its end."""
@@ -95,7 +95,7 @@ class Sweep:
     def ended(self) -> int:
         return len(list(self.work.glob("sweeps/s/trials/*/result.json")))
 
-    def wait_for(self, count: int, process: subprocess.Popen[bytes]) -> None:
+    def wait_for(self, count: int, process: Program) -> None:
         """Wait until so many trials have ended, or the process has."""
         limit = time.monotonic() + 200
         while self.ended() < count and process.poll() is None:
@@ -211,7 +211,7 @@ def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
     assert not (sweep.work / "sweeps" / "planned").exists()
 
 
-def children(process: subprocess.Popen[bytes], word: str) -> list[psutil.Process]:
+def children(process: Program, word: str) -> list[psutil.Process]:
     """Return the living processes below a driver whose command has a word in it."""
     found: list[psutil.Process] = []
     if process.poll() is not None:
@@ -277,7 +277,7 @@ def test_a_second_driver_is_refused(data, tmp_path):
             time.sleep(0.05)
         assert "another process drives this sweep" in sweep.run_here(*sweep.words, code=1)
     finally:
-        first.send_signal(signal.SIGKILL)
+        first.kill()
         first.wait()
 
 
@@ -327,7 +327,7 @@ def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard(straight
         server.wait()
 
 
-def wait_for_server(address: str, server: subprocess.Popen[bytes]) -> None:
+def wait_for_server(address: str, server: Program | subprocess.Popen[bytes]) -> None:
     limit = time.monotonic() + 120
     while time.monotonic() < limit and server.poll() is None:
         with contextlib.suppress(OSError):

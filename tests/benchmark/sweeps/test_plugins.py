@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,13 +16,12 @@ from seedbed.benchmark.sweeps.dry_run import forecast
 from seedbed.benchmark.sweeps.settings import change, saved_settings, settings_of
 from seedbed.benchmark.tracking.command_line import command_line
 from tests.helpers.cluster import ray_cluster
+from tests.helpers.command_line import PROGRAM
 from tests.helpers.plugins import BACKBONE, DATASET, METHOD
+from tests.helpers.process import run_python
 from tests.helpers.sweeping import scheduler_of, small
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-PROGRAM = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
-
-
 pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
@@ -50,17 +47,9 @@ def test_the_nodes_of_a_cluster_get_files_and_installed_modules(own, chimera_roo
         with_site = {**environment, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(own / "site")])}
 
         def seedbed(*words: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-c", PROGRAM, *words, "--work", "work"],
-                cwd=own,
-                env=with_site,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+            done = run_python(["-c", PROGRAM, *words, "--work", "work"], own, with_site)
             logs = "".join(path.read_text() for path in own.glob("work/sweeps/*/trials/*/error.txt"))
-            assert done.returncode == 0, done.stdout + logs
+            assert done.returncode == 0, done.stdout + done.stderr + logs
             return done.stdout
 
         words = ["--methods", "squared", "--refiners", "none", "--datasets", f"chimera-voc={chimera_root}"]

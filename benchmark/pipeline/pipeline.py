@@ -15,7 +15,7 @@ from pathlib import Path
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.changed_code import source_of, with_earlier_code
 from seedbed.benchmark.pipeline.cost import conditions_of
-from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Stage, cache_key
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Precision, Stage, cache_key
 from seedbed.benchmark.pipeline.store import Entry, Store
 from seedbed.datasets.base import Dataset, Split
 
@@ -64,6 +64,7 @@ class Pipeline:
     seed: int
     store: Store
     machine: Machine
+    precision: Precision = "fp32"
     scope: Mapping[Kind, Split] = field(default_factory=dict)
     on_weak: int = 0
     executed: list[Entry] = field(default_factory=list)
@@ -82,9 +83,8 @@ class Pipeline:
         for kind in stage.consumes:
             source = max(i for i in range(position) if self.stages[i].produces is kind)
             inputs[kind] = self.step(source, split)
-        identity = stage.identity(
-            self.seed, self.data_digest, split, {kind: step.key for kind, step in inputs.items()}
-        )
+        keys = {kind: step.key for kind, step in inputs.items()}
+        identity = stage.identity(self.seed, self.data_digest, split, keys, self.precision)
         return Step(stage, split, inputs, identity, cache_key(identity))
 
     def latest(self, kind: Kind, split: Split) -> Path:
@@ -105,7 +105,7 @@ class Pipeline:
         def produce(out: Path, scratch: Path) -> None:
             place = f"stage {len(self.executed) + 1} of {self.planned}: " if self.planned else ""
             logger.info(f"▸ {place}{name}  [{step.key[:12]}]")
-            context = Context(self.seed, step.split, scratch, **vars(self.machine))
+            context = Context(self.seed, step.split, scratch, self.precision, **vars(self.machine))
             step.stage.run(self.data, inputs, out, context)
 
         def on_wait() -> None:

@@ -74,6 +74,9 @@ class Meta:
         return max(multiple, round(pixels * factor / multiple) * multiple)
 
 
+Precision = Literal["fp32", "bf16"]
+"""float32, or bfloat16 by autocast (benchmark/training/precision.py)."""
+
 OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
 """Called with a training stage's name and the mean losses of its epochs; it can raise to stop the training."""
 
@@ -98,7 +101,7 @@ class Machine:
 class Context(Machine):
     """How a stage runs: the machine, and what the stage needs to know of the trial.
 
-    Only `seed` and `split` may change its result.
+    Only `seed`, `split` and `precision` may change its result.
     """
 
     seed: int
@@ -106,6 +109,8 @@ class Context(Machine):
     """The split that SCORES, MASKS and RECORDS are made for; training stages get `weak`."""
     scratch: Path
     """A folder that survives a kill of this stage and is removed when the stage is done."""
+    precision: Precision = "fp32"
+    """Of the stage's networks."""
 
     def for_each_image(self, task: Callable[[str], object], ids: Sequence[str], label: str) -> None:
         """Call `task`, importable by name, with each id in `workers` processes, and show the progress."""
@@ -133,6 +138,11 @@ class Stage(ABC):
         """The split that the stage always works on; None if it works on the requested split."""
         return Split.WEAK if self.produces in ALWAYS_ON_WEAK else None
 
+    @property
+    def runs_network(self) -> bool:
+        """Whether the stage trains or runs a network, so that its result depends on the precision."""
+        return Kind.CHECKPOINT in (self.produces, *self.consumes)
+
     @abstractmethod
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Compute the result and write it to `out`.
@@ -148,9 +158,17 @@ class Stage(ABC):
         """Return the fields by name, as plain JSON values."""
         return values(self)
 
-    def identity(self, seed: int, data_digest: str, split: Split, inputs: Mapping[Kind, str]) -> dict[str, Any]:
+    def identity(
+        self,
+        seed: int,
+        data_digest: str,
+        split: Split,
+        inputs: Mapping[Kind, str],
+        precision: Precision = "fp32",
+    ) -> dict[str, Any]:
         """Return everything that decides the result, as plain JSON values. Its sha256 is the cache key."""
-        return {
+        lower = {"precision": precision} if precision != "fp32" and self.runs_network else {}
+        return lower | {
             "stage": type(self).__name__,
             "version": self.version,
             "settings": self.settings(),

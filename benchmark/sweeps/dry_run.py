@@ -126,7 +126,7 @@ def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
                 steps[type(step.stage).__name__][key] = (step, cell.data)
         searched = sorted(plan.space(cell)) if settings.trials > 1 else []
         cells.append(CellForecast(cell.cell, searching, confirming, searched))
-    device = _device(settings)
+    device = settings.device
     times = _Durations(work.store)
     stages = []
     for name, distinct in steps.items():
@@ -137,17 +137,6 @@ def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
     to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
     ordered = sorted(stages, key=lambda row: -row.hours)
     return Forecast(cells, ordered, device, to_generate, refusal(plan))
-
-
-def _device(settings: SweepSettings) -> str | None:
-    """Return the trials' device; None if it depends on a cluster."""
-    if settings.gpus_per_trial is not None:
-        return "cuda" if settings.gpus_per_trial else "cpu"
-    if settings.address is not None:
-        return None
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:

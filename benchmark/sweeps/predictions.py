@@ -18,7 +18,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import read_spec
 
 if TYPE_CHECKING:
-    from seedbed.benchmark.pipeline.stage import Machine
+    from seedbed.benchmark.pipeline.stage import Machine, Precision
     from seedbed.methods.segmentation.stages import PredictMasks
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,19 @@ def predict_train(work: WorkFolder, trial: Path, ids: Sequence[str], device: Cal
             logger.warning(f"{trial}: no predictions of train: {error}")
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        _predict(stage, work, trial, missing, folder, Machine(device=device()))
+        precision = description["trial"].get("precision", "fp32")
+        _predict(stage, work, trial, missing, folder, precision, Machine(device=device()))
     return folder
 
 
 def _predict(
-    stage: PredictMasks, work: WorkFolder, trial: Path, ids: tuple[str, ...], folder: Path, machine: Machine
+    stage: PredictMasks,
+    work: WorkFolder,
+    trial: Path,
+    ids: tuple[str, ...],
+    folder: Path,
+    precision: Precision,
+    machine: Machine,
 ) -> None:
     from seedbed.benchmark.pipeline.stage import Context
     from seedbed.datasets.base import Split
@@ -62,7 +69,7 @@ def _predict(
     data = work.current(spec.dataset_spec, spec.digest).open()
     view = replace(data.split(Split.TRAIN), ids=ids)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), **vars(machine))
+        context = Context(spec.trial.seed, Split.TRAIN, Path(temporary), precision, **vars(machine))
         predict_masks(stage, work.store.path(folder.name), view, Path(temporary), context)
         # A mask appears by one rename, so that a kill leaves no partial one.
         for image_id in ids:

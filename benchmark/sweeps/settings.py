@@ -107,13 +107,27 @@ class SweepSettings(TrialOptions):
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ConfigError(f"gpus_per_trial = {self.gpus_per_trial:g}: at most 1, or a whole number")
 
+    @property
+    def device(self) -> str | None:
+        """The device of the trials, `cpu` or `cuda`; None if it depends on a cluster."""
+        if self.gpus_per_trial is not None:
+            return "cuda" if self.gpus_per_trial else "cpu"
+        if self.address is not None:
+            return None
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
     def resolved(self) -> SweepSettings:
         """Return the settings with `all` replaced by names, so that methods added later do not join the sweep.
 
+        `precision="auto"` is replaced by that of this machine's devices, so that all trials have the same; it is
+        fp32 if the device depends on a cluster.
         Adds the plug-ins to this process; those of the command line replace the sweep's of the same name. Raises
         ConfigError if a method or refiner is unknown, or a plug-in is missing.
         """
         from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
+        from seedbed.benchmark.training.precision import chosen
 
         plugins = add_all(self.plugins)
         for variant in self.variants.values():
@@ -125,7 +139,9 @@ class SweepSettings(TrialOptions):
             for name in names:
                 if name not in family.names():
                     raise unknown_name(family.what, name, {*family.names(), ALL})
-        return replace(self, methods=methods, refiners=refiners, plugins=plugins)
+        unknown = self.precision == "auto" and self.device is None
+        precision = "fp32" if unknown else chosen(self.precision, self.device or "cpu")
+        return replace(self, methods=methods, refiners=refiners, plugins=plugins, precision=precision)
 
     def cells(self) -> list[Cell]:
         """Return all cells in a fixed order. A one-step method has no refiner: one cell per data set."""

@@ -61,14 +61,7 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
     with reading(folder / "model.pt") as path:
         network.load_state_dict(load_tensors(path))
-    return to_device(network, device).eval()
-
-
-def to_device(network: nn.Module, device: str) -> nn.Module:
-    """Move a network to a device; on a GPU it gets channels-last memory."""
-    if device == "cpu":
-        return network
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device).eval()
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.training.augmentation import normalise, resize_image
+from seedbed.benchmark.training.precision import autocast, memory_format
 from seedbed.datasets.base import SplitView
 
 PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
@@ -43,7 +44,7 @@ def multi_scale(
     Each image is resized to `long_side`, then by each scale (`resize_image`), normalised and flipped. Each map is
     resized (bilinear, align_corners=False) to `grid`, passed through `activation`, un-flipped, and averaged. Maps
     are float32 (C, grid height, grid width) on `ctx.device`. Images come grouped by size, in a fixed order.
-    Networks run in float32 on every device, as the authors' do.
+    Networks run in the precision of `ctx`; maps are resized, activated and averaged in float32.
 
     Args:
         forward: Maps normalised images (B, 3, h, w) to maps (B, C, h', w').
@@ -73,7 +74,7 @@ def multi_scale(
         for ids, pyramid in zip(batches, loader, strict=True):
             size = resized(*view.size(ids[0]), long_side)
             sizes = [grid(image_id, *size) for image_id in ids]
-            yield from zip(ids, _fused(forward, activation, pyramid, flip, sizes, ctx.device), strict=True)
+            yield from zip(ids, _fused(forward, activation, pyramid, flip, sizes, ctx), strict=True)
             bar.advance(len(ids))
 
 
@@ -106,17 +107,16 @@ def _fused(
     pyramid: Sequence[Tensor],
     flip: bool,
     sizes: Sequence[tuple[int, int]],
-    device: str,
+    ctx: Context,
 ) -> list[Tensor]:
     """Return the mean map of each image of a batch; `pyramid` has the batch (B, 3, h, w) at each scale."""
     sums: list[Tensor | None] = [None] * len(sizes)
     for images in pyramid:
-        scaled = images.to(device, non_blocking=True)
+        scaled = images.to(ctx.device, non_blocking=True)
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
-        if device != "cpu":
-            scaled = scaled.contiguous(memory_format=torch.channels_last)
-        maps = forward(scaled).float()
+        with autocast(ctx):
+            maps = forward(scaled.contiguous(memory_format=memory_format(ctx))).float()
         for index, target in enumerate(sizes):
             single = _on_grid(maps[index, None], target, activation)
             if flip:

@@ -20,7 +20,8 @@ from seedbed.benchmark.errors import NonFiniteLossError
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Stage
 from seedbed.benchmark.progress import progress_bar
-from seedbed.benchmark.training.checkpoint import load_tensors, save_tensors, to_device
+from seedbed.benchmark.training.checkpoint import load_tensors, save_tensors
+from seedbed.benchmark.training.precision import autocast, memory_format
 from seedbed.benchmark.training.reproducibility import derive_seed, make_deterministic
 
 Batch = Mapping[str, Tensor]
@@ -50,9 +51,6 @@ class TrainingStage(Stage):
     head_multiplier: float = hp(10.0, low=0, high=1000, source="PSA code: new layers learn ten times faster")
     biases: Literal["as_weights", "no_decay", "psa"] = hp(
         "as_weights", source="PSA code: 2 × lr, no weight decay; ICD code: no weight decay"
-    )
-    precision: Literal["bfloat16", "float32"] = hp(
-        "bfloat16", source="of convolutions on a GPU, which is faster; the authors' codes: float32"
     )
 
     @property
@@ -130,7 +128,7 @@ def fit(
     """
     make_deterministic()
     torch.manual_seed(derive_seed(ctx.seed, type(settings).__name__, "training"))
-    to_device(network, ctx.device)
+    network.to(device=ctx.device, memory_format=memory_format(ctx))  # type: ignore[call-overload]
     optimiser = _optimiser(groups, settings)
     rates = [group["lr"] for group in optimiser.param_groups]
     sampler = EpochSampler(len(examples), settings.batch, ctx.seed)  # type: ignore[arg-type]
@@ -159,8 +157,8 @@ def fit(
                 decayed = done if settings.decay_every == "step" else epoch * steps
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - decayed / total) ** settings.power
-                moved = _to_device(batch, ctx.device)
-                with mixed_precision(ctx.device, settings.precision):
+                moved = _moved(batch, ctx)
+                with autocast(ctx):
                     named = losses(moved, epoch + step / steps)
                 minimised = [value.float() for name, value in named.items() if name not in settings.measured]
                 loss = torch.stack(minimised).sum()
@@ -175,11 +173,6 @@ def fit(
     report = {"groups": _describe(optimiser, rates), "history": history}
     (out / REPORT_FILE).write_text(json.dumps(report, indent=1))
     network.eval()
-
-
-def mixed_precision(device: str, precision: Literal["bfloat16", "float32"]) -> torch.autocast:
-    """Return the context of a forward pass: autocast on a GPU with `precision="bfloat16"`, otherwise no change."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu" and precision == "bfloat16")
 
 
 class EpochSampler(torch.utils.data.Sampler[list[tuple[int, int]]]):
@@ -236,12 +229,11 @@ class _Meter:
                 )
 
 
-def _to_device(batch: Mapping[str, Tensor], device: str) -> dict[str, Tensor]:
-    if device == "cpu":
-        return dict(batch)
-    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+def _moved(batch: Mapping[str, Tensor], ctx: Context) -> dict[str, Tensor]:
+    """Return a batch on the device of `ctx`, images in its memory format."""
+    moved = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
     return {
-        name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+        name: value.contiguous(memory_format=memory_format(ctx)) if value.dim() == 4 else value
         for name, value in moved.items()
     }
 

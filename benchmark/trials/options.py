@@ -100,6 +100,12 @@ class TrialOptions:
     size: int = option(
         0, "Resize images to this longer side, pixels; 0: original size. Metrics use the original size.", low=0
     )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "Numbers that networks compute with: fp32, bf16, or auto.",
+        shown="auto: bf16 on GPUs and CPUs built for it, else fp32",
+        report_as="precision",
+    )
     segment: bool = option(True, "Train a segmentation network on the pseudo-masks.")
     selections: tuple[Selection, ...] = option(
         SELECTIONS, "How the thresholds of the reported pseudo-masks are chosen."

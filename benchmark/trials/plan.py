@@ -14,7 +14,7 @@ from seedbed.benchmark.paths import slug
 from seedbed.benchmark.pipeline.changed_code import Change, changes_of
 from seedbed.benchmark.pipeline.hparams import values, when
 from seedbed.benchmark.pipeline.pipeline import Pipeline, Step
-from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta, Stage
+from seedbed.benchmark.pipeline.stage import Context, Kind, Machine, Meta, Precision, Stage
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.trial import Chain, Trial, build_chain, resolve
@@ -46,6 +46,12 @@ class TrialPlan:
     artifacts: dict[str, Path] = field(default_factory=dict)
     planned: int = 0
     """Number of stages that `measure` computes; 0: not known yet."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the trial's networks."""
+        assert self.trial.precision != "auto", "plan_trial has chosen one"
+        return self.trial.precision
 
     def targets(self) -> list[Target]:
         """Return the artifacts to compute, in order; the RECORDS are the trial's numbers."""
@@ -163,7 +169,7 @@ class TrialPlan:
         if "network" in self.artifacts:
             stage, checkpoint = cast(PredictMasks, self.chain.stages[-1]), self.artifacts["network"]
             view = self.data.split(Split.TRAIN)
-            context = Context(self.trial.seed, Split.TRAIN, path.parent, **vars(self.machine))
+            context = Context(self.trial.seed, Split.TRAIN, path.parent, self.precision, **vars(self.machine))
 
             def predict(ids: tuple[str, ...], folder: Path) -> None:
                 predict_masks(stage, checkpoint, replace(view, ids=ids), folder, context)
@@ -290,6 +296,7 @@ class TrialPlan:
             self.trial.seed,
             self.work.store,
             self.machine,
+            self.precision,
             scope=scope,
             on_weak=len(self.chain.localise) if learns else 0,
             executed=self.executed,

@@ -83,7 +83,9 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
 
 
 def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta, Machine]:
-    """Fill in the defaults that depend on the data set, and the digests of weights files."""
+    """Fill in the defaults that depend on the data set and the device, and the digests of weights files."""
+    from seedbed.benchmark.training.precision import chosen
+
     backbone = trial.backbone or ("tiny" if data.long_side <= SMALL_IMAGES else "resnet50")
     weights, files = method_weights(trial.weights, backbone)
     segmentation_backbone = trial.segmentation_backbone or backbone
@@ -104,6 +106,7 @@ def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta,
         weights=weights,
         segmentation_backbone=segmentation_backbone,
         segmentation_weights=network_weights,
+        precision=chosen(trial.precision, machine.device),
     )
     long_side = min(trial.size or data.long_side, data.long_side)
     return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

@@ -48,7 +48,8 @@ def export_test_masks(work: WorkFolder, run: str, data: Dataset, out: Path, mach
     folder.mkdir(parents=True, exist_ok=True)
     # An earlier tar must not lie beside masks that it does not contain.
     tar.unlink(missing_ok=True)
-    context = Context(description["trial"]["seed"], Split.TEST, folder, **vars(machine))
+    trial = description["trial"]
+    context = Context(trial["seed"], Split.TEST, folder, trial.get("precision", "fp32"), **vars(machine))
     predict_masks(stage, network, view, folder, context)
     if problems := check_submission(folder, view):
         raise DataError(f"{folder}: not what the server takes, so no {TAR} was written\n" + "\n".join(problems))

@@ -14,6 +14,7 @@ SCOPE = (
     "initialisation",
     "segmentation_backbone",
     "segmentation_initialisation",
+    "precision",
 )
 """Rows are compared only if these are the same. They are in the heading of a group, not in columns."""
 CONDITIONS = (*SCOPE, "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")

@@ -45,13 +45,14 @@ from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.files import atomic
 from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE
 
-VERSION = b"3"
+VERSION = b"4"
 STAGE = "stage/"
 _WHOLE = ("tuning_masks", "seed", "trials")
 """The columns of whole numbers."""
 _SINCE = {
-    b"1": ("segmentation_backbone", "segmentation_initialisation", "parameters", "space", "command"),
-    b"2": ("parameters", "space", "command"),
+    b"1": ("segmentation_backbone", "segmentation_initialisation", "parameters", "space", "command", "precision"),
+    b"2": ("parameters", "space", "command", "precision"),
+    b"3": ("precision",),
     VERSION: (),
 }
 """The columns, all of text, that came after each version."""
@@ -66,6 +67,7 @@ class Scope(NamedTuple):
     initialisation: str
     segmentation_backbone: str
     segmentation_initialisation: str
+    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,6 +241,7 @@ def group_title(group: Group) -> str:
         f"{scope.dataset} · supervision {scope.supervision or NOTHING} · backbone {scope.backbone or NOTHING}"
         f" · initialisation {initialisation(group)}"
         + "".join(f" · {name} {text}" for name, text in segmentation(group))
+        + (f" · precision {scope.precision}" if scope.precision else "")
     )
 
 

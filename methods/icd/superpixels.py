@@ -62,6 +62,11 @@ class ComputeSuperpixels(Stage):
         source="--size: longer side in pixels; 0 is the image's",
     )
 
+    @property
+    def runs_network(self) -> bool:
+        """Whether pretrained features are compared; it makes and reads no checkpoint."""
+        return self.features == "pretrained"
+
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one PNG an image of the context's split."""
         view = data.split(ctx.split)
@@ -77,7 +82,6 @@ class ComputeSuperpixels(Stage):
         """
         from torch import nn
 
-        from seedbed.benchmark.training.checkpoint import to_device
         from seedbed.benchmark.training.inference import multi_scale, one_value_per, resized
         from seedbed.methods.backbones.base import build_backbone, initialise
 
@@ -89,7 +93,7 @@ class ComputeSuperpixels(Stage):
             initialise(backbone, self.backbone, self.weights, ctx)
             network.extend(block.layers for block in backbone.blocks() if not block.new)
         for image_id, features in multi_scale(
-            to_device(network, ctx.device).eval(),
+            network.to(ctx.device).eval(),
             view,
             scales=(1.0,),
             flip=False,

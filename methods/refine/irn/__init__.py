@@ -52,6 +52,7 @@ from seedbed.benchmark.training.augmentation import Examples, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
+from seedbed.benchmark.training.precision import autocast
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.datasets.io.images import write_mask
@@ -203,7 +204,8 @@ class WalkIrn(Stage):
         images = padded_images(view, self.long_side, self.padded, STRIDE, ctx, "WalkIrn")
         with MapWriter(out) as writer:
             for image_id, image, size in images:
-                found = edges(network, image, size, self.mirrored)
+                with autocast(ctx):
+                    found = edges(network, image, size, self.mirrored)
                 writer.write(image_id, self.walked(found, maps.read(image_id), size))
 
     @torch.inference_mode()
@@ -237,7 +239,7 @@ def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: 
     flipped = image.flip(-1)
     if mirrored == "image":
         flipped = F.pad(image[..., :width].flip(-1), (0, image.shape[-1] - width))
-    logits = network(torch.cat([image, flipped]))
+    logits = network(torch.cat([image, flipped])).float()
     back = logits[1, :, :columns].flip(-1) if mirrored == "image" else logits[1].flip(-1)[:, :columns]
     return ((logits[0, :, :columns] + back) / 2).sigmoid()[:rows]
 

@@ -50,6 +50,7 @@ from seedbed.benchmark.training.augmentation import Examples, unscaled
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
+from seedbed.benchmark.training.precision import autocast
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
 from seedbed.methods.backbones.base import initialise
@@ -203,20 +204,25 @@ class WalkPsa(Stage):
         network = cast(AffinityNetwork, load_network(inputs[Kind.CHECKPOINT], ctx.device))
         maps, view = MapReader(inputs[Kind.SCORES]), data.split(ctx.split)
         images = padded_images(view, self.long_side, 0, CELL, ctx, "WalkPsa")
-        with MapWriter(out) as writer:
+        with torch.inference_mode(), MapWriter(out) as writer:
             for image_id, image, size in images:
-                writer.write(image_id, self.walked(network, maps.read(image_id), image, size))
+                with autocast(ctx):
+                    affinities = network.affinities(image)[0]
+                writer.write(image_id, self.walked(affinities, network.radius, maps.read(image_id), size))
 
     @torch.inference_mode()
-    def walked(self, network: AffinityNetwork, maps: ScoreMaps, image: Tensor, size: tuple[int, int]) -> ScoreMaps:
-        """Return the maps after the walk; `image` is (1, 3, H', W'), padded beyond its first `size` pixels."""
+    def walked(self, affinities: Tensor, radius: int, maps: ScoreMaps, size: tuple[int, int]) -> ScoreMaps:
+        """Return the maps after the walk.
+
+        `affinities` (P, h, w) are those of an image that is padded beyond its first `size` pixels.
+        """
         scores = ClassScores.of(maps)
-        start = torch.from_numpy(scores.with_background(self.background_exponent)).to(image.device)
+        start = torch.from_numpy(scores.with_background(self.background_exponent)).to(affinities.device)
         if size != maps.size:
             start = F.interpolate(start[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-        start = F.pad(start, (0, image.shape[-1] - size[1], 0, image.shape[-2] - size[0]))
-        affinities = network.affinities(image)[0]
-        matrix = transition_matrix(affinities, pair_offsets(network.radius), self.power)
+        height, width = (CELL * cells for cells in affinities.shape[1:])
+        start = F.pad(start, (0, width - size[1], 0, height - size[0]))
+        matrix = transition_matrix(affinities, pair_offsets(radius), self.power)
         ended = walk(F.avg_pool2d(start, CELL), matrix, self.steps)
         spacing = (CELL * maps.size[0] / size[0], CELL * maps.size[1] / size[1])
         labels = np.concatenate([np.zeros(1, np.int16), scores.labels])

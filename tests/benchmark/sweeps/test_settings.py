@@ -118,6 +118,28 @@ def test_later_methods_do_not_join_a_sweep_that_began_with_all():
     assert settings.resolved() == settings
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gpus_per_trial": 0}, "fp32 of cpu"),
+        ({"gpus_per_trial": 0.5}, "fp32 of cuda"),
+        ({"gpus_per_trial": 1, "precision": "bf16"}, "bf16"),
+        ({"address": "auto"}, "fp32"),
+        ({"address": "auto", "precision": "bf16"}, "bf16"),
+        ({"address": "auto", "gpus_per_trial": 0}, "fp32 of cpu"),
+    ],
+)
+def test_all_trials_of_a_sweep_have_one_precision(changes, expected, monkeypatch):
+    """`auto` is decided by the device of the trials; without a known device it is the authors' precision."""
+    from seedbed.benchmark.training import precision
+
+    monkeypatch.setattr(precision, "fastest", lambda device: f"fp32 of {device}")
+    settings = settings_of({**MINIMAL, **changes})
+    assert settings.precision == changes.get("precision", "auto")
+    monkeypatch.setattr(type(settings), "__post_init__", lambda self: None)
+    assert settings.resolved().precision == expected
+
+
 def test_one_word_is_as_good_as_a_list_of_one():
     settings = settings_of({**MINIMAL, "methods": "all", "datasets": "chimera-voc", "seeds": 3})
     assert (settings.methods, settings.datasets, settings.seeds) == (("all",), ("chimera-voc",), (3,))

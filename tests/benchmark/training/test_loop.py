@@ -17,7 +17,6 @@ from seedbed.benchmark.training.loop import (
     ParameterGroup,
     TrainingStage,
     fit,
-    mixed_precision,
     parameter_groups,
 )
 from seedbed.datasets.base import Split
@@ -52,16 +51,6 @@ class Examples(torch.utils.data.Dataset):
         epoch, index = place
         generator = torch.Generator().manual_seed(1000 * epoch + index)
         return {"image": torch.randn(3, 8, 8, generator=generator), "tags": torch.eye(2)[index % 2]}
-
-
-@pytest.mark.filterwarnings("ignore:User provided device_type")
-def test_bfloat16_is_for_gpus_and_can_be_switched_off(monkeypatch):
-    made = []
-    monkeypatch.setattr(torch, "autocast", lambda *arguments, enabled: made.append(enabled))
-    assert TrainToy().precision == "bfloat16"
-    for device, precision in (("cuda:1", "bfloat16"), ("cuda", "float32"), ("cpu", "bfloat16")):
-        mixed_precision(device, precision)
-    assert made == [True, False, False]
 
 
 def context(tmp_path: Path, seed: int = 0) -> Context:

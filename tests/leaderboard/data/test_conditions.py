@@ -85,7 +85,7 @@ def test_a_trial_of_an_earlier_version_has_its_facts_as_conditions(reported, chi
 def test_the_conditions_of_a_trial_by_hand(chimera_root, tmp_path):
     settings = {"InferCam.scales": [1.0, 0.5], "CrfMasks.preset": "psa", "PredictMasks.scales": [2.0]}
     more = {"segmentation_backbone": "resnet50", "segmentation_weights": "none", "refiners": ["crf", "none"]}
-    plan = scheduler_of(small(chimera_root, settings=settings, **more), tmp_path).plan
+    plan = scheduler_of(small(chimera_root, settings=settings, precision="fp32", **more), tmp_path).plan
     crf, none = (cell.conditions for cell in plan.cells)
     assert crf == {
         "supervision": "I",
@@ -93,6 +93,7 @@ def test_the_conditions_of_a_trial_by_hand(chimera_root, tmp_path):
         "initialisation": "none",
         "segmentation_backbone": "resnet50",
         "segmentation_initialisation": "none",
+        "precision": "fp32",
         "crf_preset": "psa",
         "multi_scale": "1,0.5",
         "segmentation": "deeplab",
@@ -118,29 +119,29 @@ def test_an_oracles_threshold_counts_the_masks_of_train(chimera_root, chimera, t
 
 
 def test_a_condition_that_only_some_runs_have_is_no_bar_to_a_rank():
-    group = only_group(*line(0.5, 0.5, 0.5), *line(0.6, 0.6, 0.6, method="b", precision="half"))
-    assert {row.method: (row.rank, row.conditions["precision"]) for row in group.rows} == {
+    group = only_group(*line(0.5, 0.5, 0.5), *line(0.6, 0.6, 0.6, method="b", noise="half"))
+    assert {row.method: (row.rank, row.conditions["noise"]) for row in group.rows} == {
         "b": (1, "half"),
         "cam": (2, "–"),
     }
 
 
 def test_seeds_that_differ_in_a_new_condition_are_not_one_number():
-    group = only_group(make(0.5, precision="half"), *line(0.5, 0.5, 0.5, precision="single")[1:])
-    assert group.rows[0].bars == ("its seeds differ in precision: half, single",)
+    group = only_group(make(0.5, noise="half"), *line(0.5, 0.5, 0.5, noise="single")[1:])
+    assert group.rows[0].bars == ("its seeds differ in noise: half, single",)
 
 
 def test_runs_with_and_without_a_condition_are_the_same_after_the_snapshot():
-    runs = [*line(0.6, 0.6, 0.6, method="b", precision="half"), *line(0.5, 0.5, 0.5)]
+    runs = [*line(0.6, 0.6, 0.6, method="b", noise="half"), *line(0.5, 0.5, 0.5)]
     table = table_of(runs)
-    assert table.schema.equals(schema_of(["precision"]))
+    assert table.schema.equals(schema_of(["noise"]))
     assert runs_of(table) == runs
     assert runs_of(table_of(runs[3:])) == runs[3:]
-    assert "precision" not in table_of(runs[3:]).column_names
+    assert "noise" not in table_of(runs[3:]).column_names
     assert len(board_of(runs_of(table)).groups) == 1
 
 
 def test_titles():
     assert shown("crf_preset").title == "CRF"
     assert shown("training_images").title == "Training images"
-    assert column_names(["precision", *CONDITIONS, "amount"]) == [*SHOWN, "amount", "precision"]
+    assert column_names(["noise", *CONDITIONS, "amount"]) == [*SHOWN, "amount", "noise"]

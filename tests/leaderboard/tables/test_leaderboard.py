@@ -43,6 +43,7 @@ DEFAULT = Run(
         "initialisation": "none",
         "segmentation_backbone": "",
         "segmentation_initialisation": "",
+        "precision": "",
         "crf_preset": "none",
         "multi_scale": "1.0",
         "segmentation": "deeplab",
@@ -196,7 +197,7 @@ def test_a_file_that_is_no_snapshot_or_of_another_version_is_refused(tmp_path):
 def test_a_snapshot_of_version_1_is_read(tmp_path):
     """It has no columns for the segmentation network, which was always the method's."""
     runs = line(0.1, 0.2, 0.3)
-    old = table_of(runs).drop_columns(["segmentation_backbone", "segmentation_initialisation"])
+    old = table_of(runs).drop_columns(["segmentation_backbone", "segmentation_initialisation", "precision"])
     pq.write_table(old.replace_schema_metadata({"seedbed.results": "1"}), tmp_path / "old.parquet")
     table = read_snapshot(tmp_path / "old.parquet")
     assert table.schema.equals(schema_of(), check_metadata=True)
@@ -208,14 +209,22 @@ def test_a_snapshot_of_version_1_is_read(tmp_path):
 def test_a_snapshot_of_version_2_is_read(tmp_path):
     """It does not know what was drawn, and no commands."""
     runs = line(0.1, 0.2, 0.3)
-    old = table_of(runs).drop_columns(["parameters", "space", "command"])
+    old = table_of(runs).drop_columns(["parameters", "space", "command", "precision"])
     pq.write_table(old.replace_schema_metadata({"seedbed.results": "2"}), tmp_path / "old.parquet")
     table = read_snapshot(tmp_path / "old.parquet")
     assert table.schema.equals(schema_of(), check_metadata=True)
     assert runs_of(table) == runs
-    pq.write_table(old.replace_schema_metadata({"seedbed.results": "3"}), tmp_path / "new.parquet")
-    with pytest.raises(DataError, match="other columns than version 3"):
+    pq.write_table(old.replace_schema_metadata({"seedbed.results": "4"}), tmp_path / "new.parquet")
+    with pytest.raises(DataError, match="other columns than version 4"):
         read_snapshot(tmp_path / "new.parquet")
+
+
+def test_a_snapshot_of_version_3_is_read(tmp_path):
+    """It does not tell the precision."""
+    runs = line(0.1, 0.2, 0.3)
+    old = table_of(runs).drop_columns(["precision"])
+    pq.write_table(old.replace_schema_metadata({"seedbed.results": "3"}), tmp_path / "old.parquet")
+    assert runs_of(read_snapshot(tmp_path / "old.parquet")) == runs
 
 
 def test_missing_trials_are_those_of_the_plan_without_a_run():
@@ -233,7 +242,7 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
     assert {run.cell for run in missing} == {make().cell}
     own = {"segmentation_backbone": "resnet101", "segmentation_initialisation": "coco"}
     missing = ExpectedTrials.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
-    assert {run.scope[-2:] for run in missing} == {("resnet101", "coco")}
+    assert {run.scope[-3:] for run in missing} == {("resnet101", "coco", "")}
     assert len(ExpectedTrials.parse(entries | {"trials": 0}).missing([])) == 2
     with pytest.raises(DataError, match="version 2"):
         ExpectedTrials.parse(entries | {"trials": 2, "version": 2})
@@ -262,6 +271,17 @@ def test_supervision_backbone_and_initialisation_part_groups():
     groups = board(*runs).groups
     assert len(groups) == 4
     assert all(row.rank == 1 and not row.marked for group in groups for row in group.rows)
+
+
+def test_rows_of_different_precision_are_not_ranked_together():
+    runs = [*line(0.4, 0.5, 0.6, precision="fp32"), *line(0.5, 0.6, 0.7, precision="bf16", method="b")]
+    shown = board(*runs)
+    assert [[row.rank for row in group.rows] for group in shown.groups] == [[1], [1]]
+    assert [columns.group_title(group).rpartition(" · ")[2] for group in shown.groups] == [
+        "precision bf16",
+        "precision fp32",
+    ]
+    assert overview(shown).count("<span>precision</span> bf16") == 1
 
 
 def test_the_segmentation_networks_backbone_and_initialisation_part_groups_and_are_told():

@@ -8,9 +8,10 @@ UV := $(BIN)/uv
 READY := $(VENV)/.ready
 UV_VERSION := 0.13.8
 
-.PHONY: test quick demo docs lint lock format
+.PHONY: test quick demo docs style lint lock format
 
-test: $(READY) lint
+# Types are checked by a test, beside the others.
+test: $(READY) style
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 # For while you work: lint, types, and tests of the core that finish within two minutes.
@@ -34,9 +35,11 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "The documentation, to open in a browser: $(CURDIR)/site/index.html"
 
-lint: $(READY)
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/mypy
 
 format: $(READY)

@@ -39,7 +39,7 @@ TIMES = re.compile(
     re.DOTALL,
 )
 """The sentence about the Pareto front, the figures, and the column of times."""
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(25)
 
 
 def without_times(path: Path) -> bytes:

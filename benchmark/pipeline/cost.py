@@ -22,6 +22,8 @@ class Conditions:
     """Side in pixels of the images that the step works on: its crop, or the longer side."""
     images: int
     epochs: int
+    precision: str = "fp32"
+    """Of the network; entries of earlier versions do not record it."""
 
     @property
     def work(self) -> int:
@@ -43,6 +45,7 @@ def conditions_of(step: Step, data: Dataset, device: str) -> Conditions:
         side=min(given, data.long_side),
         images=len(data.ids(step.split)),
         epochs=getattr(step.stage, "stop_after", 1),
+        precision=str(step.identity.get("precision", "fp32")),
     )
 
 

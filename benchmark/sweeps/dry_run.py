@@ -160,18 +160,21 @@ class _Durations:
     """The durations of steps in the store, in seconds."""
 
     def __init__(self, store: Store) -> None:
-        self._known: dict[tuple[str, str, str], list[tuple[Conditions, float]]] = defaultdict(list)
+        self._known: dict[tuple[str, ...], list[tuple[Conditions, float]]] = defaultdict(list)
         for entry in store.entries():
             # Entries of earlier versions do not record the conditions of their duration.
             if found := entry.record.get("conditions"):
                 conditions = Conditions(**found)
-                place = (entry.stage, conditions.device, conditions.backbone)
+                place = (entry.stage, conditions.device, conditions.backbone, conditions.precision)
                 self._known[place].append((conditions, entry.seconds))
 
     def estimate(self, step: Step, data: Dataset, device: str) -> Estimate | None:
-        """Return the estimated duration of a step from the same stage, device and backbone; None without any."""
+        """Return the estimated duration of a step from those of the same stage, device, backbone and precision.
+
+        None without any.
+        """
         wanted = conditions_of(step, data, device)
-        known = self._known.get((type(step.stage).__name__, wanted.device, wanted.backbone))
+        known = self._known.get((type(step.stage).__name__, wanted.device, wanted.backbone, wanted.precision))
         if not known:
             return None
         same = [(c, seconds) for c, seconds in known if (c.side, c.images) == (wanted.side, wanted.images)]

@@ -61,7 +61,8 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
     with reading(folder / "model.pt") as path:
         network.load_state_dict(load_tensors(path))
-    return network.to(device).eval()
+    layout = torch.preserve_format if device == "cpu" else torch.channels_last
+    return network.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

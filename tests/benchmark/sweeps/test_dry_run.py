@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_conditions_are_backbone_size_images_epochs_and_device(step, chimera, tm
     # Inference has the backbone of the checkpoint that it uses, and works on whole images.
     tune = conditions_of(pipeline.step(1, Split.TUNE), chimera, "cpu")
     assert tune == Conditions("cpu", "tiny", 64, len(chimera.ids(Split.TUNE)), 1)
+    faster = replace(pipeline, precision="bf16").step(1, Split.TUNE)
+    assert conditions_of(faster, chimera, "cpu") == replace(tune, precision="bf16")
     assert Conditions("cpu", "", 10, 3, 2).work == 10 * 10 * 3 * 2
 
 
@@ -72,6 +75,7 @@ def test_what_is_computed_records_its_conditions_and_the_key_stays(chimera, tmp_
         # A 500-pixel VGG is not a 64-pixel tiny one.
         ([("TrainCam", 30.0, {"backbone": "vgg16"})], None),
         ([("TrainCam", 30.0, {"device": "cuda"})], None),
+        ([("TrainCam", 30.0, {"precision": "bf16"})], None),
         ([("TrainIrn", 30.0, {})], None),
         # An entry of an earlier version does not say how.
         ([("TrainCam", 30.0, None)], None),

@@ -237,9 +237,12 @@ class SplitView:
         """Return (height, width) in pixels, read from the file's header."""
         return image_size(self.dataset.image_path(image_id))
 
-    def image(self, image_id: str) -> NDArray[np.uint8]:
-        """Return the image, uint8 (H, W, 3) RGB. Raises DataError if it is missing or broken."""
-        return decode_image(self.dataset.image_path(image_id))
+    def image(self, image_id: str, reduction: int = 1) -> NDArray[np.uint8]:
+        """Return the image, uint8 (H, W, 3) RGB; a JPEG at 1/`reduction` of its size (`decode_image`).
+
+        Raises DataError if it is missing or broken.
+        """
+        return decode_image(self.dataset.image_path(image_id), reduction)
 
     def tags(self, image_id: str) -> tuple[int, ...]:
         """Return the labels (1..C, ascending) of the image's tags."""

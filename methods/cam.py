@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from seedbed.benchmark.evaluation.maps import MapWriter, ScoreMaps
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
-from seedbed.benchmark.training.augmentation import Examples, classification
+from seedbed.benchmark.training.augmentation import classification
 from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.reproducibility import derive_seed
@@ -110,7 +111,7 @@ class TagTraining(TrainingStage):
 class TrainCam(TagTraining):
     """Train the classifier on the tags of `weak`."""
 
-    version = 2
+    version = 3
 
     backbone: str = hp("vgg16", source="--backbone")
     weights: str = hp("imagenet", source="--weights")

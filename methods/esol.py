@@ -171,7 +171,7 @@ def area_loss(logits: Tensor, area: Literal["sigmoid", "cam"]) -> Tensor:
 class TrainEsolClassifier(TrainCam):
     """Train CAM's classifier with two more convolutions (Section 4.1)."""
 
-    version = 2
+    version = 3
 
     kernel: Literal[3, 1] = hp(3, source="Section 4.1: 3×3 or 1×1")
     noise: float = hp(0.1, low=0, high=10, source="not in the paper: beside the identity, of weight · √inputs")
@@ -254,7 +254,7 @@ class OffsetTraining(TagTraining):
 class Expand(OffsetTraining):
     """Clip, and train the first convolution's offsets to maximise the classification loss (Equations 4, 5, 7)."""
 
-    version = 2
+    version = 3
     phase = "expansion"
 
     lr: float = hp(
@@ -292,7 +292,7 @@ class Expand(OffsetTraining):
 class Shrink(OffsetTraining):
     """Train the second convolution's offsets to minimise classification loss and area (Equation 6)."""
 
-    version = 2
+    version = 3
     measured = (*OffsetTraining.measured, "area")
     phase = "shrinkage"
 

@@ -64,7 +64,7 @@ class TrainMixupCam(TrainCam):
     regularisers, even if these are switched off.
     """
 
-    version = 2
+    version = 3
     measured = ("entropy", "concentration")
 
     epochs: int = hp(61, low=1, high=10_000, source="SC-CAM code; not in the paper")

@@ -44,8 +44,8 @@ from seedbed.benchmark.evaluation.stages import RECORDS_FILE
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
 from seedbed.benchmark.pipeline.store import reading
-from seedbed.benchmark.training.augmentation import Examples
 from seedbed.benchmark.training.checkpoint import load_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.inference import multi_scale
 from seedbed.benchmark.training.loop import Batch
 from seedbed.datasets.base import Dataset, Split, SplitView
@@ -184,7 +184,7 @@ class SubcategoryNetwork(CamNetwork):
 class TrainSubcategories(TrainCam):
     """Train a fresh network on the tags of `weak` and on their sub-categories."""
 
-    version = 2
+    version = 3
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.TAGS,)
 
     subcategory_weight: float = hp(5.0, low=0, high=1000, source="Section 3.3.3: λ = 5")

@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.progress import progress_bar
-from seedbed.benchmark.training.augmentation import normalise, resize_image
+from seedbed.benchmark.training.augmentation import normalise
 from seedbed.benchmark.training.precision import autocast, memory_format
 from seedbed.datasets.base import SplitView
 
 PIXELS_A_BATCH = {"cpu": 2 * 500 * 500, "cuda": 16 * 500 * 500}
 """Approximate number of pixels of a batch at scale 1."""
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return an RGB image uint8 (3, H, W) resized to `size` (h, w) by Pillow's bicubic filter."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    pixels = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return torch.from_numpy(np.array(pixels.resize(size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
 
 def resized(height: int, width: int, long_side: int) -> tuple[int, int]:
@@ -144,7 +154,7 @@ class _Images(torch.utils.data.Dataset[list[Tensor]]):
         self.view, self.long_side, self.scales = view, long_side, scales
 
     def __getitem__(self, image_id: str) -> list[Tensor]:
-        image = torch.from_numpy(self.view.image(image_id).copy()).permute(2, 0, 1)
+        image = torch.from_numpy(self.view.image(image_id)).permute(2, 0, 1)
         height, width = resized(image.shape[1], image.shape[2], self.long_side)
         image = resize_image(image, (height, width))
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]

@@ -48,8 +48,17 @@ def is_turned(path: Path) -> bool:
             return False  # broken EXIF data turn nothing
 
 
-def decode_image(path: Path) -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3) RGB.
+def jpeg_reduction(size: tuple[int, int], least: tuple[int, int]) -> int:
+    """Return the greatest `reduction` (`decode_image`) at which an image of `size` (h, w) is at least `least`."""
+    factor = min(size[0] // least[0], size[1] // least[1])
+    return next(whole for whole in (8, 4, 2, 1) if whole <= max(1, factor))
+
+
+def decode_image(path: Path, reduction: int = 1) -> NDArray[np.uint8]:
+    """Return uint8 (H, W, 3) RGB, writable.
+
+    A JPEG is decoded at 1/`reduction` of its size, sides rounded up, by an inverse DCT of fewer coefficients;
+    `reduction` is 1, 2, 4 or 8. Pictures of other formats keep their size.
 
     Raises DataError if the file is missing, truncated or no picture, or has grey values of more than 8 bits.
     """
@@ -58,7 +67,10 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
             # Pillow would clip the values at 255 and not scale them.
             raise DataError(f"{path}: grey values of more than 8 bits (mode {picture.mode}); save it with 8 bits")
         try:
-            return np.asarray(picture.convert("RGB"))
+            if reduction > 1:
+                picture.draft(None, (picture.width // reduction, picture.height // reduction))
+            # Converting RGB to RGB would copy it.
+            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
         except BROKEN as error:
             raise DataError(f"{path}: broken or truncated picture ({error}); fetch it again") from None
 

@@ -49,8 +49,9 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
-from seedbed.benchmark.training.augmentation import Examples, scaled_crops
+from seedbed.benchmark.training.augmentation import scaled_crops
 from seedbed.benchmark.training.checkpoint import save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Dataset, Split
@@ -199,7 +200,7 @@ def _resized(features: Tensor, size: torch.Size) -> Tensor:
 class TrainIcd(TrainingStage):
     """Train CAM and ICD together on the tags and superpixels of `weak`."""
 
-    version = 2
+    version = 3
     consumes = (Kind.SUPERPIXELS,)
     produces = Kind.CHECKPOINT
 

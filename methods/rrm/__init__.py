@@ -41,8 +41,9 @@ from torch import Tensor
 from seedbed.benchmark.parallel import TaskMap, task_map
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
-from seedbed.benchmark.training.augmentation import MEAN, STD, Examples, segmentation
+from seedbed.benchmark.training.augmentation import MEAN, STD, Augmentation, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.loop import Batch, EpochSampler, Losses, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import IGNORE_INDEX, Dataset, Split, SplitView
@@ -91,24 +92,22 @@ def cross_entropies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {name: (loss * group).sum() / group.sum().clamp(min=1) for name, group in groups.items()}
 
 
-class RrmExamples(torch.utils.data.Dataset[dict[str, Tensor]]):
+class RrmExamples(Examples):
     """Augmented crops; `mask` is 0 in the image and 255 in the padding. One scale is drawn per batch (R9)."""
 
     def __init__(self, view: SplitView, stage: TrainRrm, seed: int) -> None:
-        self.view, self.stage, self.seed = view, stage, seed
+        super().__init__(view, stage.transform(stage.scale_low, stage.scale_high), seed, masks=self.inside)
+        self.stage = stage
 
-    def __len__(self) -> int:
-        return len(self.view)
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Tensor]:
-        stage, (epoch, index) = self.stage, place
-        low, high = stage.scale_low, stage.scale_high
-        if stage.scale_drawn == "batch":
-            step = _steps(len(self), stage.batch, self.seed, epoch)[index]
-            generator = np.random.default_rng(derive_seed(self.seed, "scale", epoch, step))
-            low = high = generator.uniform(low, high)
-        transform = segmentation((low, high), stage.long_side, stage.crop, COLOUR_JITTER if stage.jitter else None)
-        return Examples(self.view, transform, self.seed, self.inside)[place]
+    def augmentation(self, epoch: int, index: int) -> Augmentation:
+        """Return the augmentation of an example, at the scale of its batch."""
+        stage = self.stage
+        if stage.scale_drawn == "image":
+            return self.transform
+        step = _steps(len(self), stage.batch, self.seed, epoch)[index]
+        generator = np.random.default_rng(derive_seed(self.seed, "scale", epoch, step))
+        scale = generator.uniform(stage.scale_low, stage.scale_high)
+        return stage.transform(scale, scale)
 
     def inside(self, image_id: str) -> NDArray[np.uint8]:
         """Return a mask of zeros."""
@@ -127,7 +126,7 @@ def _steps(length: int, batch: int, seed: int, epoch: int) -> dict[int, int]:
 class TrainRrm(TrainingStage):
     """Train both branches on the tags of `weak`, from a trained CAM network. Nothing is frozen."""
 
-    version = 2
+    version = 3
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.CHECKPOINT,)
     produces = Kind.CHECKPOINT
     measured: ClassVar[tuple[str, ...]] = ("labelled",)
@@ -167,6 +166,10 @@ class TrainRrm(TrainingStage):
     energy_scale: float = hp(0.5, low=0.1, high=1, source="RRM code: the energy is that of a smaller image")
     energy_kernel: Literal["lattice", "exact"] = hp("lattice", source="RRM code (R7)")
     energy_gradient: Literal["as_coded", "exact"] = hp("as_coded", source="RRM code (R8)")
+
+    def transform(self, low: float, high: float) -> Augmentation:
+        """Return the augmentation at scales in [low, high]."""
+        return segmentation((low, high), self.long_side, self.crop, COLOUR_JITTER if self.jitter else None)
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write the trained RrmNetwork."""

@@ -37,8 +37,9 @@ from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
-from seedbed.benchmark.training.augmentation import Examples, segmentation
+from seedbed.benchmark.training.augmentation import Augmentation, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.inference import multi_scale
 from seedbed.benchmark.training.loop import Batch, Losses, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.reproducibility import derive_seed
@@ -94,7 +95,7 @@ class TrainSegmentation(TrainingStage):
     Raises ConfigError for `large_fov` on a backbone without fc6.
     """
 
-    version = 3
+    version = 4
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
     produces = Kind.CHECKPOINT
 
@@ -174,7 +175,7 @@ class TrainSegmentation(TrainingStage):
         masks = PseudoMasks(inputs[Kind.MASKS])
         return Examples(data.split(Split.WEAK), self.transform(), seed=ctx.seed, masks=masks)
 
-    def transform(self) -> Any:
+    def transform(self) -> Augmentation:
         """Return the augmentation of image and mask."""
         return segmentation(scale=(self.scale_low, self.scale_high), base=self.long_side, crop=self.crop)
 
@@ -183,7 +184,7 @@ class TrainSegmentation(TrainingStage):
 class TrainSupervised(TrainSegmentation):
     """Train the same network on the true masks of `weak`: the fully supervised upper bound."""
 
-    version = 3
+    version = 4
     consumes = ()
 
     def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:

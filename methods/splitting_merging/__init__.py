@@ -43,8 +43,9 @@ from torch import Tensor, nn
 
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
-from seedbed.benchmark.training.augmentation import Examples, squares
+from seedbed.benchmark.training.augmentation import squares
 from seedbed.benchmark.training.checkpoint import save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.loop import Batch, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Dataset, Split
@@ -142,7 +143,7 @@ def discrepancy(first: Tensor, second: Tensor, counted: Tensor) -> Tensor:
 class TrainSplittingMerging(TrainingStage):
     """Train both streams and the three classifiers on the tags of `weak`."""
 
-    version = 2
+    version = 3
     produces = Kind.CHECKPOINT
 
     epochs: int = hp(20, low=1, high=10_000, source="Section 4.1")

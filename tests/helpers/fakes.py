@@ -25,8 +25,10 @@ class FolderDataset(Dataset):
         classes: Sequence[str] = ("cat", "dog"),
         splits: Mapping[Split, Sequence[str]] | None = None,
         tags: Mapping[str, tuple[int, ...]] | None = None,
+        suffix: str = ".png",
     ) -> None:
         self.root, self.name, self.classes = root, "folder", tuple(classes)
+        self._suffix = suffix
         self._splits = splits or {s: list(masks) for s in (Split.WEAK, Split.TUNE, Split.TRAIN, Split.VAL)}
         self._tags = tags or {
             i: tuple(sorted({int(v) for v in np.unique(m)} - {0, 255})) for i, m in masks.items()
@@ -34,7 +36,7 @@ class FolderDataset(Dataset):
         for folder in ("images", "masks"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         for image_id, image in images.items():
-            Image.fromarray(image).save(self.image_path(image_id))
+            Image.fromarray(image).save(self.image_path(image_id), quality=95)
         for image_id, mask in masks.items():
             write_mask(self.mask_path(image_id), mask)
 
@@ -42,7 +44,7 @@ class FolderDataset(Dataset):
         return tuple(self._splits.get(split, ()))
 
     def image_path(self, image_id: str) -> Path:
-        return self.root / "images" / f"{image_id}.png"
+        return self.root / "images" / f"{image_id}{self._suffix}"
 
     def mask_path(self, image_id: str) -> Path:
         return self.root / "masks" / f"{image_id}.png"

@@ -48,8 +48,9 @@ from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps, o
 from seedbed.benchmark.evaluation.threshold import SelectThreshold
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
-from seedbed.benchmark.training.augmentation import Examples, segmentation
+from seedbed.benchmark.training.augmentation import segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.precision import autocast
@@ -126,7 +127,7 @@ def cut(scores: ClassScores, threshold: float) -> NDArray[np.uint8]:
 class TrainIrn(TrainingStage):
     """Train the edges on the confident labels of `weak`."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CONFIDENT_LABELS,)
     produces = Kind.CHECKPOINT
 

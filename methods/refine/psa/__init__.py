@@ -46,8 +46,9 @@ from seedbed.benchmark.evaluation.maps import MapReader, MapWriter, ScoreMaps, o
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.benchmark.pipeline.store import reading
-from seedbed.benchmark.training.augmentation import Examples, unscaled
+from seedbed.benchmark.training.augmentation import unscaled
 from seedbed.benchmark.training.checkpoint import load_network, save_network
+from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.inference import padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.precision import autocast
@@ -132,7 +133,7 @@ def confident_labels(stacks: Tensor) -> Tensor:
 class TrainPsa(TrainingStage):
     """Train the affinity network on the confident labels of `weak`."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CONFIDENT_LABELS,)
     produces = Kind.CHECKPOINT
 

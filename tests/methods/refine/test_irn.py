@@ -171,7 +171,7 @@ def test_the_label_of_a_cell_is_that_of_the_pixel_at_its_centre(monkeypatch):
     np.testing.assert_array_equal(seen[0][0], pillow)
 
 
-def test_edges_learn_from_images_that_pillow_has_resized(tmp_path, monkeypatch):
+def test_edges_learn_from_images_resized_as_by_pillow(tmp_path, monkeypatch):
     """IRN code: bicubic on uint8, where DeepLab's and RRM's are OpenCV's."""
     seen = []
     monkeypatch.setattr(irn, "fit", lambda network, losses, examples, *rest: seen.append(examples.transform))
@@ -180,7 +180,7 @@ def test_edges_learn_from_images_that_pillow_has_resized(tmp_path, monkeypatch):
     data = FolderDataset(tmp_path / "data", *scene, ["x"])
     stage = TrainIrn(backbone="tiny", weights="none", freeze_backbone=False, crop=64, radius=3)
     stage.run(data, {Kind.CONFIDENT_LABELS: tmp_path}, tmp_path, Context(0, Split.WEAK, tmp_path))
-    assert seen[0].transforms[0].resampling == "bicubic"
+    assert seen[0].resampling == "bicubic"
 
 
 def padded_image() -> tuple[EdgeNetwork, torch.Tensor]:

@@ -1,0 +1,132 @@
+"""How fast training images are loaded, in images per second of one core: `python -m tests.performance.loader`
+
+Four loaders take turns on the photographs of SEEDBED_REAL_VOC, with the same draws where they can:
+
+- authors: Pillow, NumPy and torchvision as in the code of PSA and IRN;
+- steps: torchvision's steps on whole tensors, the slow reference of the tests;
+- new: `Examples`, without images kept in memory;
+- kept: `Examples`, all of whose images are in memory.
+
+The time of an example is its least CPU time of three rounds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from seedbed.benchmark.training import augmentation, examples
+from seedbed.benchmark.training.augmentation import MEAN, STD
+from seedbed.benchmark.training.examples import Examples
+from seedbed.benchmark.training.reproducibility import derive_seed
+from seedbed.datasets.base import Split, SplitView
+from seedbed.datasets.voc2012 import DATASET
+from tests.helpers import torchvision_augmentation
+
+IMAGES, EPOCHS, ROUNDS, KEPT_BYTES = 48, 2, 3, 2**30
+JITTER = (0.3, 0.3, 0.3, 0.1)
+RECIPES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "PSA: 256–512, crop 448, jitter": ("classification", ((256, 512), 448, JITTER)),
+    "IRN: 320–640, crop 512": ("classification", ((320, 640), 512, None)),
+    "PSA's affinities: crop 448, jitter": ("unscaled", (0, 448, JITTER)),
+    "IRN's edges: 250–750, crop 512": ("segmentation", ((0.5, 1.5), 500, 512, None, "bicubic")),
+    "DeepLab: 250–750, crop 321": ("segmentation", ((0.5, 1.5), 500, 321)),
+    "ICD: 0.5–1.5, crop 321": ("scaled_crops", ((0.5, 0.75, 1.0, 1.25, 1.5), 0, 321)),
+    "ACoL: 256 × 256, crop 224": ("squares", (256, 224)),
+}
+"""Name and arguments of each recipe."""
+
+
+def authors(path: Path, low: int, high: int, crop: int, jitter: tuple[float, ...] | None) -> torch.Tensor:
+    """Return the example of PSA's and IRN's code: resize, flip, jitter, normalise, crop or pad."""
+    rng = np.random.default_rng()
+    picture = Image.open(path).convert("RGB")
+    factor = rng.uniform(low, high) / max(picture.size)
+    size = round(picture.width * factor), round(picture.height * factor)
+    picture = picture.resize(size, Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if jitter is not None:
+        picture = transforms.ColorJitter(*jitter)(picture)
+    pixels = np.asarray(picture)
+    normalised = np.empty_like(pixels, np.float32)
+    for channel in range(3):
+        normalised[..., channel] = (pixels[..., channel] / 255.0 - MEAN[channel]) / STD[channel]
+    container = np.zeros((crop, crop, 3), np.float32)
+    height, width = (min(side, crop) for side in pixels.shape[:2])
+    top, left = (
+        rng.integers(side - shown + 1) for side, shown in zip(pixels.shape, (height, width), strict=False)
+    )
+    down, right = rng.integers(crop - height + 1), rng.integers(crop - width + 1)
+    container[down : down + height, right : right + width] = normalised[top : top + height, left : left + width]
+    return torch.from_numpy(np.ascontiguousarray(container.transpose(2, 0, 1)))
+
+
+def loaders(view: SplitView, name: str, arguments: tuple[Any, ...]) -> dict[str, Callable[[int, int], Any]]:
+    """Return the loaders of a recipe, which map (epoch, index) to an example."""
+    transform = getattr(augmentation, name)(*arguments)
+    steps = getattr(torchvision_augmentation, name)(*arguments)
+    examples.KEPT_BYTES = 0
+    new = Examples(view, transform, 0)
+    examples.KEPT_BYTES = KEPT_BYTES
+    kept = Examples(view, transform, 0)
+    for image_id in view.ids:
+        kept.images.read(image_id, 1)
+
+    def stepwise(epoch: int, index: int) -> Any:
+        image = view.image(view.ids[index])
+        return torchvision_augmentation.augmented(steps, derive_seed(0, "augmentation", epoch, index), image)
+
+    found: dict[str, Callable[[int, int], Any]] = {"decode": lambda epoch, index: view.image(view.ids[index])}
+    if name == "classification":
+        (low, high), crop, jitter = arguments
+        paths = [view.dataset.image_path(image_id) for image_id in view.ids]
+        found["authors"] = lambda epoch, index: authors(paths[index], low, high, crop, jitter)
+    return found | {"steps": stepwise, "new": lambda *place: new[place], "kept": lambda *place: kept[place]}
+
+
+def images_per_second(view: SplitView, name: str, arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Return the images per second of each loader of a recipe."""
+    turns = loaders(view, name, arguments)
+    places = list(itertools.product(range(EPOCHS), range(len(view))))
+    total = dict.fromkeys(turns, 0.0)
+    for place in places:
+        least = dict.fromkeys(turns, float("inf"))
+        for _, (loader, load) in itertools.product(range(ROUNDS), turns.items()):
+            start = time.process_time()
+            load(*place)
+            least[loader] = min(least[loader], time.process_time() - start)
+        for loader in turns:
+            total[loader] += least[loader]
+    return {loader: len(places) / total[loader] for loader in turns}
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    data = DATASET.open(Path(os.environ["SEEDBED_REAL_VOC"]))
+    view = data.split(Split.WEAK)
+    view = SplitView(data, Split.WEAK, view.ids[:: max(1, len(view) // IMAGES)][:IMAGES])
+    print(f"{len(view)} photographs, longer side {data.long_side} pixels; {platform.machine()}, one core")
+    print("\n| recipe | decode | authors | steps | new | kept | new / steps | new / authors | kept / new |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for title, (name, arguments) in RECIPES.items():
+        rates = images_per_second(view, name, arguments)
+        cells = [f"{rates[n]:.0f}" if n in rates else "" for n in ("decode", "authors", "steps", "new", "kept")]
+        ratios = [("new", "steps"), ("new", "authors"), ("kept", "new")]
+        cells += [f"{rates[a] / rates[b]:.2f}" if b in rates else "" for a, b in ratios]
+        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from seedbed.benchmark.pipeline.hparams import values
 from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps.trial_files import read_spec
+from seedbed.benchmark.training.loop import TrainingStage
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.datasets.chimera import DATASET, generate
 
@@ -50,6 +52,8 @@ def test_with_the_versions_of_then_every_trial_needs_the_entries_that_are_there(
     stages = {type(step.stage) for steps in planned(data, tmp_path / "today") for step in steps.values()}
     for stage in stages:
         monkeypatch.setattr(stage, "version", VERSIONS_THEN.get(stage.__name__, stage.version))
+    # Training stages had a setting for GPUs, and no trial had a precision.
+    monkeypatch.setattr(TrainingStage, "settings", lambda stage: values(stage) | {"precision": "bfloat16"})
     then = planned(data, tmp_path / "then")
     for trial, steps in zip(EARLIER["trials"], then, strict=True):
         assert set(steps) == {EARLIER["keys"][index] for index in trial["keys"]}, trial["folder"]

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed writes.", envvar="SEEDBED_WORK")]
 DatasetName = Annotated[
     str,
-    typer.Option(help="Data set: chimera-voc or chimera-coco (generated), voc2012, coco2014, or of seedbed.toml."),
+    typer.Option(
+        help="Data set: chimera-voc or chimera-coco (generated), voc2012, coco2014, or a name from seedbed.toml."
+    ),
 ]
 Root = Annotated[
     Path | None,

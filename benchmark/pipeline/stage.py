@@ -110,7 +110,7 @@ class Context(Machine):
     scratch: Path
     """A folder that survives a kill of this stage and is removed when the stage is done."""
     precision: Precision = "fp32"
-    """Of the stage's networks."""
+    """Precision of the stage's networks."""
 
     def for_each_image(self, task: Callable[[str], object], ids: Sequence[str], label: str) -> None:
         """Call `task`, importable by name, with each id in `workers` processes, and show the progress."""

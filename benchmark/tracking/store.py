@@ -55,7 +55,7 @@ def unusable(uri: str, error: Exception) -> ConfigError:
 
 
 def artifacts_of(database: Path, run: str) -> Path:
-    """Return the folder of a run's artifacts beside the database, wherever that is now."""
+    """Return the folder of a run's artifacts, which lies beside the database, also after a move of both."""
     return database.parent / ARTIFACTS / run / "artifacts"
 
 

@@ -23,7 +23,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's mean and standard deviation of RGB in [0, 1]."""
 BLOCK = 30_000
 """Pixels that are jittered and normalised at once: few enough for the processor's cache, and for `malloc` to reuse
-memory in the place of asking the system for new pages."""
+memory instead of asking the system for new pages."""
 Size = tuple[int, int]
 """Height and width in pixels."""
 

@@ -18,6 +18,7 @@ from seedbed.benchmark.errors import StoreError
 from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.plugins import packages_of_plugins
+from seedbed.benchmark.training.precision import to_device
 from seedbed.benchmark.training.reproducibility import make_deterministic
 
 MOVED = {
@@ -61,8 +62,7 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
     with reading(folder / "model.pt") as path:
         network.load_state_dict(load_tensors(path))
-    layout = torch.preserve_format if device == "cpu" else torch.channels_last
-    return network.to(device=device, memory_format=layout).eval()  # type: ignore[call-overload]
+    return to_device(network, device).eval()
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

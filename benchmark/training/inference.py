@@ -126,7 +126,7 @@ def _fused(
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         with autocast(ctx):
-            maps = forward(scaled.contiguous(memory_format=memory_format(ctx))).float()
+            maps = forward(scaled.contiguous(memory_format=memory_format(ctx.device, ctx.precision))).float()
         for index, target in enumerate(sizes):
             single = _on_grid(maps[index, None], target, activation)
             if flip:

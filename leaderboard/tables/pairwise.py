@@ -26,6 +26,7 @@ DIFFERENCE = (
     "p",
     "Told apart",
 )
+"""Titles of the columns that show a difference of two rows."""
 
 
 def against_the_first(group: Group, analysis: GroupAnalysis) -> Table | None:

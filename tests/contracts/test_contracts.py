@@ -35,11 +35,12 @@ from tests.helpers.voc_folder import LABELS, make_voc
 META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
 
 
-def tiny(stages: Sequence[Stage]) -> list[Stage]:
+def tiny(stages: Sequence[Stage], batch: int = 4, esol_epochs: int = 6) -> list[Stage]:
     """Return the stages with as little training as there can be."""
-    # After three epochs ESOL's classifier has no positive map on any image: nothing would be compared.
+    # After fewer epochs ESOL's classifier has no positive map on any image: nothing would be compared.
+    epochs = {"TrainEsolClassifier": esol_epochs}
     return [
-        replace(cast(Any, stage), epochs=6 if type(stage).__name__ == "TrainEsolClassifier" else 2, batch=4)
+        replace(cast(Any, stage), epochs=epochs.get(type(stage).__name__, 2), batch=batch)
         if isinstance(stage, TrainingStage)
         else stage
         for stage in stages

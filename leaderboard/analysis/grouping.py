@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from seedbed.benchmark.evaluation.records import OBJECTIVE, first_value
-from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.conditions import Scope
+from seedbed.leaderboard.data.snapshot import Run
 
 SETTINGS = ("default", "best")
 BOTH = "default = best"

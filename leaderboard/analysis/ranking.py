@@ -14,9 +14,9 @@ from seedbed.benchmark.evaluation.bootstrap import ranks_of
 from seedbed.benchmark.evaluation.records import RecordName
 from seedbed.leaderboard.analysis.grouping import BOTH, RowRuns, rows_by_scope, seconds_by_device, spent
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
-from seedbed.leaderboard.data.conditions import RANK_NEEDS, column_names, shown
+from seedbed.leaderboard.data.conditions import RANK_NEEDS, Scope, column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES, PSEUDO_MASK, VAL, Measure, measures
-from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.snapshot import Run
 
 SEEDS_NEEDED = 3
 NOTHING = "–"

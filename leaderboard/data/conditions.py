@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-SCOPE = (
-    "supervision",
-    "backbone",
-    "initialisation",
-    "segmentation_backbone",
-    "segmentation_initialisation",
-    "precision",
-)
-"""Rows are compared only if these are the same. They are in the heading of a group, not in columns."""
+
+class Scope(NamedTuple):
+    """The data set and the conditions that runs must share to be compared."""
+
+    dataset: str
+    supervision: str
+    backbone: str
+    initialisation: str
+    segmentation_backbone: str
+    segmentation_initialisation: str
+    precision: str
+
+
+SCOPE = Scope._fields[1:]
+"""The conditions that are in the heading of a group, not in columns."""
 CONDITIONS = (*SCOPE, "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
 """The conditions that every run has, in the order of the snapshot's columns; "" if one was not recorded."""
 RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from seedbed.benchmark.evaluation import records
 from seedbed.benchmark.evaluation.metrics import COUNTED
 from seedbed.benchmark.evaluation.records import RecordName, Selection, first_value
-from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.conditions import Scope
+from seedbed.leaderboard.data.snapshot import Run
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +42,7 @@ import pyarrow.parquet as pq
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.files import atomic
-from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE
+from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE, Scope
 
 VERSION = b"4"
 STAGE = "stage/"
@@ -56,18 +55,6 @@ _SINCE = {
     VERSION: (),
 }
 """The columns, all of text, that came after each version."""
-
-
-class Scope(NamedTuple):
-    """The properties that runs must share to be compared."""
-
-    dataset: str
-    supervision: str
-    backbone: str
-    initialisation: str
-    segmentation_backbone: str
-    segmentation_initialisation: str
-    precision: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from seedbed.benchmark.studies.result import StudyResult
 from seedbed.leaderboard.analysis.grouping import RowRuns, rows_by_scope
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.conditions import Scope
+from seedbed.leaderboard.data.snapshot import Run
 from seedbed.leaderboard.figures.style import Figure
 from seedbed.leaderboard.site.gallery import FOLDER, DatasetGallery
 from seedbed.leaderboard.site.rows import GroupView, group_views

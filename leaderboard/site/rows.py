@@ -12,7 +12,8 @@ from seedbed.leaderboard.analysis.grouping import RowRuns
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis
 from seedbed.leaderboard.analysis.summary import Summary
-from seedbed.leaderboard.data.snapshot import Run, Scope
+from seedbed.leaderboard.data.conditions import Scope
+from seedbed.leaderboard.data.snapshot import Run
 from seedbed.leaderboard.tables.columns import (
     GAIN,
     MEASURED,

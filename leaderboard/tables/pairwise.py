@@ -8,7 +8,7 @@ from dataclasses import replace
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.data.snapshot import Scope
+from seedbed.leaderboard.data.conditions import Scope
 from seedbed.leaderboard.tables.columns import group_title, percent_limits, points, ranked_by
 from seedbed.leaderboard.tables.table import Column, Table, text_columns, text_table, unrounded
 

@@ -171,11 +171,28 @@ def peaks_of(reader: MapReader, view: SplitView) -> list[float]:
     return peaks
 
 
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Return the data type of each loss that a training has, by `Stage.loss`."""
+    from seedbed.benchmark.training.loop import _Meter
+
+    found: dict[str, str] = {}
+    original = _Meter.add
+
+    def add(meter: _Meter, named: Any, loss: Any) -> None:
+        found.update({f"{meter.name}.{name}": str(value.dtype) for name, value in named.items()})
+        original(meter, named, loss)
+
+    monkeypatch.setattr(_Meter, "add", add)
+    return found
+
+
 @pytest.mark.slow
-def test_in_bfloat16_the_maps_are_others_and_as_they_should_be(method, localised, few, tmp_path):
+def test_in_bfloat16_the_maps_are_others_and_as_they_should_be(method, localised, losses, few, tmp_path):
     """On a machine without a GPU, this is what tests the mixed precision of GPUs."""
     kind = Kind.MASKS if method.one_step else Kind.SCORES
     found = pipeline(localised.stages, few, tmp_path, precision="bf16").latest(kind, Split.TRAIN)
+    assert losses == dict.fromkeys(losses, "torch.float32") != {}
     assert contents(found) != contents(localised.latest(kind, Split.TRAIN))
     if not method.one_step:
         peaks_of(MapReader(found), few.split(Split.TRAIN))
@@ -356,9 +373,10 @@ def test_a_refiner_gives_the_same_bytes_again_and_for_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_a_refiner_works_in_bfloat16(refine, few_true, few, tmp_path):
+def test_a_refiner_works_in_bfloat16(refine, losses, few_true, few, tmp_path):
     stages = [few_true, *tiny(refine(META, 0.3))]
     masks = pipeline(stages, few, tmp_path, precision="bf16").latest(Kind.MASKS, Split.TRAIN)
+    assert losses == dict.fromkeys(losses, "torch.float32")
     view = few.split(Split.TRAIN)
     for image_id in view.ids:
         assert set(np.unique(decode_mask(masks / f"{image_id}.png")).tolist()) <= {0, 255, *view.tags(image_id)}

@@ -345,6 +345,7 @@ def test_a_node_of_a_cluster_dies_and_the_sweep_goes_on(straight, data, tmp_path
         sweep.wait_for(3, process)
         cluster.kill_worker_node()
         assert process.wait(timeout=300) == 0, sweep.output()
+        assert "note: trials compute in fp32" in sweep.output()
         sweep.check()
         assert sweep.tables() == straight[1]
         environments = [json.loads(p.read_text()) for p in sweep.work.glob("sweeps/s/trials/*/config.json")]

@@ -187,12 +187,31 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return found
 
 
+@pytest.fixture
+def convolutions() -> Iterator[dict[str, set[str]]]:
+    """Return the data types of what convolutions give, in `training` and in `inference`."""
+    import torch
+
+    found: dict[str, set[str]] = {"training": set(), "inference": set()}
+
+    def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            found["training" if torch.is_grad_enabled() else "inference"].add(str(output.dtype))
+
+    handle = torch.nn.modules.module.register_module_forward_hook(record)
+    yield found
+    handle.remove()
+
+
 @pytest.mark.slow
-def test_in_bfloat16_the_maps_are_others_and_as_they_should_be(method, localised, losses, few, tmp_path):
+def test_in_bfloat16_the_maps_are_others_and_as_they_should_be(
+    method, localised, losses, convolutions, few, tmp_path
+):
     """On a machine without a GPU, this is what tests the mixed precision of GPUs."""
     kind = Kind.MASKS if method.one_step else Kind.SCORES
     found = pipeline(localised.stages, few, tmp_path, precision="bf16").latest(kind, Split.TRAIN)
     assert losses == dict.fromkeys(losses, "torch.float32") != {}
+    assert all("torch.bfloat16" in types for types in convolutions.values()), convolutions
     assert contents(found) != contents(localised.latest(kind, Split.TRAIN))
     if not method.one_step:
         peaks_of(MapReader(found), few.split(Split.TRAIN))
@@ -373,10 +392,12 @@ def test_a_refiner_gives_the_same_bytes_again_and_for_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_a_refiner_works_in_bfloat16(refine, losses, few_true, few, tmp_path):
+def test_a_refiner_works_in_bfloat16(refine, losses, convolutions, few_true, few, tmp_path):
     stages = [few_true, *tiny(refine(META, 0.3))]
     masks = pipeline(stages, few, tmp_path, precision="bf16").latest(Kind.MASKS, Split.TRAIN)
     assert losses == dict.fromkeys(losses, "torch.float32")
+    # Without a network there is nothing to compute in bfloat16.
+    assert not losses or all("torch.bfloat16" in types for types in convolutions.values()), convolutions
     view = few.split(Split.TRAIN)
     for image_id in view.ids:
         assert set(np.unique(decode_mask(masks / f"{image_id}.png")).tolist()) <= {0, 255, *view.tags(image_id)}

@@ -67,6 +67,14 @@ def run(network: CamNetwork, data: FolderDataset, workers: int = 0, **changes) -
     )
 
 
+def test_networks_run_in_inference_mode(data, network):
+    enabled = []
+    network.backbone.register_forward_hook(lambda *_: enabled.append(torch.is_inference_mode_enabled()))
+    run(network, data)
+    assert enabled
+    assert all(enabled)
+
+
 def test_batches_give_what_the_one_by_one_loop_gives(data, network):
     maps = run(network, data)
     assert set(maps) == set(data.ids(Split.TRAIN))

@@ -190,6 +190,20 @@ def test_the_published_early_layers_are_named():
     assert frozen == {"conv1a", "b2", "b2_1", "b2_2"}
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("tiny", "squeezenet")])
+def test_frozen_early_layers_run_without_autograd(name):
+    with torch.device("meta"):
+        backbone = build_backbone(name, BACKBONES.load(name).strides[0], pretrained=True).train()
+        tracked = []
+        for layers in backbone.early:
+            layers.requires_grad_(False)
+            layers.register_forward_hook(lambda _, images, features: tracked.append(features.requires_grad))
+        features = backbone(torch.zeros(1, 3, 64, 64))
+    assert tracked
+    assert not any(tracked)
+    assert features.requires_grad
+
+
 @pytest.mark.real_data
 def test_the_real_squeezenet_weights_fit(real_weights):
     backbone = build_backbone("squeezenet", 8, pretrained=True)

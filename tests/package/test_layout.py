@@ -91,7 +91,7 @@ def test_no_folder_has_more_modules_than_one_can_take_in():
 
 def test_the_tests_mirror_the_packages():
     """Every folder of tests is named like a folder of a package, or is one of the folders for tests alone."""
-    own = {"contracts", "docs", "golden", "helpers", "package", "performance"}
+    own = {"claims", "contracts", "docs", "golden", "helpers", "package", "performance"}
     for path in (CHECKOUT / "tests").rglob("test_*.py"):
         folder = path.parent.relative_to(CHECKOUT / "tests")
         assert folder.parts, f"{path.name}: not in a folder"

@@ -1,7 +1,7 @@
 """What each method is for, measured on Chimera: the tables of docs/results/chimera.md.
 
-    python -m tests.performance.chimera_claims                 every claim
-    python -m tests.performance.chimera_claims esol sc_cam     some of them
+    python -m tests.claims.chimera                 every claim
+    python -m tests.claims.chimera esol sc_cam     some of them
 
 Every line is one `seedbed run --no-segment` with other settings, through the store in `--work`: what is there is
 not computed again, and two of these commands with other claims may run side by side. Prints Markdown: mean ±

@@ -1,6 +1,6 @@
 """Why RRM's energy loss does not help on Chimera: how right the reliable labels are, and what right ones would do.
 
-    python -m tests.performance.rrm_labels --root DIR [--seeds 0 1 2]
+    python -m tests.claims.rrm_labels --root DIR [--seeds 0 1 2]
 
 Trains RRM on a Chimera four times a seed: on its own reliable labels and on true ones at the same places, each
 with and without the energy. Prints the share of labelled foreground that is right, and the mIoU on `val` without

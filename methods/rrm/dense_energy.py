@@ -136,8 +136,8 @@ class PermutohedralLattice:
     exp(−½‖Δ‖²), and mass that is blurred to missing vertices is lost. On photographs at a crop of 321, K s has to
     be multiplied by 1.6 to 1.8 to match the exact filter (crop 64: 1.5 to 2.2). With the best factor per image a
     relative L2 difference remains: 6 to 8 % in K s and in the loss's gradient of P (crop 64: 5 to 14 %), and 8 to
-    12 % in that of the logits (5 to 16 %). `python -m tests.performance.dense_energy` measures this, and that the
-    lattice takes about a thirtieth of the exact filter's time at a crop of 321.
+    12 % in that of the logits (5 to 16 %): `python -m tests.performance.dense_energy differences`. The lattice
+    takes about a thirtieth of the exact filter's time at a crop of 321.
 
     Every sum has a fixed order, so a GPU gives the same bits again.
     """

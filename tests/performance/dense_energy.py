@@ -1,9 +1,11 @@
-"""The two filters of the dense energy loss: seconds and differences. Run: python -m tests.performance.dense_energy
+"""The two filters of the dense energy loss: seconds and differences.
+
+    python -m tests.performance.dense_energy                seconds
+    python -m tests.performance.dense_energy differences
 
 Photographs of scikit-image, cut or padded to the crop and halved as in the loss; smooth random probabilities; a
 fifth of the pixels are labelled.
 
-Seconds are those of one image, the least of several, with the threads that OMP_NUM_THREADS gives.
 Differences: `factor` makes the lattice's K s most like the exact one; `raw` and `fitted` are their relative L2
 differences without and with it; `value` is the ratio of the losses; `by P` and `logits` are those differences for
 the gradients, each with its own best factor.
@@ -11,10 +13,8 @@ the gradients, each with its own best factor.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+import sys
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from seedbed.methods.rrm.dense_energy import (
     gaussian_filter_exact,
     pixel_features,
 )
+from tests.helpers.measurement import Row, least_seconds, print_table
 
 SIZES = (32, 112, 160)
 CLASSES = 21
@@ -60,31 +61,19 @@ def smooth_logits(size: int, sharpness: float) -> Tensor:
     return F.interpolate(coarse * sharpness, (size, size), mode="bicubic")
 
 
-def least_seconds(task: Callable[[], Any], repeats: int) -> float:
-    """Return the shortest time of a task."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        task()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def print_seconds() -> None:
-    """Print what one image costs at each half-resolution size and number of classes."""
-    print(f"seconds of an image, threads: {torch.get_num_threads()}")
-    print("side  classes  vertices  lattice made  lattice filter  exact filter")
+def rows() -> Iterator[Row]:
+    """Measure both filters of one image of 21 classes at each half-resolution size."""
     for size in SIZES:
         image, _ = photograph("coffee", 2 * size)
         features = pixel_features(image[..., ::2, ::2], 15, 50)[0]
-        made = least_seconds(partial(PermutohedralLattice, features), 7)
-        lattice = PermutohedralLattice(features)
-        for classes in (7, CLASSES):
-            values = torch.rand(len(features), classes)
-            fast = least_seconds(partial(lattice.filter, values), 7)
-            slow = least_seconds(partial(gaussian_filter_exact, features, values), 5)
-            vertices = len(lattice.starts)
-            print(f"{size:4}  {classes:7}  {vertices:8}  {made:12.4f}  {fast:14.4f}  {slow:12.4f}")
+        values = torch.rand(len(features), CLASSES)
+        tasks = {
+            "lattice": lambda f=features, v=values: PermutohedralLattice(f).filter(v),
+            "exact": lambda f=features, v=values: gaussian_filter_exact(f, v),
+        }
+        least = least_seconds(tasks)
+        what = f"Filter of RRM's dense energy, {size} × {size} pixels, lattice made and used once"
+        yield Row(what, "s", least["lattice"], "exact filter", least["exact"])
 
 
 def difference(lattice: Tensor, exact: Tensor) -> tuple[float, float]:
@@ -108,7 +97,6 @@ def loss_and_gradients(
 
 def print_differences() -> None:
     """Print how the lattice differs from the exact kernel."""
-    print("\nlattice against exact")
     print("side  photograph  contrast  sharpness  vertices/pixel  factor    raw  fitted  value   by P  logits")
     for size in SIZES:
         for name, contrast, sharpness in CASES:
@@ -130,11 +118,8 @@ def print_differences() -> None:
             )
 
 
-def main() -> None:
-    """Print both tables."""
-    print_seconds()
-    print_differences()
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["differences"]:
+        print_differences()
+    else:
+        print_table({"dense_energy": rows})

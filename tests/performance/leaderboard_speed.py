@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +27,7 @@ from seedbed.leaderboard.build import build
 from seedbed.leaderboard.data.client_store import ClientStore
 from seedbed.leaderboard.data.collect import collect
 from seedbed.leaderboard.data.sqlite_store import SqliteStore
+from tests.helpers.measurement import Row, print_table
 
 METHODS = ("cam", "splitting_merging", "icd", "rrm", "esol", "mixup_cam", "sc_cam")
 REFINERS = ("none", "crf", "irn")
@@ -125,36 +126,36 @@ def write_images(artifacts: Path, store: SqliteStore) -> None:
         pq.write_table(pa.table(cells), folder / "segmentation.val.parquet")
 
 
-def timed(what: str, work: Callable[[], object], repeats: int = 1) -> float:
-    """Print and return the least seconds of some calls."""
-    seconds = []
+def seconds(task: Callable[[], object], repeats: int = 1) -> float:
+    """Return the least CPU seconds of some calls."""
+    found = []
     for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    print(f"{what:38s} {min(seconds):6.2f} s", flush=True)
-    return min(seconds)
+        start = time.process_time()
+        task()
+        found.append(time.process_time() - start)
+    return min(found)
 
 
-def main() -> None:
-    """Print the seconds, and their ratios."""
+def rows() -> Iterator[Row]:
+    """Measure builds against the first one, and the two ways of collecting."""
     with tempfile.TemporaryDirectory() as folder:
         database, site = Path(folder, "mlflow.db"), Path(folder, "site")
         uri = f"sqlite:///{database}"
-        timed("filling the store", lambda: fill(uri, Path(folder, "artifacts")))
+        count = fill(uri, Path(folder, "artifacts"))
         store = SqliteStore(uri, database)
         write_images(Path(folder, "artifacts"), store)
-        first = timed("first build", lambda: build(uri, "speed", site))
-        unchanged = timed("build without a change", lambda: build(uri, "speed", site), repeats=3)
+        first = seconds(lambda: build(uri, "speed", site))
+        unchanged = seconds(lambda: build(uri, "speed", site), repeats=3)
+        reference = f"first build of {count:,} runs"
+        yield Row("Leaderboard, built again without a change", "s", unchanged, reference, first, goal=1 / 0.15)
         MlflowClient(uri).set_tag(next(store.search({"phase": "confirm"})).id, "hardware", "another GPU")
-        tagged = timed("build after one run was tagged anew", lambda: build(uri, "speed", site))
+        tagged = seconds(lambda: build(uri, "speed", site))
+        yield Row("Leaderboard, built after one run was tagged anew", "s", tagged, reference, first)
+        by_file = seconds(lambda: collect(uri, "speed"))
         with patch("seedbed.leaderboard.data.collect.SqliteStore", lambda uri, database: ClientStore(uri)):
-            by_client = timed("collecting by MLflow's client", lambda: collect(uri, "speed"))
-        by_file = timed("collecting from the SQLite file", lambda: collect(uri, "speed"))
-        print(f"without a change / first build: {unchanged / first:.3f}")
-        print(f"one run tagged anew / first build: {tagged / first:.2f}")
-        print(f"MLflow's client / SQLite file: {by_client / by_file:.1f}")
+            by_client = seconds(lambda: collect(uri, "speed"))
+        yield Row("Collecting the leaderboard's runs from SQLite", "s", by_file, "MLflow's client", by_client)
 
 
 if __name__ == "__main__":
-    main()
+    print_table({"leaderboard_speed": rows})

@@ -1,4 +1,4 @@
-"""How fast training images are loaded, in images per second of one core: `python -m tests.performance.loader`
+"""How fast training images are loaded: `python -m tests.performance.loader`
 
 Four loaders take turns on the photographs of SEEDBED_REAL_VOC, with the same draws where they can:
 
@@ -7,16 +7,14 @@ Four loaders take turns on the photographs of SEEDBED_REAL_VOC, with the same dr
 - new: `Examples`, without images kept in memory;
 - kept: `Examples`, all of whose images are in memory.
 
-The time of an example is its least CPU time of three rounds.
+The time of an example is its least CPU time of three rounds; file system and disk caches are warm.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,9 @@ from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Split, SplitView
 from seedbed.datasets.voc2012 import DATASET
 from tests.helpers import torchvision_augmentation
+from tests.helpers.measurement import Row, least_seconds, photographs, print_table
 
-IMAGES, EPOCHS, ROUNDS, KEPT_BYTES = 48, 2, 3, 2**30
+IMAGES, EPOCHS, KEPT_BYTES = 24, 2, 2**30
 JITTER = (0.3, 0.3, 0.3, 0.1)
 RECIPES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "PSA: 256–512, crop 448, jitter": ("classification", ((256, 512), 448, JITTER)),
@@ -45,11 +44,15 @@ RECIPES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ACoL: 256 × 256, crop 224": ("squares", (256, 224)),
 }
 """Name and arguments of each recipe."""
+GOALS = {"PSA: 256–512, crop 448, jitter": 2.5, "IRN: 320–640, crop 512": 1.8}
+REFERENCES = {"steps": "torchvision's steps, the code before", "authors": "Pillow and torchvision, as PSA and IRN"}
 
 
-def authors(path: Path, low: int, high: int, crop: int, jitter: tuple[float, ...] | None) -> torch.Tensor:
+def authors(
+    path: Path, seed: tuple[int, int], low: int, high: int, crop: int, jitter: tuple[float, ...] | None
+) -> torch.Tensor:
     """Return the example of PSA's and IRN's code: resize, flip, jitter, normalise, crop or pad."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(seed)
     picture = Image.open(path).convert("RGB")
     factor = rng.uniform(low, high) / max(picture.size)
     size = round(picture.width * factor), round(picture.height * factor)
@@ -87,46 +90,39 @@ def loaders(view: SplitView, name: str, arguments: tuple[Any, ...]) -> dict[str,
         image = view.image(view.ids[index])
         return torchvision_augmentation.augmented(steps, derive_seed(0, "augmentation", epoch, index), image)
 
-    found: dict[str, Callable[[int, int], Any]] = {"decode": lambda epoch, index: view.image(view.ids[index])}
+    found: dict[str, Callable[[int, int], Any]] = {}
     if name == "classification":
         (low, high), crop, jitter = arguments
         paths = [view.dataset.image_path(image_id) for image_id in view.ids]
-        found["authors"] = lambda epoch, index: authors(paths[index], low, high, crop, jitter)
+        found["authors"] = lambda epoch, index: authors(paths[index], (epoch, index), low, high, crop, jitter)
     return found | {"steps": stepwise, "new": lambda *place: new[place], "kept": lambda *place: kept[place]}
 
 
-def images_per_second(view: SplitView, name: str, arguments: tuple[Any, ...]) -> dict[str, float]:
-    """Return the images per second of each loader of a recipe."""
+def milliseconds(view: SplitView, name: str, arguments: tuple[Any, ...]) -> dict[str, float]:
+    """Return the milliseconds an example of each loader of a recipe."""
     turns = loaders(view, name, arguments)
     places = list(itertools.product(range(EPOCHS), range(len(view))))
     total = dict.fromkeys(turns, 0.0)
     for place in places:
-        least = dict.fromkeys(turns, float("inf"))
-        for _, (loader, load) in itertools.product(range(ROUNDS), turns.items()):
-            start = time.process_time()
-            load(*place)
-            least[loader] = min(least[loader], time.process_time() - start)
-        for loader in turns:
-            total[loader] += least[loader]
-    return {loader: len(places) / total[loader] for loader in turns}
+        for loader, least in least_seconds({n: partial(load, *place) for n, load in turns.items()}).items():
+            total[loader] += 1000 * least / len(places)
+    return total
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
-    data = DATASET.open(Path(os.environ["SEEDBED_REAL_VOC"]))
+def rows() -> Iterator[Row]:
+    """Measure the loaders of each recipe."""
+    data = DATASET.open(photographs())
     view = data.split(Split.WEAK)
     view = SplitView(data, Split.WEAK, view.ids[:: max(1, len(view) // IMAGES)][:IMAGES])
-    print(f"{len(view)} photographs, longer side {data.long_side} pixels; {platform.machine()}, one core")
-    print("\n| recipe | decode | authors | steps | new | kept | new / steps | new / authors | kept / new |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for title, (name, arguments) in RECIPES.items():
-        rates = images_per_second(view, name, arguments)
-        cells = [f"{rates[n]:.0f}" if n in rates else "" for n in ("decode", "authors", "steps", "new", "kept")]
-        ratios = [("new", "steps"), ("new", "authors"), ("kept", "new")]
-        cells += [f"{rates[a] / rates[b]:.2f}" if b in rates else "" for a, b in ratios]
-        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+        spent = milliseconds(view, name, arguments)
+        pairs = [("new", "steps"), ("new", "authors"), ("kept", "steps")]
+        for loader, reference in pairs:
+            if reference in spent:
+                what = f"Training example, {title}{', images kept' if loader == 'kept' else ''}"
+                goal = GOALS.get(title) if (loader, reference) == ("new", "steps") else None
+                yield Row(what, "ms", spent[loader], REFERENCES[reference], spent[reference], goal)
 
 
 if __name__ == "__main__":
-    main()
+    print_table({"loader": rows})

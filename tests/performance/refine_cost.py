@@ -1,6 +1,10 @@
-"""What the refiners cost at the size of a VOC image, 500 × 375 pixels: seconds, memory, images a second.
+"""What the refiners cost: seconds, memory, images a second.
 
-    python -m tests.performance.refine_cost walk          the random walk, sparse and dense (slow)
+    python -m tests.performance.refine_cost               the random walk, sparse against dense, on a small image
+
+At the size of a VOC image, 500 × 375 pixels:
+
+    python -m tests.performance.refine_cost walk          the random walk, sparse against dense (slow)
     python -m tests.performance.refine_cost crf           dense CRF, by preset
     python -m tests.performance.refine_cost inference     network and walk of PSA and IRN, by backbone
     python -m tests.performance.refine_cost training      steps of PSA's and IRN's training, by backbone
@@ -16,7 +20,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -34,19 +38,21 @@ from seedbed.methods.refine.psa import REFINER as PSA
 from seedbed.methods.refine.psa import TrainPsa, WalkPsa
 from seedbed.methods.refine.psa.network import AffinityNetwork
 from seedbed.methods.refine.random_walk import pair_offsets, transition_matrix, walk
+from tests.helpers.measurement import Row, print_table
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 3
 GRID = -(-HEIGHT // 4), -(-WIDTH // 4)
+SMALL_GRID = GRID[0] // 2, GRID[1] // 2
 POWER, STEPS = 10.0, 256
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Inputs = tuple[Tensor, Tensor]
 
 
-def walk_inputs() -> Inputs:
+def walk_inputs(grid: tuple[int, int]) -> Inputs:
     """Return scores (K, h, w) and affinities (34, h, w)."""
     generator = torch.Generator().manual_seed(0)
-    affinities = torch.rand(len(pair_offsets(5)), *GRID, generator=generator)
-    return torch.rand(CLASSES, *GRID, generator=generator).to(DEVICE), affinities.to(DEVICE)
+    affinities = torch.rand(len(pair_offsets(5)), *grid, generator=generator)
+    return torch.rand(CLASSES, *grid, generator=generator).to(DEVICE), affinities.to(DEVICE)
 
 
 def sparse(scores: Tensor, affinities: Tensor) -> Tensor:
@@ -69,32 +75,32 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def in_a_process(form: str, answers: Any) -> None:
+def in_a_process(form: str, grid: tuple[int, int], threads: int, answers: Any) -> None:
     """Measure one form of the walk in a process of its own, whose memory it is."""
+    torch.set_num_threads(threads)
     chosen = {"sparse": sparse, "dense": dense}[form]
-    inputs = walk_inputs()
+    inputs = walk_inputs(grid)
     small = inputs[0][:, :8, :8], inputs[1][:, :8, :8]
     chosen(*small)  # loads what there is to load
     before, start = memory(), time.perf_counter()
     result = chosen(*inputs).cpu().numpy()
-    answers.put((form, time.perf_counter() - start, memory() - before, result))
+    answers.put((time.perf_counter() - start, memory() - before, result))
 
 
-def measure_walk() -> None:
-    """Print seconds and peak memory of both forms, and by how much they differ."""
+def rows(grid: tuple[int, int] = SMALL_GRID) -> Iterator[Row]:
+    """Measure seconds and peak memory of both forms of the walk. Raises AssertionError if their scores differ."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for form in ("sparse", "dense"):
         answers = context.Queue()
-        process = context.Process(target=in_a_process, args=(form, answers))
+        process = context.Process(target=in_a_process, args=(form, grid, torch.get_num_threads(), answers))
         process.start()
-        name, seconds, grown, found[form] = answers.get()
+        found[form] = answers.get()
         process.join()
-        print(
-            f"walk, {name:6}  {GRID[0] * GRID[1]} cells, {CLASSES} maps: {seconds:8.2f} s  +{grown:7.0f} MiB",
-            flush=True,
-        )
-    print(f"greatest difference of a score: {np.abs(found['sparse'] - found['dense']).max():.1e}")
+    np.testing.assert_allclose(found["sparse"][2], found["dense"][2], rtol=0, atol=1e-3)
+    for index, unit in enumerate(("s", "MiB")):
+        what = f"Random walk, {grid[0]} × {grid[1]} cells, sparse products"
+        yield Row(what, unit, found["sparse"][index], "dense squares, as PSA and IRN", found["dense"][index])
 
 
 def seconds_of(work: Callable[[], Any], repeats: int) -> float:
@@ -191,17 +197,15 @@ def measure_training() -> None:
 
 def main() -> None:
     """Run the measurement that the command names."""
-    known = {
-        "walk": measure_walk,
-        "crf": measure_crf,
-        "inference": measure_inference,
-        "training": measure_training,
-    }
-    if len(sys.argv) != 2 or sys.argv[1] not in known:
-        sys.exit(f"usage: python -m tests.performance.refine_cost {{{','.join(known)}}}")
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or platform.machine()
-    print(f"{DEVICE} ({device}), {torch.get_num_threads()} threads, torch {torch.__version__}")
-    known[sys.argv[1]]()
+    known = {"crf": measure_crf, "inference": measure_inference, "training": measure_training}
+    if len(sys.argv) == 2 and sys.argv[1] in known:
+        device = torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor() or platform.machine()
+        print(f"{DEVICE} ({device}), {torch.get_num_threads()} threads, torch {torch.__version__}")
+        known[sys.argv[1]]()
+    elif sys.argv[1:] in ([], ["walk"]):
+        print_table({"refine_cost": partial(rows, GRID if sys.argv[1:] else SMALL_GRID)})
+    else:
+        sys.exit(f"usage: python -m tests.performance.refine_cost [walk|{'|'.join(known)}]")
 
 
 if __name__ == "__main__":

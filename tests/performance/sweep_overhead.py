@@ -1,16 +1,16 @@
-"""What a sweep costs beyond the work of its trials: `python -m tests.performance.sweep_overhead [trials]`.
+"""What a sweep costs beyond the work of its trials: `python -m tests.performance.sweep_overhead`
 
 Trials that only choose another threshold on a tiny Chimera are as good as nothing to do, so nearly all of the wall
 time is Ray Tune, Optuna, the files of a trial and MLflow. The clock runs from the end of the second trial (workers
-have started, libraries are loaded) to the last record in MLflow.
+have started, libraries are loaded) to the last record in MLflow. Two trials run at a time.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -18,11 +18,13 @@ from seedbed.benchmark.sweeps.driver import run_sweep
 from seedbed.benchmark.sweeps.settings import settings_of
 from seedbed.benchmark.tracking.uploader import MlflowUploader
 from seedbed.datasets.chimera import generate
+from tests.helpers.measurement import Row, print_table
+
+TRIALS = 60
 
 
-def main() -> None:
-    """Run the sweep and print what it cost."""
-    trials = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+def rows() -> Iterator[Row]:
+    """Run the sweep, and measure its wall time against the trials' own."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         generate(root / "data", layout="voc", images=48, size=64, seed=0)
@@ -31,7 +33,7 @@ def main() -> None:
                 "name": "overhead",
                 "datasets": [f"chimera-voc={root / 'data'}"],
                 "refiners": ["none"],
-                "trials": trials,
+                "trials": TRIALS,
                 "window": 8,
                 "seeds": [0],
                 "segment": False,
@@ -40,18 +42,15 @@ def main() -> None:
             }
         )
         work = WorkFolder(root / "work")
-        uploader = MlflowUploader(None, work)
-        result = run_sweep(settings, work, [uploader])
+        result = run_sweep(settings, work, [MlflowUploader(None, work)])
         ended = time.time()
-        outcomes = [json.loads(p.read_text()) for p in result.folder.glob("trials/*/result.json")]
-        outcomes.sort(key=lambda outcome: outcome["finished"])
-        wall = ended - outcomes[1]["finished"]
-        own = sum(outcome["finished"] - outcome["started"] for outcome in outcomes[2:])
-        count = len(outcomes) - 2
-        print(f"{count} trials after the first two: {wall:.1f} s of wall time, {wall / count:.3f} s a trial")
-        print(f"own work {own:.1f} s, {own / count:.3f} s a trial; two ran at a time")
-        print(f"beyond their own work: {(wall - own / 2) / count:.3f} s a trial, not uploaded {uploader.left}")
+        outcomes = [json.loads(path.read_text()) for path in result.folder.glob("trials/*/result.json")]
+    outcomes.sort(key=lambda outcome: outcome["finished"])
+    count = len(outcomes) - 2
+    wall = (ended - outcomes[1]["finished"]) / count
+    own = sum(outcome["finished"] - outcome["started"] for outcome in outcomes[2:]) / 2 / count
+    yield Row("A trial of a sweep, by the wall clock", "s", wall, "half the trial's own work", own)
 
 
 if __name__ == "__main__":
-    main()
+    print_table({"sweep_overhead": rows})

@@ -6,17 +6,16 @@ threshold (argmax, comparison, one bincount), and for a hundred (ThresholdCurve)
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
 from seedbed.benchmark.evaluation.maps import ScoreMaps, resize_bilinear
 from seedbed.benchmark.evaluation.metrics import Confusion, ThresholdCurve
 from seedbed.benchmark.evaluation.scoring import predict
+from tests.helpers.measurement import Row, least_seconds, print_table
 
-CLASSES, HEIGHT, WIDTH, IMAGES, REPEATS = 20, 375, 500, 24, 5
+CLASSES, HEIGHT, WIDTH, IMAGES = 20, 375, 500, 24
 Image = tuple[np.ndarray, ScoreMaps]
 
 
@@ -49,23 +48,13 @@ def all_thresholds(images: list[Image]) -> None:
         curve.update(truth, best, score)
 
 
-def milliseconds(task: Callable[[list[Image]], None], images: list[Image]) -> float:
-    """Return the median time of one image."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        task(images)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / len(images)
-
-
-def main() -> None:
-    """Print both times and their ratio."""
+def rows() -> Iterator[Row]:
+    """Measure both for one image."""
     images = [synthetic(seed) for seed in range(IMAGES)]
-    one, curve = milliseconds(one_threshold, images), milliseconds(all_thresholds, images)
-    print(f"one threshold   {one:6.2f} ms an image")
-    print(f"100 thresholds  {curve:6.2f} ms an image, {curve / one:.2f} times as much")
+    least = least_seconds({"one": lambda: one_threshold(images), "all": lambda: all_thresholds(images)})
+    one, every = (1000 * least[name] / IMAGES for name in ("one", "all"))
+    yield Row("Scores at 100 thresholds", "ms an image", every, "scores at one threshold", one)
 
 
 if __name__ == "__main__":
-    main()
+    print_table({"threshold_curve": rows})

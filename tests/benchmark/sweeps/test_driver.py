@@ -97,7 +97,7 @@ class Sweep:
 
     def wait_for(self, count: int, process: Program) -> None:
         """Wait until so many trials have ended, or the process has."""
-        limit = time.monotonic() + 200
+        limit = time.monotonic() + 600
         while self.ended() < count and process.poll() is None:
             assert time.monotonic() < limit, self.output()
             time.sleep(0.05)
@@ -250,19 +250,22 @@ def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, dat
     chance = np.random.default_rng(seed)
     kills = [kill_driver, kill_worker, kill_ray]
     chance.shuffle(kills)
-    words = sweep.words
+    words, process = sweep.words, None
     for kill in kills:
-        process = sweep.start(*words)
+        process = process or sweep.start(*words)
         sweep.wait_for(sweep.ended() + int(chance.integers(0, 4)), process)
         time.sleep(float(chance.uniform(0, 2)))
         kill(process)
         if kill is kill_worker:
+            # The driver goes on.
             sweep.wait_for(sweep.ended() + 1, process)
-            process.kill()
+            continue
         process.wait()
+        process = None
         if (sweep.work / "sweeps" / "s" / "sweep.yaml").exists():
             words = ["sweep", "--resume", "s"]
-    sweep.run(*words)
+    process = process or sweep.start(*words)
+    assert process.wait(timeout=400) == 0, sweep.output()
     sweep.check()
     assert sweep.tables() == straight[1]
 
@@ -400,9 +403,9 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
         image.write_bytes(image.read_bytes()[: image.stat().st_size * 3 // 4])
     sweep = Sweep(tmp_path, data)
     sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
-    sizes = ["--trials", "0", "--seeds", "0", "1", "2", "--refiners", "none", "--no-segment"]
+    sizes = ["--trials", "0", "--seeds", "0", "1", "--refiners", "none", "--no-segment"]
     sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1", code=3)
-    assert "3 of 6 trials finished, 3 failed" in sweep.output()
+    assert "2 of 4 trials finished, 2 failed" in sweep.output()
     assert "`seedbed sweep --resume s --work" in sweep.output()
     text = sweep.tables()["leaderboard.md"].decode()
     good, bad = sorted(text.split("## ")[1:3])[::-1]
@@ -417,8 +420,8 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
     assert {run.info.status for run in runs} == {"FAILED"}
     before = len(sweep.output())
     sweep.run("sweep", "--resume", "s", code=3)
-    assert "3 trials run again" in sweep.output()[before:]
-    assert len(client.search_runs(["1"])) == 1 + 6
+    assert "2 trials run again" in sweep.output()[before:]
+    assert len(client.search_runs(["1"])) == 1 + 4
 
 
 def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):

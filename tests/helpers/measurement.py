@@ -40,7 +40,7 @@ class Row:
 
     def cells(self) -> list[str]:
         """Return the row of HEADER's columns."""
-        goal = "" if self.goal is None else f"≥ {self.goal:g}"
+        goal = "" if self.goal is None else f"≥ {self.goal:.2g}"
         value, reference = _three_digits(self.value), _three_digits(self.reference_value)
         return [self.what, self.unit, value, self.reference, reference, f"{self.ratio:.2f}", goal]
 

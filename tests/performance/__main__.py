@@ -1,4 +1,4 @@
-"""All measurements of speed and memory, as one table of ratios. They take about 15 minutes of one core.
+"""All measurements of speed and memory, as one table of ratios. They take about ten minutes of one core.
 
     python -m tests.performance                     every part
     python -m tests.performance loader inference    some of them

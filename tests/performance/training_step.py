@@ -16,7 +16,7 @@ from seedbed.benchmark.training.precision import fastest, memory_format
 from seedbed.methods.cam import CamNetwork, multi_label_soft_margin
 from tests.helpers.measurement import Row, least_seconds, print_table
 
-BATCH, SIDE, CLASSES = 2, 224, 20
+BATCH, SIDE, CLASSES = 4, 224, 20
 LAYOUTS = {torch.contiguous_format: "channels first", torch.channels_last: "channels last"}
 FROZEN = ("vgg16", "resnet50")
 

@@ -3,7 +3,7 @@
     python -m tests.performance                     every part
     python -m tests.performance loader inference    some of them
 
-Each script in this folder is a part: its `rows` measures, and `python -m tests.performance.NAME` prints its rows.
+Each script in this folder is a part: its `rows` measures. Run by itself, a script prints its own rows.
 Every row compares two ways of doing the same in the same run, by turns.
 """
 

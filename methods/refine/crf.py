@@ -8,10 +8,10 @@ an image compete, except for `icd`, which uses all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ from seedbed.datasets.io.images import write_mask
 
 LEAST_LIKELY = 0.1
 """After ICD's CRF, a pixel whose best label is less likely gets 255 (ICD code)."""
+MOST_CHANNELS = 32
+"""Channels that `dense_crf_by_compat` filters at once; more gain nothing."""
+BLOCK = 1 << 14
+"""Rows of logits that are exponentiated at once, so that they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +67,83 @@ def dense_crfs(
     image: NDArray[np.uint8], unaries: Sequence[NDArray[np.float32]], kernels: Kernels, iterations: int = 10
 ) -> list[NDArray[np.float32]]:
     """Return `dense_crf` of several unaries of one shape; the filters of the image are built once."""
-    from pydensecrf.densecrf import DenseCRF2D
-
     labels, height, width = unaries[0].shape
     if labels == 1:
         return [np.ones_like(unary) for unary in unaries]
-    crf = DenseCRF2D(width, height, labels)
-    crf.addPairwiseGaussian(sxy=kernels.gaussian_sxy, compat=kernels.gaussian_compat)
-    crf.addPairwiseBilateral(
-        sxy=kernels.bilateral_sxy,
-        srgb=kernels.bilateral_srgb,
-        rgbim=np.array(image, np.uint8, order="C"),
-        compat=kernels.bilateral_compat,
-    )
+    crf = _with_filters(image, labels, kernels, kernels.bilateral_compat)
     marginals = []
     for unary in unaries:
         crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), np.float32))
         marginals.append(np.array(crf.inference(iterations), np.float32).reshape(labels, height, width))
     return marginals
+
+
+def dense_crf_by_compat(
+    image: NDArray[np.uint8],
+    unary: NDArray[np.float32],
+    kernels: Kernels,
+    compats: Sequence[float],
+    iterations: int = 10,
+) -> list[NDArray[np.float32]]:
+    """Return `dense_crf` for each of `compats` in place of `kernels.bilateral_compat`, equal up to rounding.
+
+    The filters of the image are built once. They are linear and treat channels alike, so one pass filters the
+    channels of many CRFs. As only differences of logits matter, L labels need L − 1 channels: the marginal of each
+    label minus that of label 0. Where fewer than two CRFs fit into MOST_CHANNELS, each runs alone.
+    """
+    from pydensecrf.eigen import matrixXf
+
+    others = len(unary) - 1
+    if others == 0 or 2 * others > MOST_CHANNELS:
+        alone = (replace(kernels, bilateral_compat=compat) for compat in compats)
+        return [dense_crf(image, unary, changed, iterations) for changed in alone]
+    energies = np.asarray(unary[1:] - unary[0], np.float32).reshape(others, -1)
+    at_once = MOST_CHANNELS // others
+    marginals: list[NDArray[np.float32]] = []
+    for start in range(0, len(compats), at_once):
+        weights = np.array(compats[start : start + at_once], np.float32)
+        energy = np.tile(energies, (len(weights), 1))
+        # pydensecrf adds an array to the energies, and subtracts a number, which is a Potts compatibility.
+        crf = _with_filters(image, len(energy), kernels, -weights.repeat(others))
+        crf.setUnaryEnergy(energy)
+        logits, (differences, _, filtered) = matrixXf(-energy), crf.startInference()
+        for _ in range(iterations):
+            rows, into = _rows(logits, others), _rows(differences, others)
+            for block in range(0, len(rows), BLOCK):
+                probabilities = _softmax(rows[block : block + BLOCK])
+                into[block : block + BLOCK] = (probabilities[1:] - probabilities[0]).T
+            crf.stepInference(differences, logits, filtered)
+        by_compat = _rows(logits, others).reshape(-1, len(weights), others)
+        marginals += [_softmax(by_compat[:, i]).reshape(unary.shape) for i in range(len(weights))]
+    return marginals
+
+
+def _with_filters(image: NDArray[np.uint8], channels: int, kernels: Kernels, bilateral_compat: Any) -> Any:
+    """Return a `DenseCRF2D` of the image with the filters of the kernels."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    crf = DenseCRF2D(image.shape[1], image.shape[0], channels)
+    crf.addPairwiseGaussian(sxy=kernels.gaussian_sxy, compat=kernels.gaussian_compat)
+    crf.addPairwiseBilateral(
+        sxy=kernels.bilateral_sxy,
+        srgb=kernels.bilateral_srgb,
+        rgbim=np.array(image, np.uint8, order="C"),
+        compat=bilateral_compat,
+    )
+    return crf
+
+
+def _rows(matrix: Any, columns: int) -> NDArray[np.float32]:
+    """Return a view (…, columns) of pydensecrf's matrix (channels, pixels), whose memory goes pixel by pixel."""
+    return np.asarray(matrix).T.reshape(-1, columns)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probabilities (L, N) of logits (N, L − 1) relative to that of label 0."""
+    columns = np.ascontiguousarray(logits.T)
+    highest = np.maximum(columns.max(0), 0)
+    probabilities = np.exp(np.concatenate([-highest[None], columns - highest]))
+    return probabilities / probabilities.sum(0)
 
 
 def score_unary(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -109,15 +172,10 @@ def background_by_exponent(scores: NDArray[np.float32], exponent: float) -> NDAr
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrfMasks(Stage):
-    """Pseudo-masks by dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`).
+class CrfStage(Stage):
+    """The settings of a dense CRF on thresholded seeds (`irn`, `icd`) or on the maps themselves (`psa`)."""
 
-    With `icd`, pixels whose best label is less likely than 0.1 become 255 (ICD code).
-    """
-
-    version = 2
     consumes = (Kind.SCORES, Kind.THRESHOLD)
-    produces = Kind.MASKS
     seeded = False
 
     preset: Literal["irn", "psa", "icd"] = hp("irn", source="docs/methods.md, Dense CRF", report_as="crf_preset")
@@ -133,19 +191,52 @@ class CrfMasks(Stage):
     bilateral_srgb: float | None = hp(
         None, FloatDistribution(2, 20), low=0.1, high=255, source="none: the preset's"
     )
-    bilateral_compat: float | None = hp(
-        None, FloatDistribution(1, 20), low=0, high=100, source="none: the preset's"
-    )
     iterations: int = hp(10, low=1, high=100, source="PSA, IRN and ICD code")
 
     def kernels(self) -> Kernels:
         """Return the preset's kernels with the stage's changes."""
-        changes = {
-            "bilateral_sxy": self.bilateral_sxy,
-            "bilateral_srgb": self.bilateral_srgb,
-            "bilateral_compat": self.bilateral_compat,
-        }
-        return replace(PRESETS[self.preset], **{name: v for name, v in changes.items() if v is not None})
+        given = {field.name: getattr(self, field.name, None) for field in fields(Kernels)}
+        return replace(PRESETS[self.preset], **{name: v for name, v in given.items() if v is not None})
+
+    def labels_and_unary(
+        self, maps: ScoreMaps, threshold: float, classes: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return the labels that compete (L,), and their unary float32 (L, H, W), of the maps of one image.
+
+        `classes` is the number of foreground classes of the data set; only `icd` uses absent ones.
+        """
+        present = np.array([0, *(label for label in maps.labels if label != 0)], np.uint8)
+        if len(present) == 1:
+            return present, np.zeros((1, *maps.size), np.float32)
+        if self.preset == "psa":
+            scores = maps.at_full_size()
+            if maps.labels[0] != 0:
+                scores = np.concatenate([background_by_exponent(scores, self.background_exponent)[None], scores])
+            return present, score_unary(scores)
+        if self.preset == "icd":
+            unary = icd_unary(seed_mask(maps, threshold), classes + 1)
+            return np.arange(classes + 1, dtype=np.uint8), unary
+        positions = np.searchsorted(present, threshold_mask(maps, threshold)).astype(np.uint8)
+        return present, label_unary(positions, len(present))
+
+    def mask(self, competing: NDArray[np.uint8], marginals: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return labels uint8 (H, W) by marginals (L, H, W); of `icd`, 255 where the best is less than 0.1."""
+        labels = competing[marginals.argmax(0)]
+        if self.preset == "icd":
+            labels[marginals.max(0) < LEAST_LIKELY] = IGNORE_INDEX
+        return labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrfMasks(CrfStage):
+    """Pseudo-masks by dense CRF."""
+
+    version = 2
+    produces = Kind.MASKS
+
+    bilateral_compat: float | None = hp(
+        None, FloatDistribution(1, 20), low=0, high=100, source="none: the preset's"
+    )
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:
         """Write one palette PNG per image of the context's split."""
@@ -166,25 +257,8 @@ def crf_mask(
 
     `classes` is the number of foreground classes of the data set; only `icd` uses absent ones.
     """
-    present = np.array([0, *(label for label in maps.labels if label != 0)], np.uint8)
-    if len(present) == 1:
-        return np.zeros(maps.size, np.uint8)
-    if stage.preset == "psa":
-        scores = maps.at_full_size()
-        if maps.labels[0] != 0:
-            scores = np.concatenate([background_by_exponent(scores, stage.background_exponent)[None], scores])
-        unary = score_unary(scores)
-    elif stage.preset == "icd":
-        present = np.arange(classes + 1, dtype=np.uint8)
-        unary = icd_unary(seed_mask(maps, threshold), classes + 1)
-    else:
-        positions = np.searchsorted(present, threshold_mask(maps, threshold)).astype(np.uint8)
-        unary = label_unary(positions, len(present))
-    marginals = dense_crf(image, unary, stage.kernels(), stage.iterations)
-    labels = present[marginals.argmax(0)]
-    if stage.preset == "icd":
-        labels[marginals.max(0) < LEAST_LIKELY] = IGNORE_INDEX
-    return labels
+    competing, unary = stage.labels_and_unary(maps, threshold, classes)
+    return stage.mask(competing, dense_crf(image, unary, stage.kernels(), stage.iterations))
 
 
 @dataclass(frozen=True)

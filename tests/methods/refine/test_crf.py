@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,13 +13,17 @@ from seedbed.methods.refine import crf
 from seedbed.methods.refine.crf import (
     PRESETS,
     CrfMasks,
+    Kernels,
     background_by_exponent,
     crf_mask,
     dense_crf,
+    dense_crf_by_compat,
     icd_unary,
     label_unary,
     score_unary,
 )
+
+BLACK = np.zeros((1, 1, 3), np.uint8)
 
 
 def test_the_presets_are_those_of_the_papers_codes():
@@ -170,3 +176,48 @@ def test_a_background_channel_takes_the_place_of_the_exponent():
 def test_settings_replace_the_presets_numbers():
     kernels = CrfMasks(preset="irn", bilateral_srgb=13.0).kernels()
     assert (kernels.bilateral_sxy, kernels.bilateral_srgb) == (50, 13.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "compats"), [(2, (1.0, 4.5, 20.0)), (3, (0.0, 10.0)), (12, (2.0, 10.0, 30.0)), (21, (2.0, 10.0))]
+)
+@pytest.mark.parametrize("preset", ["irn", "psa"])
+def test_one_pass_gives_the_marginals_of_one_crf_for_each_strength(labels, compats, preset):
+    """Three strengths of 12 labels, with 11 channels each, need two passes; 21 labels a CRF for each strength."""
+    assert 2 * 11 <= crf.MOST_CHANNELS < 3 * 11
+    assert crf.MOST_CHANNELS < 2 * 20
+    image, truth = noisy_scene()
+    generator = np.random.default_rng(labels)
+    image = (image + generator.integers(0, 50, image.shape)).astype(np.uint8)
+    scores = generator.random((labels, *truth.shape), dtype=np.float32) ** 3
+    scores[1] += truth / 2
+    unary, kernels = score_unary(scores), PRESETS[preset]
+    for iterations in (1, 10):
+        found = dense_crf_by_compat(image, unary, kernels, compats, iterations)
+        assert len(found) == len(compats)
+        for compat, marginals in zip(compats, found, strict=True):
+            expected = dense_crf(image, unary, replace(kernels, bilateral_compat=compat), iterations)
+            assert marginals.dtype == np.float32
+            np.testing.assert_allclose(marginals, expected, atol=1e-4)
+    assert np.abs(found[0] - found[-1]).max() > 0.1
+
+
+def test_one_pass_by_hand_without_neighbours():
+    """One pixel: each iteration adds to a logit (Gaussian + bilateral compat) times the marginal."""
+    unary = np.log(np.array([[[2.0]], [[1.0]], [[4.0]]], np.float32))
+    kernels = Kernels(3, 1, 50, 5, 10)
+    for compat, found in zip((2.0, 5.0), dense_crf_by_compat(BLACK, unary, kernels, (2.0, 5.0), 1), strict=True):
+        weights = np.exp(-unary + (1 + compat) * np.exp(-unary) / np.exp(-unary).sum())
+        np.testing.assert_allclose(found, weights / weights.sum(), rtol=1e-5)
+
+
+def test_strong_kernels_give_no_overflow():
+    image, truth = noisy_scene()
+    (marginals,) = dense_crf_by_compat(image, 90 * label_unary(truth, 2), PRESETS["irn"], [1000.0])
+    np.testing.assert_array_equal(marginals[1], truth)
+
+
+def test_a_single_label_needs_no_pass():
+    image, _ = noisy_scene()
+    found = dense_crf_by_compat(image, np.zeros((1, 40, 50), np.float32), PRESETS["irn"], [1.0, 2.0])
+    assert [marginals.min() for marginals in found] == [1, 1]

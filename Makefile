@@ -28,7 +28,7 @@ demo: $(READY)
 	$(BIN)/seedbed sweep benchmark/demo.yaml
 	@# The bound: the same segmentation network on true masks.
 	@for layout in voc coco; do $(BIN)/seedbed run --supervision full --dataset chimera-$$layout \
-		--root seedbed-work/demo/chimera-$$layout --seed 0 --set TrainSupervised.epochs=13 --set TrainSupervised.batch=8 \
+		--root seedbed-work/demo/chimera-$$layout --seed 0 --set TrainSupervised.epochs=11 --set TrainSupervised.rates=1 --set TrainSupervised.batch=8 \
 		--set TrainSupervised.crop=64 --set TrainSupervised.class_balanced=true --set PredictMasks.scales=1.0 \
 		--set PredictMasks.flip=false || exit 1; done
 	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/site

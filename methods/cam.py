@@ -72,7 +72,7 @@ class CamNetwork(nn.Module):
         return [self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class logits (B, C) of normalised images (B, 3, H, W)."""
+        """Return class logits (B, C) of images (B, 3, H, W), RGB in 0..255."""
         return self.locations(images).mean((2, 3))
 
     def locations(self, images: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class TrainCam(TagTraining):
 class InferCam(Stage):
     """Localisation maps of any network that has `maps` (docs/methods.md, CAM), for the tags of each image."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.SCORES
     seeded = False

@@ -64,7 +64,7 @@ class TrainMixupCam(TrainCam):
     regularisers, even if these are switched off.
     """
 
-    version = 3
+    version = 4
     measured = ("entropy", "concentration")
 
     epochs: int = hp(61, low=1, high=10_000, source="SC-CAM code; not in the paper")
@@ -156,7 +156,7 @@ def concentration(logits: Tensor, tags: Tensor) -> Tensor:
 class MeasureUncertainty(Stage):
     """Measure what the regularisers act on, for unmixed images at one scale."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.RECORDS
     seeded = False

@@ -119,7 +119,7 @@ def cluster(features: NDArray[np.floating], clusters: int, restarts: int = 10) -
 class ClusterSubcategories(Stage):
     """Split each class of `weak` into clusters of the network's features."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.TAGS
     seeded = False

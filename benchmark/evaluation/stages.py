@@ -97,7 +97,7 @@ class MeasureMasks(Stage):
 class MeasureClassifier(Stage):
     """How well the network of a CHECKPOINT predicts an image's tags: average precision over images."""
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.RECORDS
     seeded = False

@@ -67,10 +67,15 @@ class SelectThreshold(Stage):
         (out / "threshold.json").write_text(json.dumps(chosen))
 
 
+def read_choice(folder: Path) -> dict[str, Any]:
+    """Return what SelectThreshold, and stages after it, chose: the content of `threshold.json`."""
+    with reading(folder / "threshold.json") as path:
+        return dict(json.loads(path.read_text("utf-8")))
+
+
 def read_threshold(folder: Path) -> float:
     """Return the threshold that SelectThreshold wrote."""
-    with reading(folder / "threshold.json") as path:
-        return float(json.loads(path.read_text("utf-8"))["threshold"])
+    return float(read_choice(folder)["threshold"])
 
 
 def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:

@@ -83,7 +83,8 @@ class TrialSpec:
         """Read the text of `to_json`."""
         content = json.loads(text)
         content["cell"] = Cell(**content["cell"])
-        content["trial"] = Trial(**content["trial"])
+        # Before there was an option, trials computed in float32, also on machines with instructions for bfloat16.
+        content["trial"] = Trial(**{"precision": "fp32", **content["trial"]})
         content["dataset_spec"] = DatasetSpec(**content.pop(FIELDS["dataset_spec"]))
         content["conditions"] = conditions_in(content.pop(FIELDS["conditions"]))
         return cls(**content)

@@ -19,28 +19,13 @@ from seedbed.benchmark.training import colour_jitter
 from seedbed.benchmark.training.resampling import Resampling, Span, averaging, linear, nearest
 from seedbed.datasets.base import IGNORE_INDEX
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's mean and standard deviation of RGB in [0, 1]."""
+MEAN_COLOUR = (123.674995, 116.27999, 103.52999)
+"""ImageNet's mean colour, RGB in 0..255, which pads images. With ImageNet's normalisation it is exactly 0."""
 BLOCK = 30_000
-"""Pixels that are jittered and normalised at once: few enough for the processor's cache, and for `malloc` to reuse
-memory instead of asking the system for new pages."""
+"""Pixels that are jittered at once: few enough for the processor's cache, and for `malloc` to reuse memory instead
+of asking the system for new pages."""
 Size = tuple[int, int]
 """Height and width in pixels."""
-
-
-def normalise(image: Tensor) -> Tensor:
-    """Return an RGB image uint8 (3, H, W) as float32, less ImageNet's mean, by its standard deviation."""
-    planes = image.numpy().astype(np.float32, order="C")
-    _normalise(planes)
-    return torch.from_numpy(planes)
-
-
-def _normalise(planes: NDArray[np.float32]) -> None:
-    """Normalise values in 0..255 in place."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
-    planes *= np.float32(1 / 255)
-    planes -= mean
-    planes /= std
 
 
 @dataclass(frozen=True)
@@ -76,7 +61,7 @@ class Augmentation:
     floats: bool = False
     """Whether resized values keep their fractions, where colours are not jittered."""
     black: bool = False
-    """Whether padding is black, and not 0 after normalising, the mean colour."""
+    """Whether padding is black, and not the mean colour."""
     corner: bool = False
     """Whether padding is only at the bottom and right."""
     unknown: int = IGNORE_INDEX
@@ -93,13 +78,13 @@ class Augmentation:
         return Plan(rows, columns, flip, jitter)
 
     def image(self, image: NDArray[np.uint8], plan: Plan) -> Tensor:
-        """Return the crop float32 (3, crop, crop), normalised, of an image uint8 (H, W, 3).
+        """Return the crop float32 (3, crop, crop), RGB in 0..255, of an image uint8 (H, W, 3).
 
         The image may be smaller than the one that the plan was drawn for.
         """
         crop = np.zeros((3, self.crop, self.crop), np.float32)
-        if self.black:
-            _normalise(crop)
+        if not self.black:
+            crop += np.array(MEAN_COLOUR, np.float32)[:, None, None]
         place = plan.place(crop)
         resized = None if self.resampling == "linear" else averaging(image, plan.size, self.resampling)
         mean = 0.0
@@ -116,7 +101,6 @@ class Augmentation:
             else:
                 block = resized[:, rows.shown, plan.columns.shown].astype(np.float32, order="C")
             colour_jitter.apply(block, plan.jitter, mean)
-            _normalise(block)
             place[:, top : top + step] = block
         return torch.from_numpy(crop)
 
@@ -139,7 +123,7 @@ class Augmentation:
 def classification(long_side: tuple[int, int], crop: int, jitter: colour_jitter.Strengths | None) -> Augmentation:
     """Return PSA's augmentation (docs/methods.md): longer side U[low, high], flip, colour jitter, crop or pad.
 
-    What is padded is 0 after normalising, the mean colour.
+    What is padded has the mean colour.
     """
     return Augmentation(partial(_long_side, *long_side), crop, "bicubic", jitter)
 
@@ -161,8 +145,8 @@ def segmentation(
 ) -> Augmentation:
     """Return DeepLab's augmentation (docs/methods.md): longer side `base` · U[low, high], flip, crop or pad.
 
-    What is padded is 0 in the image and 255 in the mask. "linear" resizes floats, as deeplab-pytorch and RRM do,
-    and so rounds nothing.
+    What is padded has the mean colour in the image and 255 in the mask. "linear" resizes floats, as
+    deeplab-pytorch and RRM do, and so rounds nothing.
     """
     resize = partial(_long_side, base * scale[0], base * scale[1])
     return Augmentation(resize, crop, resampling, jitter, floats=True)

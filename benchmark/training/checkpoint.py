@@ -18,7 +18,7 @@ from seedbed.benchmark.errors import StoreError
 from seedbed.benchmark.files import atomic
 from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.plugins import packages_of_plugins
-from seedbed.benchmark.training.precision import to_device
+from seedbed.benchmark.training.precision import INFERENCE_LAYOUT, to_device
 from seedbed.benchmark.training.reproducibility import make_deterministic
 
 MOVED = {
@@ -45,7 +45,7 @@ def save_network(folder: Path, network: nn.Module) -> None:
 
 
 def load_network(folder: Path, device: str = "cpu") -> nn.Module:
-    """Build the network that `folder` describes, in eval mode on `device`.
+    """Build the network that `folder` describes, in eval mode on `device`, in the layout of inference.
 
     Raises StoreError if a file is damaged or names a module outside `seedbed.methods` and the plug-ins.
     """
@@ -62,7 +62,7 @@ def load_network(folder: Path, device: str = "cpu") -> nn.Module:
     network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
     with reading(folder / "model.pt") as path:
         network.load_state_dict(load_tensors(path))
-    return to_device(network, device).eval()
+    return to_device(network, device, INFERENCE_LAYOUT).eval()
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

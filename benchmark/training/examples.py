@@ -22,7 +22,7 @@ KEPT_BYTES = 512 * 2**20
 class Examples(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Augmented training examples, indexed by (epoch, index).
 
-    An example is a dictionary of `image` float32 (3, crop, crop), normalised; `tags` float32 (C,) of 0 and 1;
+    An example is a dictionary of `image` float32 (3, crop, crop), RGB in 0..255; `tags` float32 (C,) of 0 and 1;
     `index` int64 (); and, if `masks` is given, `mask` int64 (crop, crop) of labels and 255. It depends only on the
     seed, epoch and index, so the number of loading processes and their order make no difference.
 

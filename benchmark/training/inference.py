@@ -13,8 +13,8 @@ from torch import Tensor
 
 from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.progress import progress_bar
-from seedbed.benchmark.training.augmentation import normalise
-from seedbed.benchmark.training.precision import autocast, memory_format
+from seedbed.benchmark.training.augmentation import MEAN_COLOUR
+from seedbed.benchmark.training.precision import INFERENCE_LAYOUT, autocast
 from seedbed.datasets.base import SplitView
 
 PIXELS_A_BATCH = {"cpu": 2**15, "cuda": 16 * 500 * 500}
@@ -51,13 +51,13 @@ def multi_scale(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (id, mean of the network's maps over scales and flips) for every image of the split.
 
-    Each image is resized to `long_side`, then by each scale (`resize_image`), normalised and flipped. Each map is
+    Each image is resized to `long_side`, then by each scale (`resize_image`) and flipped. Each map is
     resized (bilinear, align_corners=False) to `grid`, passed through `activation`, un-flipped, and averaged. Maps
     are float32 (C, grid height, grid width) on `ctx.device`. Images come grouped by size, in a fixed order.
     Networks run in the precision of `ctx`; maps are resized, activated and averaged in float32.
 
     Args:
-        forward: Maps normalised images (B, 3, h, w) to maps (B, C, h', w').
+        forward: Maps images float32 (B, 3, h, w), RGB in 0..255, to maps (B, C, h', w').
         view: The split.
         scales: Factors of the image size.
         flip: Whether to add each scale's mirror image.
@@ -91,10 +91,10 @@ def multi_scale(
 def padded_images(
     view: SplitView, long_side: int, least: int, multiple: int, ctx: Context, label: str
 ) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-    """Yield (id, image, (h, w)) for every image of the split: normalised float32 (1, 3, H', W') on `ctx.device`.
+    """Yield (id, image, (h, w)) for every image of the split; images are float32 (1, 3, H', W') on `ctx.device`.
 
-    The image is resized to h × w by `long_side` (0: its own size), then padded at the bottom and right with 0, the
-    mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
+    Images are RGB in 0..255. Each is resized to h × w by `long_side` (0: its own size), then padded at the bottom
+    and right with the mean colour: both sides to at least `least` pixels and a multiple of `multiple`.
     """
     loader = torch.utils.data.DataLoader(
         _Images(view, long_side, (1.0,)),
@@ -105,9 +105,17 @@ def padded_images(
     with progress_bar(label, len(view)) as bar:
         for image_id, (image,) in zip(view.ids, loader, strict=True):
             height, width = image.shape[-2:]
-            down, right = (-(-max(least, side) // multiple) * multiple - side for side in (height, width))
-            yield image_id, F.pad(image.to(ctx.device, non_blocking=True), (0, right, 0, down)), (height, width)
+            sides = [-(-max(least, side) // multiple) * multiple for side in (height, width)]
+            yield image_id, pad(image.to(ctx.device, non_blocking=True).float(), *sides), (height, width)
             bar.advance()
+
+
+def pad(images: Tensor, height: int, width: int) -> Tensor:
+    """Return images float32 (B, 3, H, W) padded at the bottom and right with the mean colour to height × width."""
+    colour = torch.tensor(MEAN_COLOUR, device=images.device)[:, None, None]
+    padded = colour.expand(len(images), 3, height, width).contiguous()
+    padded[..., : images.shape[-2], : images.shape[-1]] = images
+    return padded
 
 
 @torch.inference_mode()
@@ -122,11 +130,11 @@ def _fused(
     """Return the mean map of each image of a batch; `pyramid` has the batch (B, 3, h, w) at each scale."""
     sums: list[Tensor | None] = [None] * len(sizes)
     for images in pyramid:
-        scaled = images.to(ctx.device, non_blocking=True)
+        scaled = images.to(ctx.device, non_blocking=True).float()
         if flip:
             scaled = torch.cat([scaled, scaled.flip(-1)])
         with autocast(ctx):
-            maps = forward(scaled.contiguous(memory_format=memory_format(ctx.device, ctx.precision))).float()
+            maps = forward(scaled.contiguous(memory_format=INFERENCE_LAYOUT)).float()
         for index, target in enumerate(sizes):
             single = _on_grid(maps[index, None], target, activation)
             if flip:
@@ -148,7 +156,7 @@ def _on_grid(maps: Tensor, size: tuple[int, int], activation: Callable[[Tensor],
 
 
 class _Images(torch.utils.data.Dataset[list[Tensor]]):
-    """Images by id: resized to `long_side`, then by each scale, and normalised; one (3, h, w) per scale."""
+    """Images by id: resized to `long_side`, then by each scale; one uint8 (3, h, w) per scale."""
 
     def __init__(self, view: SplitView, long_side: int, scales: Sequence[float]) -> None:
         self.view, self.long_side, self.scales = view, long_side, scales
@@ -158,4 +166,4 @@ class _Images(torch.utils.data.Dataset[list[Tensor]]):
         height, width = resized(image.shape[1], image.shape[2], self.long_side)
         image = resize_image(image, (height, width))
         sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in self.scales]
-        return [normalise(resize_image(image, size)) for size in sizes]
+        return [resize_image(image, size) for size in sizes]

@@ -21,7 +21,7 @@ from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Stage
 from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.training.checkpoint import load_tensors, save_tensors
-from seedbed.benchmark.training.precision import autocast, memory_format, to_device
+from seedbed.benchmark.training.precision import autocast, to_device, training_layout
 from seedbed.benchmark.training.reproducibility import derive_seed, make_deterministic
 
 Batch = Mapping[str, Tensor]
@@ -128,7 +128,7 @@ def fit(
     """
     make_deterministic()
     torch.manual_seed(derive_seed(ctx.seed, type(settings).__name__, "training"))
-    to_device(network, ctx.device, ctx.precision)
+    to_device(network, ctx.device, training_layout(ctx.device, ctx.precision))
     optimiser = _optimiser(groups, settings)
     rates = [group["lr"] for group in optimiser.param_groups]
     sampler = EpochSampler(len(examples), settings.batch, ctx.seed)  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ class _Meter:
 def _moved(batch: Mapping[str, Tensor], ctx: Context) -> dict[str, Tensor]:
     """Return a batch on the device of `ctx`, images in its memory format."""
     moved = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
-    layout = memory_format(ctx.device, ctx.precision)
+    layout = training_layout(ctx.device, ctx.precision)
     return {
         name: value.contiguous(memory_format=layout) if value.dim() == 4 else value
         for name, value in moved.items()

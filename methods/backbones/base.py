@@ -19,6 +19,11 @@ from seedbed.benchmark.training.weights_files import published_weights, read_wei
 
 logger = logging.getLogger(__name__)
 
+Colour = tuple[float, float, float]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: Colour = (0.229, 0.224, 0.225)
+"""Of RGB in [0, 1], as torchvision and the codes of PSA and IRN have them."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -42,11 +47,25 @@ class Tap:
     """Applied to the block's output; its layers belong to the backbone."""
 
 
+class Normalise(nn.Module):
+    """Images float32 (B, 3, H, W), RGB in 0..255, to what the weights were trained on: (x / 255 − mean) / std."""
+
+    def __init__(self, mean: Colour, std: Colour) -> None:
+        super().__init__()
+        # Not persistent: a constant of the backbone, and no tensor of a weights file.
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the normalised images."""
+        return (images * (1 / 255)).sub_(self.mean).div_(self.std)
+
+
 class Backbone(nn.Module):
     """Features of an image at one stride.
 
-    `forward` maps float32 images (B, 3, H, W), normalised with ImageNet's mean and standard deviation, to
-    (B, `channels`, ⌈H/stride⌉, ⌈W/stride⌉).
+    `forward` maps images float32 (B, 3, H, W), RGB in 0..255, to (B, `channels`, ⌈H/stride⌉, ⌈W/stride⌉). A
+    network that applies the blocks itself applies `normalise` before the first.
     """
 
     stride: int
@@ -58,6 +77,11 @@ class Backbone(nn.Module):
     """With `frozen_norm`, do not train scale and shift of batch norm either."""
     normalised_taps: bool = True
     """PSA's affinity network normalises its reduced taps, as published for VGG-16."""
+
+    def __init__(self, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
+        """Create a backbone whose weights were trained on images with this `mean` and `std` of RGB in [0, 1]."""
+        super().__init__()
+        self.normalise = Normalise(mean, std)
 
     @abstractmethod
     def blocks(self) -> list[Block]:
@@ -87,14 +111,14 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features."""
-        features = images
+        features = self.normalise(images)
         for block in self.blocks():
             features = block.layers(features)
         return features
 
     def outputs(self, images: Tensor, last: str = "") -> dict[str, Tensor]:
         """Return the output of each block by name, up to the block `last`, or all."""
-        outputs, features = {}, images
+        outputs, features = {}, self.normalise(images)
         for block in self.blocks():
             features = outputs[block.name] = block.layers(features)
             if block.name == last:

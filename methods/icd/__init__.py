@@ -151,12 +151,12 @@ class IcdNetwork(nn.Module):
         nn.init.normal_(self.direction, std=deviation)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return class logits (B, C) of the CAM branch for normalised images (B, 3, H, W)."""
+        """Return class logits (B, C) of the CAM branch for images (B, 3, H, W), RGB in 0..255."""
         return self.branches(images).cam.mean((2, 3))
 
     def branches(self, images: Tensor) -> Branches:
-        """Return the outputs of both branches for normalised images (B, 3, H, W)."""
-        outputs, features = {}, images
+        """Return the outputs of both branches for images (B, 3, H, W), RGB in 0..255."""
+        outputs, features = {}, self.backbone.normalise(images)
         for block in self.backbone.blocks():
             features = outputs[block.name] = block.layers(features)
             if block.name == self.last:

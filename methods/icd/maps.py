@@ -141,7 +141,7 @@ class IcdInference(Stage):
 class InferIcd(IcdInference):
     """Signed maps in [−1, 1] of the present classes, cut at 0 (`seed_scores`)."""
 
-    version = 3
+    version = 4
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.SCORES
 
@@ -212,7 +212,7 @@ class MeasureIcd(IcdInference):
     (Fig. 4).
     """
 
-    version = 4
+    version = 5
     consumes = (Kind.CHECKPOINT, Kind.SUPERPIXELS)
     produces = Kind.RECORDS
 

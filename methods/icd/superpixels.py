@@ -40,7 +40,7 @@ PADDING = 255
 class ComputeSuperpixels(Stage):
     """Superpixels 0, 1 … of every image of `weak`, as palette PNGs of the image's own size."""
 
-    version = 3
+    version = 4
     produces = Kind.SUPERPIXELS
     seeded = False
 
@@ -83,15 +83,22 @@ class ComputeSuperpixels(Stage):
         from torch import nn
 
         from seedbed.benchmark.training.inference import multi_scale, one_value_per, resized
-        from seedbed.methods.backbones.base import build_backbone, initialise
+        from seedbed.methods.backbones.base import (
+            IMAGENET_MEAN,
+            IMAGENET_STD,
+            Normalise,
+            build_backbone,
+            initialise,
+        )
 
-        network, stride = nn.Sequential(), 1
+        network, stride = nn.Sequential(Normalise(IMAGENET_MEAN, IMAGENET_STD)), 1
         if self.features == "pretrained":
             if self.weights == "none":
                 raise ConfigError("ComputeSuperpixels.features = 'pretrained' needs weights; 'colour' needs none")
             backbone, stride = build_backbone(self.backbone, self.stride, pretrained=True), self.stride
             initialise(backbone, self.backbone, self.weights, ctx)
-            network.extend(block.layers for block in backbone.blocks() if not block.new)
+            layers = (block.layers for block in backbone.blocks() if not block.new)
+            network = nn.Sequential(backbone.normalise, *layers)
         for image_id, features in multi_scale(
             network.to(ctx.device).eval(),
             view,

@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seedbed.benchmark.evaluation.maps import opened
 from seedbed.benchmark.evaluation.metrics import Confusion
-from seedbed.benchmark.evaluation.threshold import SelectThreshold
+from seedbed.benchmark.evaluation.threshold import SelectThreshold, read_choice
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
-from seedbed.benchmark.pipeline.store import reading
 from seedbed.benchmark.progress import progress_bar
 from seedbed.datasets.base import Dataset, Split, SplitView
 from seedbed.methods.refine.crf import CrfMasks, CrfStage, dense_crf_by_compat
@@ -80,12 +78,6 @@ class SelectCrf(CrfStage):
 def best_compat(mious: Mapping[float, float], usual: float) -> float:
     """Return the candidate with the highest mIoU; of equal ones that nearest to `usual`, then the lowest."""
     return max(sorted(mious), key=lambda compat: (mious[compat], -abs(compat - usual)))
-
-
-def read_choice(folder: Path) -> dict[str, Any]:
-    """Return the content of `threshold.json`."""
-    with reading(folder / "threshold.json") as path:
-        return dict(json.loads(path.read_text("utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ from torch import Tensor
 from seedbed.benchmark.parallel import TaskMap, task_map
 from seedbed.benchmark.pipeline.hparams import hp
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Method, Stage
-from seedbed.benchmark.training.augmentation import MEAN, STD, Augmentation, segmentation
+from seedbed.benchmark.training.augmentation import Augmentation, segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.loop import Batch, EpochSampler, Losses, TrainingStage, fit, parameter_groups
@@ -65,13 +65,6 @@ from seedbed.methods.segmentation.stages import PredictMasks
 
 TAGGED = (Split.WEAK, Split.TRAIN, Split.TUNE)
 """The splits whose tags are the supervision; tags of other splits are for evaluation only."""
-
-
-def raw_rgb(images: Tensor) -> Tensor:
-    """Return normalised images (B, 3, H, W) as RGB uint8, truncated (RRM code); padding is the mean colour."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-    # Normalising and its inverse change a whole number slightly.
-    return ((images * std + mean) * 255 + 1e-3).clamp(0, 255).to(torch.uint8)
 
 
 def crops(images: Tensor, tags: Tensor, maps: Tensor) -> list[Crop]:
@@ -126,7 +119,7 @@ def _steps(length: int, batch: int, seed: int, epoch: int) -> dict[int, int]:
 class TrainRrm(TrainingStage):
     """Train both branches on the tags of `weak`, from a trained CAM network. Nothing is frozen."""
 
-    version = 3
+    version = 4
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.CHECKPOINT,)
     produces = Kind.CHECKPOINT
     measured: ClassVar[tuple[str, ...]] = ("labelled",)
@@ -196,7 +189,8 @@ class TrainRrm(TrainingStage):
         )
 
         def losses(batch: Batch, _: float) -> dict[str, Tensor]:
-            images, tags, rgb = batch["image"], batch["tags"], raw_rgb(batch["image"])
+            # RRM code: colours between two whole numbers are truncated.
+            images, tags, rgb = batch["image"], batch["tags"], batch["image"].byte()
             features = network.cam.backbone(images)
             maps = online_maps(network, images, features, self.cam_scales)
             pending = mapped(label, crops(rgb, tags, maps))
@@ -232,7 +226,7 @@ class TrainRrm(TrainingStage):
 class PredictRrm(PredictMasks):
     """Predict masks with the segmentation branch: one scale, no flip, a CRF."""
 
-    version = 2
+    version = 3
 
     scales: tuple[float, ...] = hp((1.0,), low=0.1, high=4, source="RRM code", report_as="multi_scale")
     flip: bool = hp(False, source="RRM code")

@@ -33,7 +33,7 @@ class RrmNetwork(nn.Module):
             nn.init.xavier_uniform_(cast(nn.Conv2d, layer).weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return segmentation logits (B, C + 1, h, w) of normalised images (B, 3, H, W); 0 is background."""
+        """Return segmentation logits (B, C + 1, h, w) of images (B, 3, H, W), RGB in 0..255; 0 is background."""
         logits: Tensor = self.head(self.cam.backbone(images))
         return logits
 

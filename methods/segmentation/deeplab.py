@@ -57,7 +57,7 @@ class DeepLab(nn.Module):
         return [*self.backbone.new_layers(), self.aspp]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C + 1, h, w) of normalised images (B, 3, H, W); channel 0 is background."""
+        """Return logits (B, C + 1, h, w) of images (B, 3, H, W), RGB in 0..255; channel 0 is background."""
         features = self.backbone(images)
         return torch.stack([branch(features) for branch in self.aspp]).sum(0)
 
@@ -85,8 +85,8 @@ class LargeFov(nn.Module):
         return [*self.backbone.new_layers(), self.classifier]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C + 1, h, w) of normalised images (B, 3, H, W); channel 0 is background."""
-        features = images
+        """Return logits (B, C + 1, h, w) of images (B, 3, H, W), RGB in 0..255; channel 0 is background."""
+        features = self.backbone.normalise(images)
         for block in self.backbone.blocks():
             features = block.layers(self.pool5(features) if block.name == "fc6" else features)
         logits: Tensor = self.classifier(features)

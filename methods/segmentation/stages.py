@@ -95,7 +95,7 @@ class TrainSegmentation(TrainingStage):
     Raises ConfigError for `large_fov` on a backbone without fc6.
     """
 
-    version = 4
+    version = 5
     consumes: ClassVar[tuple[Kind, ...]] = (Kind.MASKS,)
     produces = Kind.CHECKPOINT
 
@@ -184,7 +184,7 @@ class TrainSegmentation(TrainingStage):
 class TrainSupervised(TrainSegmentation):
     """Train the same network on the true masks of `weak`: the fully supervised upper bound."""
 
-    version = 4
+    version = 5
     consumes = ()
 
     def examples(self, data: Dataset, inputs: Mapping[Kind, Path], ctx: Context) -> Examples:
@@ -210,7 +210,7 @@ class PredictMasks(Stage):
     Logits are resized to the image before the softmax, as in RRM and deeplab-pytorch.
     """
 
-    version = 2
+    version = 3
     consumes = (Kind.CHECKPOINT,)
     produces = Kind.MASKS
     seeded = False

@@ -71,6 +71,7 @@ class SplittingMergingNetwork(nn.Module):
         }
         self.pretrained = pretrained
         source = build_backbone(backbone, stride, pretrained)
+        self.normalise = source.normalise
         self.shared, self.reference = divided(source)
         self.expanding = copy.deepcopy(self.reference)
         channels = [block.channels for block in source.blocks() if not block.new][-1]
@@ -89,11 +90,11 @@ class SplittingMergingNetwork(nn.Module):
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features (B, D, h, w) of the expanding and the reference stream."""
-        shared = self.shared(images)
+        shared = self.shared(self.normalise(images))
         return self.expanding(shared), self.reference(shared)
 
     def score_maps(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return S_A, S_B and S_C (B, C, h, w) of normalised images (B, 3, H, W)."""
+        """Return S_A, S_B and S_C (B, C, h, w) of images (B, 3, H, W), RGB in 0..255."""
         expanded, reference = self.features(images)
         return self.a(expanded), self.b(expanded), self.c(reference)
 

@@ -104,7 +104,7 @@ class StreamInference(Stage):
 class InferSplittingMerging(StreamInference):
     """Localisation maps: the union of the classifiers' maps, for the tags of each image."""
 
-    version = 2
+    version = 3
     produces = Kind.SCORES
 
     union: Literal["abc", "ab", "a", "b", "c"] = hp("abc", source="Table 3: the union of all three is best")
@@ -143,7 +143,7 @@ class InferWithSaliency(InferSplittingMerging):
 class MeasureStreams(StreamInference):
     """Tables 1–3: how alike M_A and M_B are; soft overlap, precision and recall of each map and of the unions."""
 
-    version = 3
+    version = 4
     produces = Kind.RECORDS
 
     def run(self, data: Dataset, inputs: Mapping[Kind, Path], out: Path, ctx: Context) -> None:

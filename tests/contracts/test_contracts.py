@@ -187,6 +187,22 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _images_reach_networks_normalised() -> Iterator[None]:
+    """Fail if the first convolution of any network sees images that are not normalised, or normalised twice."""
+    import torch
+
+    def check(module: torch.nn.Module, inputs: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d) and module.in_channels == 3:
+            images = inputs[0].float()
+            assert images.abs().max() < 3
+            assert images.std() > 0.2
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(check)
+    yield
+    handle.remove()
+
+
 @pytest.fixture
 def convolutions() -> Iterator[dict[str, set[str]]]:
     """Return the data types of what convolutions give, in `training` and in `inference`."""

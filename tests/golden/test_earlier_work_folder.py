@@ -20,7 +20,22 @@ from seedbed.benchmark.training.loop import TrainingStage
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.datasets.chimera import DATASET, generate
 
-VERSIONS_THEN = {"TrainCam": 2, "TrainIcd": 2, "TrainPsa": 2, "TrainSegmentation": 3, "TrainSplittingMerging": 2}
+VERSIONS_THEN = {
+    "ComputeSuperpixels": 3,
+    "InferCam": 2,
+    "InferIcd": 3,
+    "InferSplittingMerging": 2,
+    "MeasureClassifier": 2,
+    "MeasureIcd": 4,
+    "MeasureStreams": 3,
+    "PredictMasks": 2,
+    "TrainCam": 2,
+    "TrainIcd": 2,
+    "TrainPsa": 2,
+    "TrainSegmentation": 3,
+    "TrainSplittingMerging": 2,
+    "WalkPsa": 2,
+}
 """The stages whose results have changed since, with their versions then."""
 EARLIER = json.loads(Path(__file__).with_name("earlier_work_folder.json").read_text("utf-8"))
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from seedbed.benchmark.training.augmentation import MEAN, STD
+from seedbed.benchmark.training.augmentation import MEAN_COLOUR
 from seedbed.benchmark.training.resampling import Resampling
 from seedbed.datasets.base import IGNORE_INDEX
 
@@ -187,13 +187,16 @@ def _composed(
 ) -> v2.Compose:
     """Return the steps in their order: `floats` are resized unrounded; padding is `black` or the mean colour."""
     to_float = v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)
-    normalised = v2.Normalize(list(MEAN), list(STD))
+    # To RGB in 0..255 less the mean colour, so that padding is 0, and back.
+    centred = v2.Normalize([value / 255 for value in MEAN_COLOUR], [1 / 255] * 3)
+    back = v2.Normalize([-value for value in MEAN_COLOUR], [1.0] * 3)
     return v2.Compose(
         [
             *([to_float, resize] if floats else [resize]),
             v2.RandomHorizontalFlip(),
             *([] if jitter is None else [v2.ColorJitter(*jitter)]),
             *([] if floats else [to_float]),
-            *([place, normalised] if black else [normalised, place]),
+            *([place, centred] if black else [centred, place]),
+            back,
         ]
     )

@@ -109,7 +109,7 @@ def test_maps_are_stored_in_cells_of_so_many_pixels(tmp_path, cell):
 def test_pooling_and_the_classifier_commute():
     torch.manual_seed(0)
     network = CamNetwork("tiny", 4, stride=8, dropout=0.0, pretrained=False).eval()
-    images = torch.randn(2, 3, 48, 48)
+    images = 255 * torch.rand(2, 3, 48, 48)
     pooled = network.backbone(images).mean((2, 3), keepdim=True)
     torch.testing.assert_close(network(images), network.classifier(pooled)[:, :, 0, 0])
     assert network.maps(images).shape == (2, 4, 6, 6)

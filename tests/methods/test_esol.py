@@ -49,7 +49,7 @@ def network(phase: str = "classifier", kernel: int = 3, clip: float = 1.0, seed:
 
 def batch() -> dict[str, Tensor]:
     torch.manual_seed(1)
-    return {"image": torch.randn(2, 3, 48, 48), "tags": torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])}
+    return {"image": 255 * torch.rand(2, 3, 48, 48), "tags": torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])}
 
 
 def chain(backbone: str, **settings: Any) -> list[Any]:

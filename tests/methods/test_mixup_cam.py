@@ -14,7 +14,6 @@ import torch
 from scipy import stats
 
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta
-from seedbed.benchmark.training.augmentation import normalise
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.datasets.base import Split
 from seedbed.methods import mixup_cam
@@ -51,7 +50,7 @@ def batch() -> dict[str, torch.Tensor]:
     """Return five images with one to three tags."""
     generator = torch.Generator().manual_seed(1)
     tags = torch.tensor([[1.0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 0, 1], [0, 0, 0, 1], [0, 1, 0, 0]])
-    return {"image": torch.randn(5, 3, 40, 40, generator=generator), "tags": tags}
+    return {"image": 255 * torch.rand(5, 3, 40, 40, generator=generator), "tags": tags}
 
 
 def literal_entropy(logits: torch.Tensor, constant_maximum: bool = True) -> torch.Tensor:
@@ -292,7 +291,7 @@ def test_uncertainty_is_measured_on_the_images_as_they_are(chimera, tmp_path):
     view = chimera.split(Split.TUNE)
     entropies, spreads = [], []
     for image_id in view.ids:
-        image = normalise(torch.from_numpy(view.image(image_id).copy()).permute(2, 0, 1))
+        image = torch.from_numpy(view.image(image_id).copy()).permute(2, 0, 1).float()
         with torch.no_grad():
             logits = net.locations(image[None]).double()
         entropies.append(float(literal_entropy(logits)) / math.log(6))

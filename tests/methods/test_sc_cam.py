@@ -168,7 +168,7 @@ def test_each_loss_reaches_the_backbone_and_its_own_head(name, head):
     network = SubcategoryNetwork("squeezenet", 3, 16, 0.0, True, clusters=2).train()
     frozen = {n for n, _ in network.backbone.named_parameters() if n.startswith("features.0.")}
     network.backbone.features[0].requires_grad_(False)
-    batch = {"image": torch.randn(2, 3, 64, 64), "tags": torch.eye(3)[:2], "subcategories": torch.eye(6)[:2]}
+    batch = {"image": 255 * torch.rand(2, 3, 64, 64), "tags": torch.eye(3)[:2], "subcategories": torch.eye(6)[:2]}
     TrainSubcategories().losses(network, batch)[name].backward()
     reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     wanted = {f"backbone.{n}" for n, _ in network.backbone.named_parameters() if n not in frozen}
@@ -178,7 +178,7 @@ def test_each_loss_reaches_the_backbone_and_its_own_head(name, head):
 def test_forward_and_maps_are_those_of_the_classes():
     torch.manual_seed(0)
     network = SubcategoryNetwork("tiny", 3, 8, 0.0, False, clusters=4).eval()
-    images = torch.randn(2, 3, 32, 32)
+    images = 255 * torch.rand(2, 3, 32, 32)
     classes, subcategories = network.both(images)
     torch.testing.assert_close(network(images), classes)
     assert network.maps(images).shape == (2, 3, 4, 4)

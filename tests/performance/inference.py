@@ -7,6 +7,7 @@ maps at full size that its code stores.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,13 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
-from torch import Tensor
+from torch import Tensor, nn
 
 from seedbed.benchmark.pipeline.stage import Context
-from seedbed.benchmark.training.augmentation import MEAN, STD
 from seedbed.benchmark.training.inference import multi_scale, one_value_per
 from seedbed.datasets.base import Split, SplitView
 from seedbed.datasets.io.images import decode_image, image_size
+from seedbed.methods.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from seedbed.methods.cam import CamNetwork, normalised_maps
 from tests.helpers.measurement import Row, least_seconds, print_table
 
@@ -78,6 +79,8 @@ def ours(network: CamNetwork, images: Photographs, ctx: Context) -> dict[str, ND
 @torch.no_grad()
 def irn(network: CamNetwork, images: Photographs) -> dict[str, NDArray[Any]]:
     """Return the maps by id as IRN's make_cam.py computes them: one image at a time."""
+    network = copy.deepcopy(network)
+    network.backbone.normalise = nn.Identity()  # type: ignore[assignment]
     found = {}
     for name in images.ids:
         picture = Image.open(images.path(name)).convert("RGB")
@@ -87,7 +90,9 @@ def irn(network: CamNetwork, images: Photographs) -> dict[str, NDArray[Any]]:
             pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
             normalised = np.empty_like(pixels, np.float32)
             for channel in range(3):
-                normalised[..., channel] = (pixels[..., channel] / 255.0 - MEAN[channel]) / STD[channel]
+                normalised[..., channel] = (pixels[..., channel] / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[
+                    channel
+                ]
             image = normalised.transpose(2, 0, 1)
             pair = network.maps(torch.from_numpy(np.stack([image, image[..., ::-1]])))
             maps.append(pair[0] + pair[1].flip(-1))

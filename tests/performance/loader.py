@@ -24,11 +24,11 @@ from PIL import Image
 from torchvision import transforms
 
 from seedbed.benchmark.training import augmentation, examples
-from seedbed.benchmark.training.augmentation import MEAN, STD
 from seedbed.benchmark.training.examples import Examples
 from seedbed.benchmark.training.reproducibility import derive_seed
 from seedbed.datasets.base import Split, SplitView
 from seedbed.datasets.voc2012 import DATASET
+from seedbed.methods.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import torchvision_augmentation
 from tests.helpers.measurement import Row, least_seconds, photographs, print_table
 
@@ -64,7 +64,7 @@ def authors(
     pixels = np.asarray(picture)
     normalised = np.empty_like(pixels, np.float32)
     for channel in range(3):
-        normalised[..., channel] = (pixels[..., channel] / 255.0 - MEAN[channel]) / STD[channel]
+        normalised[..., channel] = (pixels[..., channel] / 255.0 - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
     container = np.zeros((crop, crop, 3), np.float32)
     height, width = (min(side, crop) for side in pixels.shape[:2])
     top, left = (

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from seedbed.benchmark.training.precision import fastest, memory_format
+from seedbed.benchmark.training.precision import fastest, training_layout
 from seedbed.methods.cam import CamNetwork, multi_label_soft_margin
 from tests.helpers.measurement import Row, least_seconds, print_table
 
@@ -35,7 +35,7 @@ def step(
         layers.requires_grad_(False)
     network.to(memory_format=layout)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-    images = torch.randn(BATCH, 3, side, side).contiguous(memory_format=layout)
+    images = (255 * torch.rand(BATCH, 3, side, side)).contiguous(memory_format=layout)
     tags = torch.zeros(BATCH, CLASSES)
     context = partial(torch.autocast, "cpu", torch.bfloat16) if precision == "bf16" else nullcontext
 
@@ -51,7 +51,7 @@ def step(
 
 def rows() -> Iterator[Row]:
     """Measure the choices for a CPU."""
-    chosen = memory_format("cpu", "fp32")
+    chosen = training_layout("cpu", "fp32")
     (other,) = LAYOUTS.keys() - {chosen}
     for backbone in ("squeezenet", "resnet50", "vgg16"):
         least = least_seconds({name: step(backbone, layout) for layout, name in LAYOUTS.items()})
@@ -63,7 +63,9 @@ def rows() -> Iterator[Row]:
         yield Row(what, "s", least["frozen"], "all layers trained", least["trained"])
     auto = fastest("cpu")
     (slower,) = {"fp32", "bf16"} - {auto}
-    precisions = {name: step("squeezenet", memory_format("cpu", name), name, side=96) for name in ("fp32", "bf16")}
+    precisions = {
+        name: step("squeezenet", training_layout("cpu", name), name, side=96) for name in ("fp32", "bf16")
+    }
     least = least_seconds(precisions)
     yield Row(f"Training step, squeezenet, 96 pixels, {auto} (auto)", "s", least[auto], slower, least[slower])
 

@@ -51,7 +51,7 @@ from seedbed.benchmark.pipeline.stage import Context, Kind, Meta, Stage
 from seedbed.benchmark.training.augmentation import segmentation
 from seedbed.benchmark.training.checkpoint import load_network, save_network
 from seedbed.benchmark.training.examples import Examples
-from seedbed.benchmark.training.inference import padded_images
+from seedbed.benchmark.training.inference import pad, padded_images
 from seedbed.benchmark.training.loop import Batch, ParameterGroup, TrainingStage, fit, parameter_groups
 from seedbed.benchmark.training.precision import autocast
 from seedbed.benchmark.training.reproducibility import derive_seed
@@ -183,7 +183,7 @@ class TrainIrn(TrainingStage):
 class WalkIrn(Stage):
     """Maps after the random walk, divided by their maximum over all classes and pixels of the image."""
 
-    version = 3
+    version = 4
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
     produces = Kind.SCORES
     seeded = False
@@ -231,15 +231,15 @@ class WalkIrn(Stage):
 def edges(network: EdgeNetwork, image: Tensor, size: tuple[int, int], mirrored: Mirrored = "image") -> Tensor:
     """Return the edges float32 (⌈h/4⌉, ⌈w/4⌉) in [0, 1] of an image (1, 3, H', W') that shows `size` = (h, w).
 
-    The mean of the logits of the image and of its mirror image, each padded with 0 at the bottom and right. With
-    `mirrored="canvas"` the padded image is mirrored as a whole: its padding is at the left, and its cells lie on
-    those of the image exactly; else they are up to three pixels off unless w is a multiple of 4.
+    The mean of the logits of the image and of its mirror image, each padded with the mean colour at the bottom and
+    right. With `mirrored="canvas"` the padded image is mirrored as a whole: its padding is at the left, and its
+    cells lie on those of the image exactly; else they are up to three pixels off unless w is a multiple of 4.
     """
     height, width = size
     rows, columns = -(-height // CELL), -(-width // CELL)
     flipped = image.flip(-1)
     if mirrored == "image":
-        flipped = F.pad(image[..., :width].flip(-1), (0, image.shape[-1] - width))
+        flipped = pad(image[..., :width].flip(-1), *image.shape[-2:])
     logits = network(torch.cat([image, flipped])).float()
     back = logits[1, :, :columns].flip(-1) if mirrored == "image" else logits[1].flip(-1)[:, :columns]
     return ((logits[0, :, :columns] + back) / 2).sigmoid()[:rows]

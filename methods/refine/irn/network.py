@@ -53,7 +53,7 @@ class EdgeNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of edges (B, H/4, W/4) of normalised images (B, 3, H, W), sides multiples of 16."""
+        """Return the logits of edges (B, H/4, W/4) of images (B, 3, H, W) in 0..255, sides multiples of 16."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             outputs = self.backbone.outputs(images, last=self.taps[-1].name)
         grid = images.shape[-2] // CELL, images.shape[-1] // CELL

@@ -187,7 +187,7 @@ class TrainPsa(TrainingStage):
 class WalkPsa(Stage):
     """Maps after the random walk, with a background channel: the best channel wins, without a threshold."""
 
-    version = 2
+    version = 3
     consumes = (Kind.SCORES, Kind.CHECKPOINT)
     produces = Kind.SCORES
     seeded = False

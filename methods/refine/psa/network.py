@@ -49,7 +49,7 @@ class AffinityNetwork(nn.Module):
         return [*self.backbone.new_layers(), self.reduce, self.combine]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return features (B, 448, ⌈H/8⌉, ⌈W/8⌉) of normalised images (B, 3, H, W)."""
+        """Return features (B, 448, ⌈H/8⌉, ⌈W/8⌉) of images (B, 3, H, W), RGB in 0..255."""
         outputs = self.backbone.outputs(images, last=self.taps[-1].block)
         size = outputs[self.taps[-1].block].shape[-2:]
         reduced = []

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seedbed.benchmark.pipeline.stage import Context, Kind, Precision, Stage
-from seedbed.benchmark.training.precision import autocast, chosen, fastest, memory_format
+from seedbed.benchmark.training.precision import autocast, chosen, fastest, training_layout
 from seedbed.datasets.base import Split
 
 
@@ -59,8 +59,8 @@ def test_convolutions_run_in_the_precision_of_the_context():
         ("cuda", "bf16", torch.channels_last),
     ],
 )
-def test_images_are_channels_last_where_that_is_faster(device, precision, expected):
-    assert memory_format(device, precision) is expected
+def test_images_are_channels_last_in_training_where_that_is_faster(device, precision, expected):
+    assert training_layout(device, precision) is expected
 
 
 class Makes(Stage):

@@ -14,9 +14,17 @@ from torch import nn
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
+from seedbed.benchmark.training.augmentation import MEAN_COLOUR
 from seedbed.benchmark.training.loop import parameter_groups
 from seedbed.datasets.base import Split
-from seedbed.methods.backbones.base import build_backbone, initialise, initialise_from_coco
+from seedbed.methods.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalise,
+    build_backbone,
+    initialise,
+    initialise_from_coco,
+)
 from seedbed.methods.cam import CamNetwork, TrainCam
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
@@ -33,7 +41,7 @@ def test_features_have_the_declared_channels_and_stride(name):
     for stride in BACKBONES.load(name).strides:
         backbone = build_backbone(name, stride, pretrained=False).eval()
         with torch.inference_mode():
-            features = backbone(torch.randn(2, 3, 65, 96))
+            features = backbone(255 * torch.rand(2, 3, 65, 96))
         assert features.shape == (2, backbone.channels, -(-65 // stride), -(-96 // stride))
         assert features.isfinite().all()
         assert backbone.stride == stride
@@ -45,15 +53,30 @@ def test_an_impossible_stride_is_refused(name):
         build_backbone(name, 7, pretrained=False)
 
 
+def test_images_are_normalised_by_hand():
+    images = torch.tensor([[[[0.0, 255]], [[51, 102]], [[128, 255]]]])
+    expected = [[[-0.485 / 0.229, 0.515 / 0.229]], [[(0.2 - 0.456) / 0.224, (0.4 - 0.456) / 0.224]]]
+    expected.append([[(128 / 255 - 0.406) / 0.225, (1 - 0.406) / 0.225]])
+    found = Normalise(IMAGENET_MEAN, IMAGENET_STD)(images)
+    torch.testing.assert_close(found, torch.tensor([expected]))
+    assert images[0, 0, 0, 1] == 255
+
+
+def test_the_mean_colour_of_padding_is_exactly_zero():
+    padding = torch.tensor(MEAN_COLOUR)[None, :, None, None]
+    assert not Normalise(IMAGENET_MEAN, IMAGENET_STD)(padding).any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_features_lie_where_the_image_has_them(name):
     """A bright spot moves the features around its own place most, not elsewhere."""
     torch.manual_seed(0)
     backbone = build_backbone(name, BACKBONES.load(name).strides[0], pretrained=False).eval()
-    images = torch.zeros(1, 3, 160, 160)
-    images[:, :, 96:112, 40:56] = 3.0
+    grey = torch.full((1, 3, 160, 160), 120.0)
+    images = grey.clone()
+    images[:, :, 96:112, 40:56] = 255.0
     with torch.inference_mode():
-        change = (backbone(images) - backbone(torch.zeros_like(images))).abs().sum(1)[0]
+        change = (backbone(images) - backbone(grey)).abs().sum(1)[0]
     row, column = divmod(int(change.argmax()), change.shape[1])
     centre = ((row + 0.5) * backbone.stride, (column + 0.5) * backbone.stride)
     assert abs(centre[0] - 104) <= 24
@@ -213,7 +236,7 @@ def test_the_real_squeezenet_weights_fit(real_weights):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_features_are_what_the_blocks_make_one_after_another(name):
     backbone = build_backbone(name, BACKBONES.load(name).strides[0], pretrained=False).eval()
-    images = torch.randn(1, 3, 64, 48)
+    images = 255 * torch.rand(1, 3, 64, 48)
     with torch.inference_mode():
         outputs = backbone.outputs(images)
         torch.testing.assert_close(list(outputs.values())[-1], backbone(images))

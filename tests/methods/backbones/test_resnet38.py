@@ -74,12 +74,12 @@ def transcribed(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.T
 
 
 def test_the_forward_pass_is_the_one_described():
-    network, images = narrow(0), torch.randn(2, 3, 67, 90)
-    expected = transcribed(network.state_dict(), images)
+    network, images = narrow(0).double(), 255 * torch.rand(2, 3, 67, 90, dtype=torch.float64)
+    expected = transcribed(network.state_dict(), network.normalise(images))
     assert expected.shape == (2, 32, 9, 12)
     assert expected.std() > 0.1
     with torch.inference_mode():
-        torch.testing.assert_close(network.double()(images.double()), expected)
+        torch.testing.assert_close(network(images), expected)
 
 
 def test_the_real_network_has_the_published_widths():
@@ -115,7 +115,7 @@ def test_pretrained_batch_norm_keeps_statistics_scale_and_shift(pretrained):
 
 
 def test_channels_are_dropped_in_training_alone():
-    network, images = narrow(0), torch.randn(1, 3, 32, 32)
+    network, images = narrow(0), 255 * torch.rand(1, 3, 32, 32)
     network.frozen_norm = True
     dropped = [m.p for m in network.modules() if isinstance(m, torch.nn.Dropout2d)]
     assert dropped == [0.3, 0.5]
@@ -204,7 +204,7 @@ def test_a_converted_file_gives_the_same_network(tmp_path, version):
     initialise(network, "resnet38", "sha256:x", context)
     for name, tensor in donor.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
-    images = torch.randn(1, 3, 40, 48)
+    images = 255 * torch.rand(1, 3, 40, 48)
     with torch.inference_mode():
         assert torch.equal(network(images), donor(images))
 

@@ -62,7 +62,7 @@ def batch(labels: tuple[tuple[int, ...], ...] = ((1,), (2, 3), (2,))) -> dict[st
     superpixels = torch.arange(2)[:, None] * 2 + torch.arange(2)[None]
     mask = superpixels.repeat_interleave(20, 0).repeat_interleave(20, 1).expand(len(labels), -1, -1).clone()
     mask[..., -2:] = 255
-    return {"image": torch.randn(len(labels), 3, 40, 40), "tags": tags, "mask": mask}
+    return {"image": 255 * torch.rand(len(labels), 3, 40, 40), "tags": tags, "mask": mask}
 
 
 # Recipe and network

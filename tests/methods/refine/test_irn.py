@@ -12,6 +12,8 @@ from PIL import Image
 from seedbed.benchmark.evaluation.maps import MapWriter, ScoreMaps
 from seedbed.benchmark.evaluation.threshold import SelectThreshold
 from seedbed.benchmark.pipeline.stage import Context, Kind, Meta
+from seedbed.benchmark.training.augmentation import MEAN_COLOUR
+from seedbed.benchmark.training.inference import pad
 from seedbed.datasets.base import Split
 from seedbed.datasets.io.images import decode_mask
 from seedbed.methods.backbones import resnet38
@@ -133,7 +135,7 @@ def test_the_loss_reaches_the_edge_branch_alone():
     assert network.reduce.training
     assert not any(module.training for module in network.backbone.modules())
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
-    batch = {"image": torch.randn(2, 3, 64, 64), "mask": torch.randint(0, 3, (2, 64, 64))}
+    batch = {"image": 255 * torch.rand(2, 3, 64, 64), "mask": torch.randint(0, 3, (2, 64, 64))}
     stage = TrainIrn(radius=5, crop=64)
     torch.stack(list(stage.losses(network, batch).values())).sum().backward()
     for name, parameter in network.named_parameters():
@@ -152,7 +154,7 @@ def test_without_pretrained_weights_the_backbone_learns_too():
     (train,) = (stage for stage in stages if isinstance(stage, TrainIrn))
     assert not train.freeze_backbone
     network = EdgeNetwork("tiny", False, frozen=False).train()
-    batch = {"image": torch.randn(2, 3, 96, 96), "mask": torch.randint(0, 3, (2, 96, 96))}
+    batch = {"image": 255 * torch.rand(2, 3, 96, 96), "mask": torch.randint(0, 3, (2, 96, 96))}
     torch.stack(list(train.losses(network, batch).values())).sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in network.parameters())
 
@@ -187,19 +189,20 @@ def padded_image() -> tuple[EdgeNetwork, torch.Tensor]:
     """Return a network, and an image of 50 × 61 pixels padded to 64 × 64."""
     torch.manual_seed(0)
     network = EdgeNetwork("tiny", False, frozen=False).eval()
-    return network, torch.nn.functional.pad(torch.randn(1, 3, 50, 61), (0, 3, 0, 14))
+    return network, pad(255 * torch.rand(1, 3, 50, 61), 64, 64)
 
 
 def test_edges_are_the_mean_over_the_image_that_is_mirrored_and_then_padded():
     """IRN code: both are padded at the right, cut to the image's cells, and the one is turned back."""
     network, image = padded_image()
     found = edges(network, image, (50, 61))
-    mirrored = torch.nn.functional.pad(image[..., :61].flip(-1), (0, 3))
+    colour = torch.tensor(MEAN_COLOUR)[:, None, None].expand(1, 3, 64, 3)
+    mirrored = torch.cat([image[..., :61].flip(-1), colour], -1)
     assert not torch.equal(mirrored, image.flip(-1))
     logits = network(image)[0, :13, :16] + network(mirrored)[0, :13, :16].flip(-1)
     torch.testing.assert_close(found, (logits / 2).sigmoid())
     # Where nothing is padded both ways are one.
-    full = torch.randn(1, 3, 64, 64)
+    full = 255 * torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(edges(network, full, (64, 64)), edges(network, full, (64, 64), "canvas"))
 
 

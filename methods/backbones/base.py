@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
-from seedbed.benchmark.training.weights_files import published_weights, read_weights
+from seedbed.benchmark.training.weights_files import PackagedWeights, published_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -152,15 +152,15 @@ class BackboneFamily:
     """The strides that `build` accepts; the first is the default."""
     classifier: tuple[str, ...] = ()
     """Prefixes of the ImageNet classifier's tensors in a weights file; these tensors are ignored."""
-    imagenet: str | None = None
-    """Name of torchvision's weights (downloaded on first use); None if there are none."""
+    imagenet: str | PackagedWeights | None = None
+    """A package's weights, or the name of torchvision's (downloaded on first use); None if there are none."""
     coco: str | None = None
     """Name of torchvision's DeepLabV3 weights for this backbone, trained on COCO's masks; None if none exist."""
     fc6: bool = False
     """Whether it ends in fc6 and fc7, and has `dilate_fc6`."""
 
-    def published(self, weights: Literal["imagenet", "coco"]) -> str:
-        """Return torchvision's name of weights. Raises ConfigError if the backbone has none."""
+    def published(self, weights: Literal["imagenet", "coco"]) -> str | PackagedWeights:
+        """Return where published weights are. Raises ConfigError if the backbone has none."""
         names = {"imagenet": self.imagenet, "coco": self.coco}
         if (name := names[weights]) is None:
             title = {"imagenet": "ImageNet", "coco": "COCO"}[weights]
@@ -262,7 +262,7 @@ def _weights(
     family: BackboneFamily = BACKBONES.load(name)
     if weights == "imagenet":
         source = family.published("imagenet")
-        return published_weights(source), source
+        return published_weights(source), str(source)
     if (path := files.get(weights)) is None:
         raise ConfigError(
             f"the file of the weights {weights!r} is not known; give it with --weights or --segmentation-weights"
@@ -273,4 +273,4 @@ def _weights(
 def _coco_weights(name: str) -> tuple[Mapping[str, Tensor], str]:
     source, prefix = BACKBONES.load(name).published("coco"), "backbone."
     state = published_weights(source)
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, source
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, str(source)

@@ -1,4 +1,4 @@
-"""ResNet-50 and -101 (He et al., 2016) at stride 8 or 16, with torchvision's tensor names and weights."""
+"""ResNet-18, -50 and -101 (He et al., 2016) at stride 8 or 16, with torchvision's tensor names and weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import nn
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
 from seedbed.methods.common.recipes import Recipe
 
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+
 
 class ResNet(Backbone):
-    """(B, 3, H, W) → (B, 2048, ⌈H/stride⌉, ⌈W/stride⌉).
+    """(B, 3, H, W) → (B, D, ⌈H/stride⌉, ⌈W/stride⌉), D the last of `widths`.
 
     Stride 16 as IRN: strides (2, 2, 2, 1), no dilation. At stride 8 layer3 and layer4 keep their size and are
     dilated by 2 and 4, except for their first blocks with dilations 1 and 2, as in torchvision's DeepLabV3.
@@ -19,16 +21,18 @@ class ResNet(Backbone):
     layer3 and later).
     """
 
-    def __init__(self, builder: Callable[..., nn.Module], stride: int) -> None:
+    def __init__(self, builder: Callable[..., nn.Module], widths: tuple[int, int, int, int], stride: int) -> None:
         super().__init__()
-        self.stride = stride
-        network = builder(weights=None, replace_stride_with_dilation=[False, stride == 8, stride == 8])
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        self.stride, self.widths = stride, widths
+        network = builder(weights=None)
+        for name in ("conv1", "bn1", "relu", "maxpool", *LAYERS):
             self.add_module(name, network.get_submodule(name))
-        if stride == 16:
-            block = self.get_submodule("layer4.0")
-            block.get_submodule("conv2").stride = (1, 1)  # type: ignore[assignment]
-            block.get_submodule("downsample.0").stride = (1, 1)  # type: ignore[assignment]
+        for name in ("layer3", "layer4") if stride == 8 else ("layer4",):
+            for layer in _convolutions(self.get_submodule(f"{name}.0")):
+                layer.stride = (1, 1)
+        if stride == 8:
+            self._dilate("layer3", 1, 2)
+            self._dilate("layer4", 2, 4)
         self.early = tuple(self.get_submodule(name) for name in ("conv1", "bn1", "layer1", "layer2"))
 
     def as_deeplab(self) -> None:
@@ -39,27 +43,40 @@ class ResNet(Backbone):
         """
         if self.stride != 8:
             return
-        for name, dilation in (("layer3", (2, 2)), ("layer4", (4, 4))):
-            first = self.get_submodule(f"{name}.0.conv2")
-            first.dilation = first.padding = dilation  # type: ignore[assignment]
+        self._dilate("layer3", 2, 2)
+        self._dilate("layer4", 4, 4)
         self.get_submodule("maxpool").ceil_mode = True  # type: ignore[assignment]
 
     def blocks(self) -> list[Block]:
         """Return the stem and the four layers."""
         stem = nn.Sequential(*(self.get_submodule(name) for name in ("conv1", "bn1", "relu", "maxpool")))
-        widths = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
-        return [
-            Block("stem", stem, 64),
-            *(Block(name, self.get_submodule(name), width) for name, width in widths.items()),
-        ]
+        layers = zip(LAYERS, self.widths, strict=True)
+        return [Block("stem", stem, 64), *(Block(name, self.get_submodule(name), width) for name, width in layers)]
+
+    def _dilate(self, name: str, first: int, others: int) -> None:
+        """Dilate the 3×3 convolutions of a layer's first block and of its other blocks."""
+        for index, block in enumerate(self.get_submodule(name).children()):
+            for layer in _convolutions(block):
+                if layer.kernel_size == (3, 3):
+                    layer.dilation = layer.padding = (others, others) if index else (first, first)
 
 
-def family(name: str, builder: Callable[..., nn.Module], imagenet: str, coco: str) -> BackboneFamily:
+def _convolutions(block: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+
+
+def family(
+    name: str,
+    builder: Callable[..., nn.Module],
+    imagenet: str,
+    coco: str | None,
+    widths: tuple[int, int, int, int] = (256, 512, 1024, 2048),
+) -> BackboneFamily:
     """Return the `BACKBONE` of a depth."""
     return BackboneFamily(
         name=name,
         paper="Deep Residual Learning, CVPR 2016",
-        build=lambda stride: ResNet(builder, stride),
+        build=lambda stride: ResNet(builder, widths, stride),
         strides=(16, 8),
         classifier=("fc.",),
         imagenet=imagenet,

@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 from seedbed.benchmark.errors import ConfigError, DataError, MaskForbiddenError, unknown_name
 from seedbed.datasets.io.digest import file_digests
 from seedbed.datasets.io.images import decode_grey, decode_image, decode_mask, image_size
+from seedbed.datasets.io.labels import IGNORE_INDEX as IGNORE_INDEX
+from seedbed.datasets.io.labels import MaskLabels
 
-IGNORE_INDEX = 255
+CLASSES_OPTION = "classes"
+"""The option of every data set that chooses some of its classes (datasets/subset.py); no loader gets it."""
 TAGS_FROM_MASKS = "masks"
 """The `Dataset.tag_source` of a data set whose tags are the labels in its masks."""
 Progress = Callable[[int, int], None]
@@ -73,6 +76,8 @@ class Dataset(ABC):
     """The source of the masks, for the log."""
     notices: tuple[str, ...] = ()
     """Notes for the user about this copy of the data set, for example that it is a subset."""
+    class_choice: str = ""
+    """Which of its classes were chosen, in words for tables; empty if it has all of them."""
 
     @abstractmethod
     def ids(self, split: Split) -> tuple[str, ...]:
@@ -106,6 +111,11 @@ class Dataset(ABC):
     def display_name(self) -> str:
         """The name for messages and records: the user's own, else the loader's."""
         return self.own_name or self.name
+
+    @cached_property
+    def mask_labels(self) -> MaskLabels:
+        """Which labels the mask files may have, and what they become."""
+        return MaskLabels(len(self.classes))
 
     def list_file(self, split: Split) -> Path:
         """Return the file that a split's ids come from, for messages."""
@@ -197,7 +207,7 @@ class DatasetPlugin(Protocol):
 def refuse_options(unknown: Mapping[str, object], dataset: str, opener: Callable[..., Dataset]) -> None:
     """Raise ConfigError for the first of the `unknown` options, and name the valid ones of `opener`."""
     kinds = inspect.signature(opener).parameters.values()
-    valid = [p.name for p in kinds if p.kind is p.KEYWORD_ONLY]
+    valid = [CLASSES_OPTION, *(p.name for p in kinds if p.kind is p.KEYWORD_ONLY)]
     for option in unknown:
         raise unknown_name(f"option of {dataset}", option, valid)
 
@@ -259,10 +269,10 @@ class SplitView:
         path = self.dataset.mask_path(image_id)
         mask = decode_mask(path)
         self._check_size(image_id, path, "mask", mask)
-        unknown = sorted({int(v) for v in np.unique(mask)} - {*range(len(self.classes) + 1), IGNORE_INDEX})
-        if unknown:
-            raise DataError(f"{path}: labels {unknown} are outside 0..{len(self.classes)} and 255")
-        return mask
+        labels = self.dataset.mask_labels
+        if unknown := labels.unknown(mask):
+            raise DataError(f"{path}: labels {unknown} are outside 0..{labels.count} and 255")
+        return labels.counted(mask)
 
     def saliency(self, image_id: str) -> NDArray[np.float32]:
         """Return the saliency map, float32 (H, W) in [0, 1].

@@ -98,4 +98,5 @@ def evaluate(
         logger.warning(warning)
     what = f"maps in {maps}" if maps is not None else f"masks in {masks}"
     where = "--out DIR saves the records" if out is None else f"records and per-image statistics in {out}"
-    print(f"\nscored {scores.images} images of {split} of {data.display_name}: {what}; {where}")
+    chosen = f" ({data.class_choice}; other classes are not counted)" if data.class_choice else ""
+    print(f"\nscored {scores.images} images of {split} of {data.display_name}{chosen}: {what}; {where}")

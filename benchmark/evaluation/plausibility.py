@@ -25,6 +25,7 @@ TOLERANCE = 1.01
 """Enlarged maps may exceed 1 slightly."""
 FROM_ZERO = "counted from 0 without background"
 SHIFTED = "shifted by one (with background in front, or .npy keys that are counted from 1)"
+WHOLE = "the labels of the whole data set, of which some classes are chosen"
 CATEGORY_IDS = "the JSON's category ids"
 
 
@@ -103,6 +104,10 @@ def numberings(view: SplitView) -> Iterator[tuple[str, dict[int, int]]]:
     """Yield numberings of the classes, each with its name and the labels by number; first the data set's own."""
     labels = range(1, len(view.classes) + 1)
     yield "", {label: label for label in labels}
+    stored = view.dataset.mask_labels
+    if stored.kept is not None:
+        new = dict(zip(stored.kept, labels, strict=True))
+        yield WHOLE, {label: new.get(label, IGNORE_INDEX) for label in range(1, stored.count + 1)}
     yield FROM_ZERO, {label - 1: label for label in labels if label > 1}
     yield SHIFTED, {label + 1: label for label in labels}
     if view.dataset.category_ids:

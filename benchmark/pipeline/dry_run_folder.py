@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from seedbed.benchmark.errors import DataError
-from seedbed.benchmark.pipeline.work_folder import CHIMERAS, DEMO_IMAGES, DEMO_SIZE, DatasetSpec, WorkFolder
+from seedbed.benchmark.pipeline.work_folder import DEMO_IMAGES, DEMO_SIZE, DatasetSpec, WorkFolder, chimera_layout
 from seedbed.datasets.base import Dataset, Problem, Split, tune_ids
 from seedbed.datasets.chimera import TRAIN, split_sizes
 from seedbed.datasets.chimera.world import CLASSES
 
 NOT_KNOWN = "not known"
-"""The digest of a data set that cannot have results in the store."""
+"""The digest of a data set that cannot have results in the store begins with this."""
 
 
 class _NotGeneratedError(Exception):
@@ -27,7 +27,6 @@ class PlannedChimera(Dataset):
     """The demonstration data set before it is generated; its ids, classes and image size are known."""
 
     tag_source = mask_source = "not generated yet"
-    long_side = DEMO_SIZE
 
     def __init__(self, root: Path, layout: Literal["voc", "coco"]) -> None:
         self.root, self.name, self.classes = root, f"chimera-{layout}", CLASSES
@@ -71,7 +70,12 @@ class _PlannedDatasetSpec(DatasetSpec):
     """Location of the demonstration data set."""
 
     def open(self) -> Dataset:
-        return PlannedChimera(Path(self.root), CHIMERAS.get(self.name, "voc"))
+        data = super().open()
+        data.long_side = DEMO_SIZE
+        return data
+
+    def _whole(self, options: Mapping[str, Any]) -> Dataset:
+        return PlannedChimera(Path(self.root), chimera_layout(self.name))
 
 
 class DryRunFolder(WorkFolder):
@@ -82,12 +86,13 @@ class DryRunFolder(WorkFolder):
         try:
             return super().locate(name, root, given)
         except _NotGeneratedError as error:
-            return _PlannedDatasetSpec(name, "chimera", str(error), {})
+            spec = self._configured(name, given or {})
+            return _PlannedDatasetSpec(spec.name, spec.loader, str(error), spec.options)
 
     def digest(self, data: Dataset) -> str:
-        """Return the data set's digest, or NOT_KNOWN if it does not matter: the store is empty."""
-        if isinstance(data, PlannedChimera) or next(self.store.entries(), None) is None:
-            return NOT_KNOWN
+        """Return the data set's digest, or a text of its own if it does not matter: the store is empty."""
+        if not data.root.exists() or next(self.store.entries(), None) is None:
+            return f"{NOT_KNOWN}: {data.name} at {data.root}"
         with tempfile.TemporaryDirectory() as folder:
             # Known digests of files are used; new ones are not kept.
             if (known := self.root / "digests").is_dir():

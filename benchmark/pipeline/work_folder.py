@@ -11,7 +11,7 @@
 
     [datasets.chimera-coco]      # a name of your own
     dataset = "chimera"          # the loader
-    root = "/data/chimera-coco"  # further keys are options of the loader
+    root = "/data/chimera-coco"  # further keys are options of the loader; `classes` chooses some of its classes
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
-from seedbed.benchmark.paths import expanded
+from seedbed.benchmark.paths import expanded, slug
 from seedbed.benchmark.pipeline.registry import DATASETS
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.progress import progress_bar
-from seedbed.datasets.base import Dataset
+from seedbed.datasets.base import CLASSES_OPTION, Dataset
+from seedbed.datasets.subset import ClassSubset, split_name, subset_name
 
 PATH_OPTIONS = ("masks", "saliency", "tags")
 """The loaders' options that are paths."""
@@ -56,9 +57,18 @@ class DatasetSpec:
 
     def open(self) -> Dataset:
         """Open the data set. Raises ConfigError for unknown options, DataError without a data set."""
-        data: Dataset = DATASETS.load(self.loader).open(Path(self.root), **self.options)
+        options = dict(self.options)
+        classes = options.pop(CLASSES_OPTION, None)
+        data = self._whole(options)
+        if classes is not None:
+            data = ClassSubset(data, classes)
         if self.name not in DATASETS.names():
             data.own_name = self.name
+        return data
+
+    def _whole(self, options: Mapping[str, Any]) -> Dataset:
+        """Open the data set with all of its classes."""
+        data: Dataset = DATASETS.load(self.loader).open(Path(self.root), **options)
         return data
 
     def folders(self) -> tuple[str, ...]:
@@ -90,10 +100,12 @@ class WorkFolder:
         folder.mkdir(parents=True, exist_ok=True)
         location = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:12]
         with progress_bar(f"reading {data.display_name}", 1) as bar:
-            return data.digest(folder / f"{data.name}-{location}.json", bar.at)
+            return data.digest(folder / f"{slug(data.name)}-{location}.json", bar.at)
 
     def locate(self, name: str, root: Path | None, given: Mapping[str, Any] | None = None) -> DatasetSpec:
         """Return the location of the data set `name`: a loader's name, or one that `seedbed.toml` defines.
+
+        `NAME[CLASS,CLASS]` has only these classes, and so is the location named if `seedbed.toml` chooses them.
 
         `root` and the loader's options in `given` override `seedbed.toml`; Chimera without a root is generated in
         the work folder. Raises ConfigError if the name or the root is unknown.
@@ -102,7 +114,7 @@ class WorkFolder:
         if root is not None:
             spec = replace(spec, root=str(root))
         if not spec.root and spec.loader == "chimera":
-            spec = replace(spec, root=str(self._demo_chimera(CHIMERAS.get(name, "voc"))))
+            spec = replace(spec, root=str(self._demo_chimera(chimera_layout(name))))
         if not spec.root:
             raise ConfigError(f'where is {name}? Give --root DIR, or a line in {CONFIGURATION}: {name} = "DIR"')
         return _absolute(spec)
@@ -117,7 +129,7 @@ class WorkFolder:
             return spec
         now = self._configured(spec.name, {})
         if not now.root and now.loader == "chimera":
-            now = replace(now, root=str(self._demo_folder(CHIMERAS.get(spec.name, "voc"))))
+            now = replace(now, root=str(self._demo_folder(chimera_layout(spec.name))))
         if not now.root:
             raise ConfigError(f"{spec.root}: no such folder (the root of {spec.name})")
         now = _absolute(now)
@@ -128,13 +140,19 @@ class WorkFolder:
     def _configured(self, name: str, given: Mapping[str, Any]) -> DatasetSpec:
         """Return a data set as defined by `seedbed.toml` and the `given` options; its root may be empty."""
         configured = read_configuration(CONFIGURATION)
-        known = {*DATASETS.names(), *CHIMERAS, *configured}
-        if name not in known:
-            raise unknown_name("data set", name, known)
-        options = {**configured.get(name, {}), **given}
-        loader = options.pop("dataset", "chimera" if name in CHIMERAS and name not in configured else name)
+        usual = {*DATASETS.names(), *CHIMERAS}
+        known = {*usual, *configured}
+        whole, classes = (name, None) if name in known else split_name(name)
+        if whole not in known:
+            raise unknown_name("data set", whole, known)
+        options = {**configured.get(whole, {}), **given}
+        if classes is not None:
+            options[CLASSES_OPTION] = classes
+        elif whole in usual and CLASSES_OPTION in options:
+            name = subset_name(whole, options[CLASSES_OPTION])
+        loader = options.pop("dataset", "chimera" if whole in CHIMERAS and whole not in configured else whole)
         if loader not in DATASETS.names():
-            raise unknown_name(f"loader of {name} (key `dataset` in {CONFIGURATION}):", loader, DATASETS.names())
+            raise unknown_name(f"loader of {whole} (key `dataset` in {CONFIGURATION}):", loader, DATASETS.names())
         return DatasetSpec(name, loader, options.pop("root", ""), options)
 
     def open(self, name: str, root: Path | None, given: Mapping[str, Any] | None = None) -> Dataset:
@@ -157,6 +175,11 @@ class WorkFolder:
             logger.info(f"generating {DEMO_IMAGES} Chimera images in {folder}")
             generate(folder, layout=layout, images=DEMO_IMAGES, size=DEMO_SIZE, seed=DEMO_SEED)
         return folder
+
+
+def chimera_layout(name: str) -> Literal["voc", "coco"]:
+    """Return the layout of a Chimera that is generated under a data set's name."""
+    return CHIMERAS.get(split_name(name)[0], "voc")
 
 
 def _absolute(spec: DatasetSpec) -> DatasetSpec:
@@ -213,4 +236,8 @@ def _entry(where: str, name: str, value: Any) -> dict[str, Any]:
     for key in ("root", "dataset", *PATH_OPTIONS):
         if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
             raise ConfigError(f"{where}.{key} = {entry[key]!r}: expected a text")
+    classes = entry.get(CLASSES_OPTION, ["any"])
+    if not (isinstance(classes, list) and classes and all(isinstance(c, str) and c.strip() for c in classes)):
+        text = "expected a list of class names"
+        raise ConfigError(f"{where}.{CLASSES_OPTION} = {classes!r}: {text}")
     return dict(entry)

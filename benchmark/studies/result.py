@@ -81,6 +81,12 @@ class StudyResult:
         return f"{self.study} ({self.sweep})" if self.sweep else self.study
 
     @property
+    def data(self) -> str:
+        """Return the data set, with the choice of its classes."""
+        classes = self.protocol["ours"].get("classes", "")
+        return f"{self.dataset} ({classes})" if classes else self.dataset
+
+    @property
     def digits(self) -> int:
         """Return the number of decimals for the study's unit."""
         return 3 if self.unit == "fraction" else 2

@@ -278,6 +278,7 @@ def _protocol(study: Study, settings: SweepSettings, trials: Mapping[tuple[str, 
     conditions: Mapping[str, Any] = {} if first is None else first.spec.conditions
     ours = {
         "dataset": settings.dataset_names()[0],
+        "classes": str(conditions.get("classes", "")),
         "data digest": "" if first is None else first.spec.digest[:12],
         "splits of maps": ", ".join(study.maps_on),
         "backbone": str(conditions.get("backbone", "")),

@@ -17,7 +17,7 @@ import optuna
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.cost import Conditions, conditions_of
-from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder, PlannedChimera
+from seedbed.benchmark.pipeline.dry_run_folder import DryRunFolder
 from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -134,7 +134,7 @@ def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
         estimates = [times.estimate(step, data, device) for step, data in missing] if device else []
         known = tuple(estimate for estimate in estimates if estimate is not None)
         stages.append(StageForecast(name, needed[name], len(distinct), len(distinct) - len(missing), known))
-    to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if isinstance(c.data, PlannedChimera)))
+    to_generate = tuple(dict.fromkeys(c.cell.dataset for c in plan.cells if not c.data.root.exists()))
     ordered = sorted(stages, key=lambda row: -row.hours)
     return Forecast(cells, ordered, device, to_generate, refusal(plan))
 

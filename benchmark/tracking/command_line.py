@@ -25,7 +25,7 @@ def command_line(spec: TrialSpec, generated: bool) -> str:
 def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     trial = spec.trial
     searching = trial.measure_on == "tune"
-    yield from ("--method", trial.method, "--refiner", trial.refiner, "--dataset", trial.dataset)
+    yield from ("--method", trial.method, "--refiner", trial.refiner, "--dataset", spec.dataset_spec.name)
     if not generated:
         yield from ("--root", "DIR")
     if "saliency" in spec.dataset_spec.options:

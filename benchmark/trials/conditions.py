@@ -59,6 +59,8 @@ def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
         "selection": NONE,
         "tuning_masks": len({image_id for split in seen for image_id in data.ids(split)}),
     }
+    if data.class_choice:
+        reported["classes"] = data.class_choice
     return every_row_has | reported
 
 

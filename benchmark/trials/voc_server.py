@@ -22,6 +22,7 @@ from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.trials.run import network_of, read_run, recorded_prediction
 from seedbed.datasets.base import Dataset, Split, SplitView
 from seedbed.datasets.io.images import BROKEN
+from seedbed.datasets.subset import ClassSubset
 from seedbed.datasets.voc2012 import VocDataset
 from seedbed.methods.segmentation.stages import predict_masks
 
@@ -62,6 +63,8 @@ def images_of_test(data: Dataset) -> SplitView:
 
     Raises ConfigError if the data set is not in VOC's layout, DataError if images are missing.
     """
+    if isinstance(data, ClassSubset):
+        raise ConfigError(f"{data.display_name}: the server scores all classes of VOC, so a subset has no archive")
     if not isinstance(data, VocDataset):
         raise ConfigError(f"{data.root}: {data.name} is not in VOC's layout; the server takes VOC's test images")
     listed, images = data.list_file(Split.TEST), data.root / "JPEGImages"

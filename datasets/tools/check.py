@@ -16,6 +16,7 @@ from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.parallel import map_in_order
 from seedbed.datasets.base import IGNORE_INDEX, TAGS_FROM_MASKS, Dataset, Problem, Progress, Split
 from seedbed.datasets.io.images import decode_grey, decode_image, decode_mask, is_turned
+from seedbed.datasets.io.labels import MaskLabels
 from seedbed.datasets.io.tags import Tags, mask_labels
 
 NAMED = 20
@@ -115,6 +116,7 @@ class _Job:
     tags: Tags | None
     """None if there are no tags to compare with the mask."""
     classes: tuple[str, ...]
+    labels: MaskLabels
     problems: list[Problem]
 
 
@@ -231,6 +233,7 @@ def _job(dataset: Dataset, image_id: str, masked: Literal["yes", "perhaps", "no"
         saliency=dataset.saliency_path(image_id) if labelled else None,
         tags=tags,
         classes=dataset.classes,
+        labels=dataset.mask_labels,
         problems=problems,
     )
 
@@ -246,7 +249,11 @@ def _look(job: _Job) -> tuple[list[Problem], _Facts]:
         problems.append(_problem(error))
     if job.masked == "yes" or (job.masked == "perhaps" and job.mask.exists()):
         try:
-            mask = decode_mask(job.mask)
+            stored = decode_mask(job.mask)
+            if unknown := job.labels.unknown(stored):
+                text = f"labels {unknown} are outside 0..{job.labels.count} and 255"
+                problems.append(Problem("error", job.mask, text))
+            mask = job.labels.counted(stored)
             problems += _look_at_mask(job, mask, size)
             facts.labels, facts.counted = mask_labels(mask, len(job.classes)), bool((mask != IGNORE_INDEX).any())
         except DataError as error:
@@ -263,9 +270,6 @@ def _look(job: _Job) -> tuple[list[Problem], _Facts]:
 
 def _look_at_mask(job: _Job, mask: NDArray[np.uint8], size: tuple[int, ...] | None) -> Iterator[Problem]:
     yield from _compare_sizes(job.mask, mask.shape, size)
-    unknown = [int(v) for v in np.unique(mask) if len(job.classes) < v < IGNORE_INDEX]
-    if unknown:
-        yield Problem("error", job.mask, f"labels {unknown} are outside 0..{len(job.classes)} and 255")
     shown = mask_labels(mask, len(job.classes))
     if job.tags is not None and shown != job.tags:
         tagged, seen = (" ".join(job.classes[i - 1] for i in which) or "nothing" for which in (job.tags, shown))

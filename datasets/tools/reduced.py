@@ -17,6 +17,7 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.files import atomic, write_text
 from seedbed.datasets.base import Dataset, Progress, Split
 from seedbed.datasets.io.images import decode_grey, decode_image, decode_mask, visible_files, write_mask
+from seedbed.datasets.subset import ClassSubset
 from seedbed.datasets.voc2012 import LISTS, TAG_FILE_NAMES, VocDataset
 
 LIST_NAMES = {Split.TRAIN: "train", Split.WEAK: "train_aug", Split.VAL: "val", Split.TEST: "test"}
@@ -29,6 +30,8 @@ def reduce(data: Dataset, out: Path, long_side: int, progress: Progress | None =
     so it continues an interrupted call. Raises ConfigError for another layout than VOC's and if `out` holds
     another copy, DataError if a file of `data` is missing or broken.
     """
+    if isinstance(data, ClassSubset):
+        raise ConfigError(f"{data.display_name}: reduce the whole data set, and choose classes of the copy")
     if not isinstance(data, VocDataset):
         raise ConfigError(f"{data.display_name}: only data sets in the layout of VOC can be reduced")
     note = out / "reduced.txt"

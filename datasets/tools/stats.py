@@ -26,6 +26,7 @@ def statistics(dataset: Dataset) -> list[StatisticsTable]:
     """Return two tables: images and sizes a split, and images a class in `weak`, `train` and `val`."""
     sources = f"tags from {dataset.tag_source}; masks from {dataset.mask_source}"
     title = f"{dataset.display_name} at {dataset.root}: {sources}"
+    title += f"; {dataset.class_choice}" if dataset.class_choice else ""
     header = ["split", "images", "tags an image", "width min/median/max", "height min/median/max"]
     return [StatisticsTable(title, header, [_split_row(dataset, split) for split in Split]), _class_table(dataset)]
 

@@ -45,7 +45,7 @@ def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tu
     common = _common(lines)
     if not common:
         return [], ""
-    datasets = ", ".join(groups[index].scope.dataset for index in chosen)
+    datasets = ", ".join(groups[index].scope.data for index in chosen)
     what = f"Average ranks are among rows at {settings} settings over the data sets {datasets}"
     lacking = [
         groups[index].rows[line[name]].name
@@ -69,7 +69,7 @@ def average_ranks(groups: Sequence[Group], resampled: Sequence[Resampled]) -> tu
 
 
 def _conditions(group: Group) -> tuple[str, ...]:
-    return *group.scope[1:], group.measure.name
+    return *group.scope._replace(dataset="", classes=""), group.measure.name
 
 
 def _ranked(group: Group, settings: str) -> dict[tuple[str, str], int]:

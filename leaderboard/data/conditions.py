@@ -20,11 +20,18 @@ class Scope(NamedTuple):
     segmentation_backbone: str
     segmentation_initialisation: str
     precision: str
+    classes: str = ""
+    """Which classes of the data set were chosen; empty if all."""
+
+    @property
+    def data(self) -> str:
+        """The data set, with the choice of its classes."""
+        return f"{self.dataset} ({self.classes})" if self.classes else self.dataset
 
 
 SCOPE = Scope._fields[1:]
 """The conditions that are in the heading of a group, not in columns."""
-CONDITIONS = (*SCOPE, "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
+CONDITIONS = (*SCOPE[:-1], "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
 """The conditions that every run has, in the order of the snapshot's columns; "" if one was not recorded."""
 RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")
 """A row has no rank if one of these was not recorded."""
@@ -63,4 +70,4 @@ def shown(name: str) -> Shown:
 
 def column_names(names: Iterable[str]) -> list[str]:
     """Return the conditions that have a column: those that always have one, then others by name."""
-    return [*RANK_NEEDS, *sorted({*names} - {*CONDITIONS})]
+    return [*RANK_NEEDS, *sorted({*names} - {*CONDITIONS, *SCOPE})]

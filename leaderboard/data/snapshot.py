@@ -89,7 +89,7 @@ class Run:
     @functools.cached_property
     def scope(self) -> Scope:
         """The scope within which the run can be compared."""
-        scope = Scope(self.dataset, *(self.conditions[name] for name in SCOPE))
+        scope = Scope(self.dataset, *(self.conditions.get(name, "") for name in SCOPE))
         return scope._replace(
             segmentation_backbone=scope.segmentation_backbone or scope.backbone,
             segmentation_initialisation=scope.segmentation_initialisation or scope.initialisation,

@@ -34,4 +34,4 @@ def _row(study: StudyResult, claim: ClaimResult) -> tuple[str, ...]:
     seeds = ", ".join(map(str, study.seeds))
     numbers = tuple(map(shown, (claim.paper, claim.difference, claim.low, claim.high)))
     p = NOTHING if claim.p is None else f"{claim.p:.3f}"
-    return (study.label, study.dataset, seeds, claim.text, study.unit, *numbers, p, claim.verdict)
+    return (study.label, study.data, seeds, claim.text, study.unit, *numbers, p, claim.verdict)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.summary import Summary
-from seedbed.leaderboard.data.conditions import column_names, shown
+from seedbed.leaderboard.data.conditions import Scope, column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES
 from seedbed.leaderboard.tables.table import Column, Table, text_table
 
@@ -238,11 +238,17 @@ def group_title(group: Group) -> str:
     """Return the conditions that the rows of a group share."""
     scope = group.scope
     return (
-        f"{scope.dataset} · supervision {scope.supervision or NOTHING} · backbone {scope.backbone or NOTHING}"
+        f"{scope.data} · supervision {scope.supervision or NOTHING} · backbone {scope.backbone or NOTHING}"
         f" · initialisation {initialisation(group)}"
         + "".join(f" · {name} {text}" for name, text in segmentation(group))
         + (f" · precision {scope.precision}" if scope.precision else "")
     )
+
+
+def scope_names(board: Board) -> list[str]:
+    """Return the columns of a scope in a CSV file; `classes` only if classes of a data set were chosen."""
+    chosen = any(group.scope.classes for group in board.groups)
+    return [name for name in Scope._fields if chosen or name != "classes"]
 
 
 def ranked_by(group: Group) -> str:

@@ -6,8 +6,9 @@ from seedbed.leaderboard.analysis.pairwise import GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.analysis.summary import Summary
-from seedbed.leaderboard.data.conditions import SCOPE, column_names
+from seedbed.leaderboard.data.conditions import column_names
 from seedbed.leaderboard.data.measures import MEASURES
+from seedbed.leaderboard.tables.columns import scope_names
 from seedbed.leaderboard.tables.table import Table, unrounded
 
 
@@ -38,7 +39,7 @@ def _names(board: Board) -> list[str]:
     found = dict.fromkeys(name for group in board.groups for row in group.rows for name in row.conditions)
     conditions = found or column_names(())
     return [
-        *("sweep", "dataset", *SCOPE, "rank", "method", "refiner", "settings"),
+        *("sweep", *scope_names(board), "rank", "method", "refiner", "settings"),
         *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
         *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
         *("trials_complete", "trials_pruned", "trials_failed", "random_seeds", *conditions, "evaluation"),
@@ -62,7 +63,7 @@ def _limits(group: Group, analysis: GroupAnalysis, index: int) -> dict[str, obje
 def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
     flat: dict[str, object] = {
         "sweep": board.sweep,
-        **group.scope._asdict(),
+        **{name: getattr(group.scope, name) for name in scope_names(board)},
         "rank": row.rank,
         "method": row.method,
         "refiner": row.refiner,

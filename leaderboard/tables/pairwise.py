@@ -8,8 +8,7 @@ from dataclasses import replace
 from seedbed.leaderboard.analysis.pairwise import Comparison, GroupAnalysis
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group
 from seedbed.leaderboard.analysis.result import Analysis
-from seedbed.leaderboard.data.conditions import Scope
-from seedbed.leaderboard.tables.columns import group_title, percent_limits, points, ranked_by
+from seedbed.leaderboard.tables.columns import group_title, percent_limits, points, ranked_by, scope_names
 from seedbed.leaderboard.tables.table import Column, Table, text_columns, text_table, unrounded
 
 FACTS = (
@@ -95,7 +94,7 @@ def average_table(analysis: Analysis) -> Table | None:
 def comparisons(board: Board, analysis: Analysis) -> str:
     """Return every comparison as CSV, one per line: `first` minus `second`, unrounded fractions."""
     header = [
-        *Scope._fields,
+        *scope_names(board),
         "measure",
         *(f"{which}_{name}" for which in ("first", "second") for name in ("method", "refiner", "settings")),
         *("difference", "image_low", "image_high", "image_p", "seed_low", "seed_high", "seed_p", "together"),
@@ -110,7 +109,8 @@ def _rows(board: Board, analysis: Analysis) -> Iterator[list[object]]:
             names = [name for row in rows for name in (row.method, row.refiner, row.settings)]
             over_images = [pair.difference, pair.image_low, pair.image_high, pair.image_p]
             over_seeds = [pair.seed_low, pair.seed_high, pair.seed_p]
-            yield [*group.scope, group.measure.name, *names, *over_images, *over_seeds, str(pair.together).lower()]
+            scope = [getattr(group.scope, name) for name in scope_names(board)]
+            yield [*scope, group.measure.name, *names, *over_images, *over_seeds, str(pair.together).lower()]
 
 
 def comparison_tables(board: Board, analysis: Analysis) -> Iterator[Table]:

@@ -99,7 +99,7 @@ def _sides(cell: StudyCell, digits: int) -> tuple[str, str, str]:
 def as_markdown(study: StudyResult) -> str:
     """Return the table as GitHub's Markdown, with claims, conditions and remarks."""
     shown = table(study)
-    described = ", on ".join(map(markdown.escape, (study.paper, study.dataset)))
+    described = ", on ".join(map(markdown.escape, (study.paper, study.data)))
     lines = [f"# {markdown.escape(shown.title)}", "", f"{described}, in {study.unit}. {EXPLAINED}", ""]
     lines += markdown.table(shown)
     for title, texts in (
@@ -116,14 +116,15 @@ def as_markdown(study: StudyResult) -> str:
 def as_latex(study: StudyResult) -> str:
     """Return the table as LaTeX with booktabs, to be put into a paper."""
     made = f"% {study.label}, made by: {study.command}".replace("\n", " ")
-    return "\n".join([made, *latex.table(table(study)), f"% {EXPLAINED}"]) + "\n"
+    chosen = [f"% {study.data}"] if study.data != study.dataset else []
+    return "\n".join([made, *chosen, *latex.table(table(study)), f"% {EXPLAINED}"]) + "\n"
 
 
 def as_csv(study: StudyResult) -> str:
     """Return one line per cell, unrounded."""
     names = ["study", "dataset", "unit", "row", "column"]
     values = ["ours", "std", "low", "high", "seeds", "paper", "difference", "missing"]
-    head = [study.label, study.dataset, study.unit]
+    head = [study.label, study.data, study.unit]
     rows = (
         [*head, row.label, column, *(getattr(cell, name) for name in values)]
         for row in study.rows
@@ -144,7 +145,7 @@ def write_tables(folder: Path, study: StudyResult) -> None:
 
 def as_text(study: StudyResult) -> str:
     """Return the table for a terminal; if it has many columns, its columns become rows."""
-    title = f"{study.label}: {study.title} ({study.paper}; {study.dataset}, in {study.unit})"
+    title = f"{study.label}: {study.title} ({study.paper}; {study.data}, in {study.unit})"
     shown = table(study)
     if len(study.columns) > 8:
         header, *rows = zip(*[shown.titles, *shown.rows], strict=True)

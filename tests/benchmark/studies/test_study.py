@@ -347,6 +347,9 @@ def test_a_table_tells_ours_the_papers_and_the_difference():
 
 def test_the_forms_of_a_table_escape_what_a_user_named():
     page = as_markdown(study_of(RESULT))
+    chosen = study_of({**RESULT, "protocol": {"ours": {"classes": "2 of 6 classes: cat, cow"}, "paper": {}}})
+    for text_of in (as_markdown, as_latex, as_csv, as_text):
+        assert f"{chosen.dataset} (2 of 6 classes: cat, cow)" in text_of(chosen), text_of.__name__
     assert "A \\| B" in page
     assert "\\<b\\>small" in page
     assert "| 41.20 ± 0.31 (48.30, −7.10) |" in page

@@ -185,6 +185,23 @@ def test_the_average_rank_over_two_data_sets():
     assert analysis.sentences[-1] == "Average ranks are among rows at default settings over the data sets x, y."
 
 
+def test_data_sets_of_other_classes_are_averaged_and_compared_with_their_classes():
+    chosen = "2 of 20 classes: cat, dog"
+    rows = [
+        confirmed(skill, method=method, dataset=dataset, classes=classes)
+        for dataset, classes in (("x", ""), ("y", chosen))
+        for method, skill in (("a", 0.9), ("b", 0.7))
+    ]
+    board, analysis = analysed(rows)
+    assert [(rank.method, rank.mean, rank.datasets) for rank in analysis.average_ranks] == [
+        ("a", 1, 2),
+        ("b", 2, 2),
+    ]
+    assert analysis.sentences[-1].endswith(f"over the data sets x, y ({chosen}).")
+    compared = list(csv.DictReader(io.StringIO(comparisons(board, analysis))))
+    assert [(row["dataset"], row["classes"]) for row in compared] == [("x", ""), ("y", chosen)]
+
+
 def test_one_data_set_gives_its_ranks_with_their_doubt(equal):
     _, analysis = equal
     first, *others = analysis.average_ranks

@@ -242,7 +242,9 @@ def test_missing_trials_are_those_of_the_plan_without_a_run():
     assert {run.cell for run in missing} == {make().cell}
     own = {"segmentation_backbone": "resnet101", "segmentation_initialisation": "coco"}
     missing = ExpectedTrials.parse(entries | {"trials": 0, "cells": [cell | own]}).missing([])
-    assert {run.scope[-3:] for run in missing} == {("resnet101", "coco", "")}
+    assert {(run.scope.segmentation_backbone, run.scope.segmentation_initialisation) for run in missing} == {
+        ("resnet101", "coco")
+    }
     assert len(ExpectedTrials.parse(entries | {"trials": 0}).missing([])) == 2
     with pytest.raises(DataError, match="version 2"):
         ExpectedTrials.parse(entries | {"trials": 2, "version": 2})
@@ -282,6 +284,37 @@ def test_rows_of_different_precision_are_not_ranked_together():
         "precision fp32",
     ]
     assert overview(shown).count("<span>precision</span> bf16") == 1
+
+
+def test_a_choice_of_classes_is_a_group_of_its_own_and_stated_on_every_table(tmp_path: Path):
+    chosen = "2 of 20 classes: cat, cow"
+    runs = [
+        *line(0.4, 0.5, 0.6),
+        *line(0.5, 0.6, 0.7, classes=chosen),
+        *line(0.1, 0.2, 0.3, method="b", classes=chosen),
+    ]
+    snapshot = table_of(runs)
+    assert "classes" in snapshot.column_names
+    shown = board_of(runs_of(snapshot))
+    assert [[row.rank for row in group.rows] for group in shown.groups] == [[1], [1, 2]]
+    whole, subset = (columns.group_title(group) for group in shown.groups)
+    assert subset == whole.replace("chimera", f"chimera ({chosen})", 1)
+    # It is in the heading, so there is no column of it.
+    assert "classes" not in shown.groups[1].rows[0].conditions
+    rows = list(csv.DictReader(io.StringIO(comma_separated.leaderboard(shown))))
+    assert [row["classes"] for row in rows] == ["", chosen, chosen]
+    assert f"<span>classes</span> <bdi>{chosen}</bdi>" in overview(shown)
+    write_leaderboard(snapshot, tmp_path)
+    for name in ("leaderboard.md", "leaderboard.tex", "leaderboard.csv"):
+        assert chosen in (tmp_path / name).read_text("utf-8"), name
+    assert chosen in compact.leaderboard(shown)
+
+
+def test_a_board_of_whole_data_sets_has_no_column_of_classes():
+    snapshot = table_of(line(0.4, 0.5, 0.6))
+    assert "classes" not in snapshot.column_names
+    header = comma_separated.leaderboard(board_of(runs_of(snapshot))).partition("\n")[0]
+    assert "classes" not in header.split(",")
 
 
 def test_the_segmentation_networks_backbone_and_initialisation_part_groups_and_are_told():

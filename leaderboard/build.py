@@ -17,8 +17,14 @@ from seedbed.datasets.io.digest import file_digest
 from seedbed.leaderboard.analysis.marks import mark
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
-from seedbed.leaderboard.data.collect import SweepReader, collect
-from seedbed.leaderboard.data.per_image import ImageStatistics, collect_images, read_images, write_images
+from seedbed.leaderboard.data.collect import SweepReader, collect, joined
+from seedbed.leaderboard.data.per_image import (
+    ImageStatistics,
+    collect_images,
+    read_images,
+    with_published,
+    write_images,
+)
 from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write_snapshot
 from seedbed.leaderboard.inputs import inputs_digest
 from seedbed.leaderboard.last_build import LastBuild
@@ -64,27 +70,41 @@ class Leaderboard:
     """All files, the snapshot first, then the overview."""
 
 
-def build(tracking_uri: str, sweep: str | Sequence[str], out: Path, sources: Sources | None = None) -> Leaderboard:
-    """Write snapshot, tables and site of one or several sweeps.
+def build(
+    tracking_uri: str,
+    sweep: str | Sequence[str],
+    out: Path,
+    sources: Sources | None = None,
+    published: Sequence[Path] = (),
+) -> Leaderboard:
+    """Write snapshot, tables and site of one or several sweeps, and of the runs in published folders.
 
     What an earlier build left in `out` stays if the runs, everything else that it was made from and the files
     themselves are unchanged.
-    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other.
+    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other and for a folder in
+    `published` that has no snapshot and no statistics of images.
     """
     sweeps = [sweep] if isinstance(sweep, str) else list(sweep)
     store, last = SweepReader(tracking_uri), LastBuild.read(out)
-    state = store.state(sweeps)
+
+    def state_now() -> str | None:
+        state, files = store.state(sweeps), [folder / name for folder in published for name in (SNAPSHOT, IMAGES)]
+        return state and " ".join([state, *map(file_digest, files)])
+
+    others = [(read_snapshot(folder / SNAPSHOT), read_images(folder / IMAGES)) for folder in published]
+    state = state_now()
     if last is None or state is None or last.store != state or last.inputs != _inputs(out, sources):
         with _unfinished(out) as folder:
-            snapshot = collect(tracking_uri, sweeps)
+            snapshot = joined([collect(tracking_uri, sweeps), *(table for table, _ in others)])
             write_snapshot(folder / SNAPSHOT, snapshot)
-            write_images(folder / IMAGES, collect_images(tracking_uri, sweeps, snapshot))
+            images = collect_images(tracking_uri, sweeps, snapshot)
+            write_images(folder / IMAGES, with_published(images, snapshot, others))
             inputs = _inputs(folder, sources)
             if last is None or last.inputs != inputs:
                 table = _write(folder, sources)
                 last = LastBuild(None, inputs, _move(folder, out), table)
         # If the store changed meanwhile, it is unknown which state was collected.
-        last = replace(last, store=state if store.state(sweeps) == state else None)
+        last = replace(last, store=state if state_now() == state else None)
         last.write(out)
     else:
         logger.info(f"{out}: nothing has changed since it was built")

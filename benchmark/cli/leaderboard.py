@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 def leaderboard(
     sweep: Annotated[list[str], typer.Option(help="Name of a sweep; several sweeps make one leaderboard.")],
     out: Annotated[Path, typer.Option(help="Folder for the site and the tables.")],
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of a leaderboard that was built before, perhaps by others; its runs join.",
+            show_default=False,
+        ),
+    ] = None,
     gallery: Annotated[int, typer.Option(min=0, help="Images per data set in the gallery; 0: no gallery.")] = 6,
     tracking_uri: Uri = None,
     plugin: Plugins = None,
@@ -46,7 +54,7 @@ def leaderboard(
         return predict_train(folder, trial, ids, lambda: chosen_device("auto"))
 
     uri = tracking_uri or _uri(folder, sweep)
-    made = build(uri, sweep, out, Sources(folder, gallery, predict))
+    made = build(uri, sweep, out, Sources(folder, gallery, predict), results or ())
     print(made.table)
     print(f"site: {out / INDEX}")
     if any(path.parent == out / FOLDER for path in made.paths):

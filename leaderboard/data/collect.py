@@ -20,7 +20,7 @@ from seedbed.benchmark.tracking.store import check_uri
 from seedbed.leaderboard.data.client_store import ClientStore, TrackedRun
 from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.expected import ExpectedTrials
-from seedbed.leaderboard.data.snapshot import STAGE, Run, table_of
+from seedbed.leaderboard.data.snapshot import STAGE, Run, runs_of, table_of
 from seedbed.leaderboard.data.sqlite_store import SqliteStore
 
 PLAN = "sweep.json"
@@ -40,6 +40,25 @@ def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
     runs = [run for name in names for run in _runs_of_sweep(store, name)]
     _refuse_doubles(runs)
     return table_of(runs)
+
+
+def joined(snapshots: Iterable[pa.Table]) -> pa.Table:
+    """Return one snapshot with the runs of several, each once.
+
+    Raises DataError for runs that contradict each other.
+    """
+    found: dict[tuple[str, str], Run] = {}
+    for run in (run for snapshot in snapshots for run in runs_of(snapshot)):
+        other = found.setdefault((run.sweep, run.key), run)
+        if other.status != "complete":
+            found[run.sweep, run.key] = run
+        elif run.status == "complete" and run.metrics != other.metrics:
+            raise DataError(
+                f"two snapshots have other numbers for one trial of the sweep {run.sweep!r}: {run.method} + "
+                f"{run.refiner} on {run.dataset} ({run.settings}, seed {run.seed}); leave one of them out"
+            )
+    _refuse_doubles(found.values())
+    return table_of(found.values())
 
 
 def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:

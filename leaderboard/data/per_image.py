@@ -113,6 +113,28 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
     return ImageStatistics(found, without)
 
 
+def with_published(
+    images: ImageStatistics, snapshot: pa.Table, published: Sequence[tuple[pa.Table, ImageStatistics]]
+) -> ImageStatistics:
+    """Return the statistics of a snapshot's runs: `images`, and those that came with published snapshots.
+
+    Published ones are of the measure that ranked their group then; if another one does now, they are left out.
+    """
+    wanted = {run.key: file for run, file in files_of(runs_of(snapshot))}
+    runs, without = dict(images.runs), dict(images.without)
+    for table, statistics in published:
+        for run, file in files_of(runs_of(table)):
+            if run.key in images.runs:
+                continue
+            if file == wanted.get(run.key) and run.key in statistics.runs:
+                runs[run.key] = statistics.runs[run.key]
+                without.pop(run.key, None)
+            else:
+                reason = statistics.without.get(run.key, "they were published for another measure")
+                without[run.key] = reason
+    return ImageStatistics(runs, without)
+
+
 def files_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
     """Return each complete confirming run that has the number that ranks its group, and its per-image file.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.datasets.io.digest import file_digest
 from seedbed.leaderboard import build as module
@@ -216,3 +217,37 @@ def test_code_studies_and_the_gallery_count(tracker, written, site, monkeypatch)
     monkeypatch.setattr(inputs, "_code", lambda given: "other")
     build(tracker.uri, "first", site, sources)
     assert len(written) == 5
+
+
+def test_a_published_folder_joins_as_if_its_sweep_were_in_the_store(tracker, site):
+    both = build(tracker.uri, ["first", "second"], site.with_name("both"))
+    published = site.with_name("published")
+    build(tracker.uri, "second", published)
+    made = build(tracker.uri, "first", site, published=[published])
+    assert made.table == both.table
+    same = {name: text for name, text in content(site.with_name("both")).items() if name != FILE}
+    assert {name: text for name, text in content(site).items() if name != FILE} == same
+    # A second build is spared until the published folder changes.
+    before = stamps(site)
+    build(tracker.uri, "first", site, published=[published])
+    assert stamps(site) == before
+    tag(tracker, "second000", "another machine")
+    build(tracker.uri, "second", published)
+    build(tracker.uri, "first", site, published=[published])
+    assert stamps(site) != before
+
+
+def test_a_run_in_the_store_and_in_a_published_folder_counts_once_and_must_be_the_same(tracker, site):
+    published = site.with_name("published")
+    alone = build(tracker.uri, "first", published)
+    assert build(tracker.uri, "first", site, published=[published]).table == alone.table
+    (before,) = (run for run in runs_of(collect(tracker.uri, "first")) if run.key == "first000")
+    metric = next(iter(before.metrics))
+    tracker.client.log_metric(run_of(tracker, "first000"), metric, 0.125, step=1)
+    with pytest.raises(DataError, match=r"two snapshots have other numbers for one trial of the sweep 'first'"):
+        build(tracker.uri, "first", site, published=[published])
+
+
+def test_a_folder_without_a_leaderboard_is_refused(tracker, site, tmp_path):
+    with pytest.raises(DataError, match=r"results\.parquet: not a snapshot of results"):
+        build(tracker.uri, "first", site, published=[tmp_path])

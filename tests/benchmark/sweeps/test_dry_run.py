@@ -149,7 +149,7 @@ def test_the_estimate_says_that_it_is_rough_and_what_is_not_timed(chimera_root, 
     conditions = {"device": "cpu", "backbone": "tiny", "side": 128, "images": 34, "epochs": 1}
     store = WorkFolder(tmp_path / "work").store
     put(store, "a" * 64, "TrainCam", 7200.0, **conditions)
-    settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0], gpus_per_trial=0)
+    settings = small(chimera_root, refiners=["none"], trials=0, seeds=[0], gpus_per_trial=0, precision="fp32")
     settings.save(tmp_path / "s.yaml")
     ran = CliRunner().invoke(
         app, ["sweep", str(tmp_path / "s.yaml"), "--dry-run", "--work", str(tmp_path / "work")]

@@ -26,11 +26,6 @@ demo: $(READY)
 	@$(BIN)/seedbed data generate chimera --layout voc --images 100 --size 64 --out seedbed-work/demo/chimera-voc
 	@$(BIN)/seedbed data generate chimera --layout coco --images 100 --size 64 --out seedbed-work/demo/chimera-coco
 	$(BIN)/seedbed sweep benchmark/demo.yaml
-	@# What the same segmentation network reaches with true masks and a longer training.
-	@for layout in voc coco; do $(BIN)/seedbed run --supervision full --dataset chimera-$$layout \
-		--root seedbed-work/demo/chimera-$$layout --seed 0 --set TrainSupervised.epochs=30 --set TrainSupervised.rates=1 \
-		--set TrainSupervised.batch=8 --set TrainSupervised.crop=64 --set PredictMasks.scales=1.0 \
-		--set PredictMasks.flip=false || exit 1; done
 	$(BIN)/seedbed leaderboard --sweep demo --out seedbed-work/demo/site
 	@echo "MLflow: $(BIN)/seedbed ui"
 	@echo "The leaderboard, to open in a browser: $(CURDIR)/seedbed-work/demo/site/index.html"

@@ -22,6 +22,8 @@ REAL = {
     "TAGS": "a CSV file with the tags of these images",
     "COCO": "the root of COCO images with their annotations, in COCO's layout",
     "WEIGHTS": "a folder with `squeezenet1_0_imagenet.pth`, torchvision's ImageNet weights of SqueezeNet 1.0",
+    "LABELS": "a folder with `irn/cls_labels.npy` and `psa/cls_labels.npy`, as the two repositories publish them",
+    "SBD": "a folder with `benchmark_RELEASE`, official files of SBD, some images suffice",
 }
 """The environment variables SEEDBED_REAL_…, which say where real data lie, and what each is."""
 
@@ -149,3 +151,15 @@ def real_coco() -> Path:
 def real_weights() -> Path:
     """Return the ImageNet weights of SqueezeNet 1.0."""
     return real("WEIGHTS", "squeezenet1_0_imagenet.pth")
+
+
+@pytest.fixture(scope="session", params=["irn", "psa"])
+def real_labels(request: pytest.FixtureRequest) -> Path:
+    """Return the `cls_labels.npy` of IRN and of PSA in turn."""
+    return real("LABELS", f"{request.param}/cls_labels.npy")
+
+
+@pytest.fixture(scope="session")
+def real_sbd() -> Path:
+    """Return the folder of an official SBD release."""
+    return real("SBD")

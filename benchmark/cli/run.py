@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -43,7 +43,11 @@ def run(
     ] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the trial.")] = 0,
     supervision: Annotated[
-        str, typer.Option(help="weak: train on image tags; full: train on true masks, an upper bound.")
+        str,
+        typer.Option(
+            help="weak: a method, trained on image tags. References: full (true masks, the upper bound), "
+            "background (nothing else), whole_image (each image filled with its tag)."
+        ),
     ] = "weak",
     options: dict[str, Any],
     plugin: Plugins = None,
@@ -56,6 +60,7 @@ def run(
     """Run one method on one data set, from images to the mIoU of a segmentation network."""
     from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
     from seedbed.benchmark.pipeline.stage import Machine
+    from seedbed.benchmark.trials.references import Supervision
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
 
@@ -66,7 +71,7 @@ def run(
         method=METHODS.plugin(method).name,
         refiner=REFINERS.plugin(refiner).name,
         seed=seed,
-        supervision=one_of("--supervision", supervision, ("weak", "full")),
+        supervision=one_of("--supervision", supervision, get_args(Supervision)),
         **options,
     )
     folder = work_folder(work)

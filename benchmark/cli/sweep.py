@@ -104,6 +104,14 @@ def sweep(
             "--early-stopping", help="Stop weak search trials during their first training.", show_default="off"
         ),
     ] = None,
+    references: Annotated[
+        bool | None,
+        typer.Option(
+            "--references/--no-references",
+            help="Also measure the reference rows: fully supervised, background only, tags + whole image.",
+            show_default="references; with --resume as the sweep began",
+        ),
+    ] = None,
     options: dict[str, Any],
     gpus_per_trial: GpusPerTrial = None,
     cpus_per_trial: CpusPerTrial = None,
@@ -143,6 +151,7 @@ def sweep(
         "search_seed": search_seed,
         "window": window,
         "early_stopping": early_stopping,
+        "references": references,
         "gpus_per_trial": gpus_per_trial,
         "cpus_per_trial": cpus_per_trial,
         "workers": workers,
@@ -211,7 +220,9 @@ def print_forecast(settings: SweepSettings, folder: WorkFolder, accept_changed_c
         for cell in found.cells
     ]
     print_table(["cell", "search", "confirm", "searched"], rows)
-    print(f"\ntrials: {found.trials}, cells: {len(found.cells)}\n")
+    references = sum(cell.cell.reference != "" for cell in found.cells)
+    listed = f"cells: {len(found.cells) - references}" + (f", references: {references}" if references else "")
+    print(f"\ntrials: {found.trials}, {listed}\n")
     print_table(
         ["stage", "needed", "shared", "in the store", "to compute", "seconds each", "hours"],
         [

@@ -73,9 +73,9 @@ def _steps(plan: SweepPlan, cell: CellPlan, trial: Trial) -> dict[str, Step]:
 
 def _known_trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
     """Yield the trials of a cell that are known before it starts, and the finished ones."""
-    if plan.settings.trials:
+    if cell.trials:
         yield plan.trial(cell, plan.settings.search_seed, {}, "search")
-    for seed in plan.settings.seeds:
+    for seed in cell.seeds:
         yield plan.trial(cell, seed, {}, "confirm")
     for spec, _ in _finished(plan):
         if spec.cell == cell.cell:

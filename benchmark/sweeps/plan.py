@@ -21,9 +21,14 @@ from seedbed.benchmark.sweeps.trial_files import Phase, SettingsName, TrialSpec
 from seedbed.benchmark.trials.conditions import conditions_of
 from seedbed.benchmark.trials.options import options_of
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
+from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.benchmark.trials.trial import Trial
-from seedbed.datasets.base import Dataset
-from seedbed.datasets.tools.check import preflight
+from seedbed.datasets.base import Dataset, Split
+from seedbed.datasets.tools.check import preflight, without_masks
+
+CONSTANTS = [name for name, supervision in REFERENCES.items() if supervision != "full"]
+"""The references without a network, which no random seed changes."""
+SEED_OF_CONSTANTS = (0,)
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,15 @@ class CellPlan:
     """The plan of a confirming trial with the default settings."""
     fixed: Settings
     """The sweep's settings for this cell's stages."""
+    trials: int
+    """Number of search trials; references have none."""
+    seeds: tuple[int, ...]
+    """Random seeds of the confirming trials; a reference without a network is measured once."""
+
+    @property
+    def expected(self) -> int:
+        """Number of trials: the search, and default and best settings with each seed."""
+        return self.trials + len(self.seeds) * (2 if self.trials else 1)
 
     @property
     def conditions(self) -> dict[str, str | int]:
@@ -49,7 +63,8 @@ class CellPlan:
     def description(self) -> dict[str, Any]:
         """Return the cell's entry in `sweep.json`."""
         digest, segment = {"data_digest": self.digest}, {"segment": self.default.trial.segment}
-        return {**asdict(self.cell), **self.conditions, **digest, **segment}
+        own = {"seeds": list(self.seeds)} if self.cell.reference else {}
+        return {**asdict(self.cell), **self.conditions, **digest, **segment, **own}
 
 
 @dataclass
@@ -109,8 +124,7 @@ class SweepPlan:
 
     def expected(self) -> int:
         """Return the number of trials of the whole sweep."""
-        confirming = len(self.settings.seeds) * (2 if self.settings.trials else 1)
-        return len(self.cells) * (self.settings.trials + confirming)
+        return sum(cell.expected for cell in self.cells)
 
     def description(self) -> dict[str, Any]:
         """Return what the leaderboard needs to show missing trials (`sweep.json`)."""
@@ -137,23 +151,40 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder) -> SweepPlan:
             logger.warning(warning)
     digests = {name: work.digest(data) for name, data in opened.items()}
     known: set[str] = set()
-    for cell in settings.cells():
+    for cell in [*settings.cells(), *_possible_references(settings, opened)]:
         dataset_spec, data, digest = dataset_specs[cell.dataset], opened[cell.dataset], digests[cell.dataset]
         # A setting of the method may add stages that have other settings.
-        method = type(METHODS.load(cell.method)).__name__
+        method = "" if cell.reference else type(METHODS.load(cell.method)).__name__
         given = settings.settings_of(cell)
         own = {key: value for key, value in given.items() if key.partition(".")[0] == method}
-        bare = plan_trial(_trial(settings, cell, settings.seeds[0], own, "confirm"), data, work, Machine(), digest)
+        seeds = SEED_OF_CONSTANTS if cell.reference in CONSTANTS else settings.seeds
+        bare = plan_trial(_trial(settings, cell, seeds[0], own, "confirm"), data, work, Machine(), digest)
         names = {type(stage).__name__ for stage in bare.chain.configured}
         known |= names
         fixed = {key: value for key, value in given.items() if key.partition(".")[0] in names}
         if cell.variant and (lost := {*settings.variants[cell.variant].settings} - {*fixed}):
             raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
-        trial = _trial(settings, cell, settings.seeds[0], fixed, "confirm")
-        default = plan_trial(trial, data, work, Machine(), digest)
-        plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed))
+        default = plan_trial(_trial(settings, cell, seeds[0], fixed, "confirm"), data, work, Machine(), digest)
+        trials = 0 if cell.reference else settings.trials
+        plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed, trials, seeds))
     _check_settings(plan, known)
     return plan
+
+
+def _possible_references(settings: SweepSettings, opened: Mapping[str, Dataset]) -> list[Cell]:
+    """Return the cells of the references, without upper bounds that lack true masks (logged)."""
+    cells = []
+    for cell in settings.reference_cells():
+        data = opened[cell.dataset]
+        # A data set that a dry run plans has no files yet.
+        if REFERENCES[cell.reference] == "full" and data.root.exists() and (missing := without_masks(data)):
+            logger.warning(
+                f"note: {cell.dataset} has no row `{cell.reference}`, because {len(missing)} of the "
+                f"{len(data.ids(Split.WEAK))} images of `weak` have no true mask (the first: {missing[0]})"
+            )
+        else:
+            cells.append(cell)
+    return cells
 
 
 def _check_settings(plan: SweepPlan, known: set[str]) -> None:
@@ -170,7 +201,9 @@ def _check_settings(plan: SweepPlan, known: set[str]) -> None:
         if name not in (valid := hints(classes[stage])):
             raise unknown_name(f"setting of {stage}", name, valid)
     if settings.trials:
-        chains: list[list[Stage]] = [[*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells]
+        chains: list[list[Stage]] = [
+            [*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells if c.trials
+        ]
         ignored += [f"tune {word}" for word in check_tune(chains, settings.tune, lambda: stage_classes().values())]
     if ignored:
         logger.info(f"note: no stage of this sweep has these settings, which are ignored: {', '.join(ignored)}")
@@ -182,12 +215,14 @@ def _trial(settings: SweepSettings, cell: Cell, seed: int, changes: Mapping[str,
         variant = settings.variants[cell.variant]
         options["segment"] = variant.segment
         options["segmentation_backbone"] = variant.segmentation_backbone or settings.segmentation_backbone
+    what: dict[str, Any] = {"method": cell.method, "refiner": cell.refiner}
+    if cell.reference:
+        what = {"supervision": REFERENCES[cell.reference]}
     return Trial(
         dataset=cell.dataset,
-        method=cell.method,
-        refiner=cell.refiner,
         seed=seed,
         measure_on="tune" if phase == "search" else "report",
+        **what,
         **options,
     )
 

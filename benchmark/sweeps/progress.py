@@ -148,7 +148,10 @@ class SweepResult:
     @property
     def confirmed(self) -> bool:
         """Whether a leaderboard has anything to show."""
-        return any(spec.phase == "confirm" and outcome.status == "complete" for spec, outcome in self.ended)
+        return any(
+            spec.phase == "confirm" and outcome.status == "complete" and not spec.cell.reference
+            for spec, outcome in self.ended
+        )
 
     @property
     def whole(self) -> bool:

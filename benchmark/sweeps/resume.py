@@ -85,7 +85,11 @@ def describe(folder: Path, plan: SweepPlan) -> None:
         logger.info(f"note: {path} is empty or cut off; it is written again")
         before = None
     if before is not None:
-        old, new = ({_cell(entry): entry for entry in d["cells"]} for d in (before, description))
+        old, new = (
+            # References may be added and left out.
+            {_cell(entry): entry for entry in d["cells"] if not entry.get("reference")}
+            for d in (before, description)
+        )
         if lost := sorted(old.keys() ^ new.keys()):
             raise ConfigError(
                 f"{path}: {' × '.join(filter(None, lost[0]))} is not a cell of both this code and the code that "

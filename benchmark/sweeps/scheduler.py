@@ -60,7 +60,7 @@ class Scheduler:
                     str(cell.cell),
                     plan.space(cell),
                     settings.search_seed,
-                    settings.trials,
+                    cell.trials,
                     settings.window,
                 ),
             )
@@ -89,7 +89,8 @@ class Scheduler:
         self.refresh()
         busy = self._busy()
         for phase in ("search", "confirm"):
-            for state in sorted(self._cells, key=lambda s: s.started):
+            # References come last: their times say nothing about those of the methods' trials.
+            for state in sorted(self._cells, key=lambda s: (bool(s.plan.cell.reference), s.started)):
                 for spec in state.waiting:
                     if spec.phase != phase or not busy.isdisjoint(self._steps.get(spec.key, ())):
                         continue
@@ -122,7 +123,7 @@ class Scheduler:
         """
         notes = []
         for state in self._cells:
-            if state.study.notes and (state.waiting or state.begun < self.plan.settings.trials):
+            if state.study.notes and (state.waiting or state.begun < state.plan.trials):
                 self._check_space(state)
                 notes += [f"{state.plan.cell}: {note}" for note in state.study.notes]
         return notes
@@ -167,12 +168,10 @@ class Scheduler:
 
     def remaining(self) -> dict[tuple[Cell, Phase], int]:
         """Return the number of trials of each cell and phase that have not ended."""
-        settings = self.plan.settings
-        confirming = len(settings.seeds) * (2 if settings.trials else 1)
         left: dict[tuple[Cell, Phase], int] = {}
-        for state in self._cells:
-            left[state.plan.cell, "search"] = settings.trials
-            left[state.plan.cell, "confirm"] = confirming
+        for plan in self.plan.cells:
+            left[plan.cell, "search"] = plan.trials
+            left[plan.cell, "confirm"] = plan.expected - plan.trials
         for spec, _ in self.ended:
             left[spec.cell, spec.phase] -= 1
         return left
@@ -193,8 +192,8 @@ class Scheduler:
 
     def _advance(self, state: _CellState) -> None:
         """Fill the list of waiting trials, as far as the cell's results allow; read trials that ended before."""
-        settings = self.plan.settings
-        while state.begun < settings.trials and state.study.ready(state.begun):
+        settings, trials = self.plan.settings, state.plan.trials
+        while state.begun < trials and state.study.ready(state.begun):
             number = state.begun
             changes = state.study.begin(number, self._settings_of_ended(state, number))
             name: SettingsName = "suggested" if number else "default"
@@ -212,7 +211,7 @@ class Scheduler:
             self._add(state, spec)
         if "default" not in state.confirming:
             self._confirm(state, "default", {})
-        searched = settings.trials and all(state.study.finished(n) for n in range(settings.trials))
+        searched = trials and all(state.study.finished(n) for n in range(trials))
         if searched and "best" not in state.confirming:
             best = state.study.best()
             # If no search trial finished, the best known settings are the defaults.
@@ -231,7 +230,7 @@ class Scheduler:
 
     def _confirm(self, state: _CellState, name: SettingsName, changes: Settings) -> None:
         state.confirming.add(name)
-        for seed in self.plan.settings.seeds:
+        for seed in state.plan.seeds:
             self._add(state, self.plan.spec(state.plan, "confirm", name, None, seed, changes))
 
     def _add(self, state: _CellState, spec: TrialSpec) -> None:

@@ -178,7 +178,10 @@ def extremes(space: BaseDistribution) -> tuple[Any, ...]:
 
 
 class CellStudy:
-    """The study of one cell. Every method that writes may raise StoreError (see `storage_at`)."""
+    """The study of one cell; there is none in the storage without search trials.
+
+    Every method that writes may raise StoreError (see `storage_at`).
+    """
 
     def __init__(
         self,
@@ -193,6 +196,10 @@ class CellStudy:
         self._path = Path(str(storage.engine.url.database))
         self._name, self._seed = name, seed
         self._startup = min(10, max(2, trials // 3))
+        if not trials:
+            self._trials: list[FrozenTrial] = []
+            self.space, self.notes = space, []
+            return
         with named_errors(self._path):
             self._study = optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True

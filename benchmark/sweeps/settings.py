@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, unknown_name
@@ -13,11 +14,13 @@ from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.plugins import add_all
 from seedbed.benchmark.training.initialisation import is_file
 from seedbed.benchmark.trials.options import Settings, TrialOptions
+from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.benchmark.validation import items_of, read, value_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """A sweep's name is a folder's name; file systems refuse much longer ones."""
 ALL = "all"
+NETWORK = "TrainSegmentation."
 WEIGHTS = tuple(one.name for one in fields(TrialOptions) if one.metadata["file"])
 """The settings that may be files."""
 
@@ -31,6 +34,11 @@ class Cell:
     dataset: str
     variant: str = ""
     """Which of the sweep's variants; empty in a sweep without variants."""
+
+    @property
+    def reference(self) -> str:
+        """The name of the reference that it is (REFERENCES); empty for a method, which always has a refiner."""
+        return "" if self.refiner else self.method
 
     def __str__(self) -> str:
         return " × ".join(text for text in (self.method, self.refiner, self.dataset, self.variant) if text)
@@ -48,7 +56,7 @@ class Variant:
 
 
 def setting(default: Any, *, where: bool = False, low: float | None = None) -> Any:
-    """Declare a setting; `where=True`: it concerns where the sweep runs and changes no number."""
+    """Declare a setting; `where=True`: it changes no number of a method, as where the sweep runs."""
     return field(default=default, metadata={"where": where, "low": low})
 
 
@@ -75,6 +83,9 @@ class SweepSettings(TrialOptions):
     """Stop search trials whose loss in the first training is above the median of earlier trials."""
     variants: Mapping[str, Variant] = field(default_factory=dict)
     """Cells by name that differ in more than method and refiner; they replace `methods` and `refiners`."""
+    references: bool = setting(True, where=True)
+    """Also measure the reference rows (benchmark/trials/references.py). They change no other number, so a resumed
+    sweep can add them or leave them out. A sweep of variants has none."""
     gpus_per_trial: float | None = setting(None, where=True, low=0)
     """None: 1 if the cluster has GPUs, else 0."""
     cpus_per_trial: int = setting(1, where=True, low=1)
@@ -139,8 +150,9 @@ class SweepSettings(TrialOptions):
             for name in names:
                 if name not in family.names():
                     raise unknown_name(family.what, name, {*family.names(), ALL})
+        backbones = (self.backbone, self.segmentation_backbone)
         unknown = self.precision == "auto" and self.device is None
-        precision = "fp32" if unknown else chosen(self.precision, self.device or "cpu")
+        precision = "fp32" if unknown else chosen(self.precision, self.device or "cpu", backbones)
         return replace(self, methods=methods, refiners=refiners, plugins=plugins, precision=precision)
 
     def cells(self) -> list[Cell]:
@@ -158,9 +170,22 @@ class SweepSettings(TrialOptions):
                 cells += [Cell(method, refiner, dataset) for refiner in (("none",) if alone else refiners)]
         return cells
 
+    def reference_cells(self) -> list[Cell]:
+        """Return the cells of the references; the upper bound needs a segmentation network."""
+        if self.variants or not self.references:
+            return []
+        names = [name for name, how in REFERENCES.items() if self.segment or how != "full"]
+        return [Cell(name, "", dataset) for dataset in self.dataset_names() for name in names]
+
     def settings_of(self, cell: Cell) -> dict[str, Any]:
-        """Return the changed hyper-parameters of a cell."""
+        """Return the changed hyper-parameters of a cell.
+
+        `TrainSegmentation.*` also holds for the upper bound, which trains the same network as `TrainSupervised`.
+        """
         own = self.variants[cell.variant].settings if cell.variant else {}
+        if cell.reference:
+            bound = {key.partition(".")[2]: v for key, v in self.settings.items() if key.startswith(NETWORK)}
+            return {**{f"TrainSupervised.{name}": value for name, value in bound.items()}, **self.settings}
         return {**self.settings, **own}
 
     def dataset_names(self) -> list[str]:
@@ -211,8 +236,10 @@ class SweepSettings(TrialOptions):
         write_text(path, yaml.safe_dump(plain, sort_keys=False))
 
 
-def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
-    """Read a YAML file, with `changes` (from the command line) on top.
+def read_settings(
+    path: Path, changes: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> SweepSettings:
+    """Read a YAML file, with `changes` (from the command line) on top; `defaults` are for keys that it lacks.
 
     Raises ConfigError for a missing or broken file, and for an unknown key, naming the valid ones.
     """
@@ -223,7 +250,7 @@ def read_settings(path: Path, changes: Mapping[str, Any]) -> SweepSettings:
         valid = ", ".join(sorted(f.name for f in fields(SweepSettings)))
         raise ConfigError(f"{path}: expected a table of settings, not {_kind(content)}. Valid: {valid}")
     try:
-        return settings_of({**content, **changes})
+        return settings_of({**defaults, **content, **changes})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -283,13 +310,14 @@ def read_saved(path: Path) -> SweepSettings:
             f"{path}: empty, perhaps after a power loss. Remove it and run the sweep's full command again; "
             "finished trials are kept"
         )
-    settings, copies = read_settings(path, {}), path.parent / "plugins"
+    # A sweep from before there were references stays as it was.
+    settings, copies = read_settings(path, {}, {"references": False}), path.parent / "plugins"
     found = [p if Path(p).exists() else next(copies.rglob(Path(p).name), p) for p in settings.plugins]
     return replace(settings, plugins=tuple(map(str, found)))
 
 
 def change(settings: SweepSettings, changes: Mapping[str, Any]) -> SweepSettings:
-    """Return the settings with changes of machines and of the paths of data sets and weights files.
+    """Return the settings with changes of machines, references, and the paths of data sets and weights files.
 
     Raises ConfigError if a change would affect results. Moved files are checked by their digests when they are
     opened.

@@ -26,14 +26,16 @@ def command_line(spec: TrialSpec, generated: bool) -> str:
 def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     trial = spec.trial
     searching = trial.measure_on == "tune"
-    yield from ("--method", trial.method, "--refiner", trial.refiner, "--dataset", spec.dataset_spec.name)
+    if trial.supervision == "weak":
+        yield from ("--method", trial.method, "--refiner", trial.refiner)
+    else:
+        yield from ("--supervision", trial.supervision)
+    yield from ("--dataset", spec.dataset_spec.name)
     if not generated:
         yield from ("--root", "DIR")
     if "saliency" in spec.dataset_spec.options:
         yield from ("--saliency", "DIR")
     yield from ("--seed", str(trial.seed))
-    if trial.supervision != "weak":
-        yield from ("--supervision", trial.supervision)
     backbones = {spec.conditions.get(key) for key in ("backbone", "segmentation_backbone")} - {None}
     used = [("METHOD", trial.method), ("REFINER", trial.refiner), ("DATASET", spec.dataset_spec.loader)]
     for backbone in map(str, backbones):

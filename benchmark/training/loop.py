@@ -128,7 +128,8 @@ def fit(
     """
     make_deterministic()
     torch.manual_seed(derive_seed(ctx.seed, type(settings).__name__, "training"))
-    to_device(network, ctx.device, training_layout(ctx.device, ctx.precision))
+    layout = training_layout(network, ctx.device, ctx.precision)
+    to_device(network, ctx.device, layout)
     optimiser = _optimiser(groups, settings)
     rates = [group["lr"] for group in optimiser.param_groups]
     sampler = EpochSampler(len(examples), settings.batch, ctx.seed)  # type: ignore[arg-type]
@@ -157,7 +158,7 @@ def fit(
                 decayed = done if settings.decay_every == "step" else epoch * steps
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * (1 - decayed / total) ** settings.power
-                moved = _moved(batch, ctx)
+                moved = _moved(batch, ctx.device, layout)
                 with autocast(ctx):
                     named = losses(moved, epoch + step / steps)
                 minimised = [value.float() for name, value in named.items() if name not in settings.measured]
@@ -229,10 +230,9 @@ class _Meter:
                 )
 
 
-def _moved(batch: Mapping[str, Tensor], ctx: Context) -> dict[str, Tensor]:
-    """Return a batch on the device of `ctx`, images in its memory format."""
-    moved = {name: value.to(ctx.device, non_blocking=True) for name, value in batch.items()}
-    layout = training_layout(ctx.device, ctx.precision)
+def _moved(batch: Mapping[str, Tensor], device: str, layout: torch.memory_format) -> dict[str, Tensor]:
+    """Return a batch on a device, images in a memory format."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     return {
         name: value.contiguous(memory_format=layout) if value.dim() == 4 else value
         for name, value in moved.items()

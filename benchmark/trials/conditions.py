@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from seedbed.benchmark.pipeline.hparams import declared
+from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.datasets.base import Split
 
 if TYPE_CHECKING:
     from seedbed.benchmark.trials.plan import TrialPlan
 
 NONE = "none"
-NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest"})
+NO_METHOD = {"full": "F", "background": "none", "whole_image": "I"}
+"""The supervision of references: true masks, nothing, or tags."""
+NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest", "seeds"})
 """The other keys of a cell in `sweep.json`."""
 
 
@@ -39,13 +42,16 @@ def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
         for name, setting in declared(type(stage)).items():
             if setting.report_as:
                 reported[setting.report_as] = _text(getattr(stage, name))
-    supervision: str = "" if chain.method is None else chain.method.supervision
+    supervision: str = NO_METHOD[trial.supervision] if chain.method is None else chain.method.supervision
     if supervision and reported.get("segmentation_initialisation", trial.weights) == "coco":
         supervision += "+COCO masks"
     if supervision and trial.allow_val_in_training and val_in_training(data):
         supervision += "+val images"
     # The threshold `oracle` sees the masks of `train` too.
     seen = {Split.TUNE, *(stage.on for stage in chain.stages if isinstance(stage, SelectThreshold))}
+    if reference := next((name for name, how in REFERENCES.items() if how == trial.supervision), ""):
+        # Nothing is chosen for it.
+        seen, reported["reference"] = set(), reference
     every_row_has: dict[str, str | int] = {
         "supervision": supervision,
         "backbone": str(trial.backbone),

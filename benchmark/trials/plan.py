@@ -60,6 +60,8 @@ class TrialPlan:
         targets: list[Target] = []
         if self.trial.supervision == "weak":
             targets += [*self._classifier(), *self._seeds(), *self._own(), *self._pseudo_masks()]
+        elif self.chain.refine:
+            targets += self._constant_masks()
         if self.chain.segment:
             targets += self._segmentation()
         return [*targets, *self._network()]
@@ -133,7 +135,8 @@ class TrialPlan:
         """Return a readable name with a digest of the last step's identity."""
         pipeline = self._pipeline(self.chain.stages)
         key = pipeline.step(len(self.chain.stages) - 1, Split.VAL).key
-        head = "supervised" if self.trial.supervision == "full" else f"{self.trial.method}-{self.trial.refiner}"
+        heads = {"weak": f"{self.trial.method}-{self.trial.refiner}", "full": "supervised"}
+        head = heads.get(self.trial.supervision, self.trial.supervision)
         return f"{head}-{slug(self.data.display_name)}-seed{self.trial.seed}-{key[:8]}"
 
     def describe(self) -> dict[str, Any]:
@@ -255,6 +258,21 @@ class TrialPlan:
             self._target(stages, Split.TRAIN, name="masks"),
             self._target([*stages, MeasureMasks(level="one_step")], Split.VAL),
         ]
+
+    def _constant_masks(self) -> list[Target]:
+        """Return the masks of a reference without a network.
+
+        They are measured as pseudo-masks; those of background, which need no tags, also as a prediction of `val`.
+        """
+        from seedbed.benchmark.evaluation.stages import MeasureMasks
+
+        stages, pseudo_mask = self.chain.refine, MeasureMasks(level="pseudo_mask")
+        targets = [self._target([*stages, pseudo_mask], split) for split in self._splits()]
+        targets.append(self._target(stages, Split.TRAIN, name="masks"))
+        if self.trial.supervision == "background" and self.trial.segment:
+            targets.append(self._target(stages, Split.VAL, name="predictions"))
+            targets.append(self._target([*stages, MeasureMasks(level="segmentation")], Split.VAL))
+        return targets
 
     def _segmentation(self) -> list[Target]:
         from seedbed.benchmark.evaluation.stages import MeasureMasks

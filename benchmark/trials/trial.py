@@ -11,6 +11,7 @@ from seedbed.benchmark.pipeline.registry import METHODS, REFINERS
 from seedbed.benchmark.pipeline.stage import Machine, Meta, Method, Stage
 from seedbed.benchmark.training.initialisation import method_weights, segmentation_weights
 from seedbed.benchmark.trials.options import TrialOptions
+from seedbed.benchmark.trials.references import BackgroundMasks, Supervision, WholeImageMasks
 from seedbed.datasets.base import Dataset
 
 SMALL_IMAGES = 128
@@ -25,8 +26,9 @@ class Trial(TrialOptions):
     method: str = "cam"
     refiner: str = "none"
     seed: int = 0
-    supervision: Literal["weak", "full"] = "weak"
-    """`full` trains the segmentation network on the true masks: the upper bound, without a method."""
+    supervision: Supervision = "weak"
+    """`weak`: a method. Others are references, without one: `full` trains the segmentation network on the true
+    masks, `background` and `whole_image` fill each image with one label (benchmark/trials/references.py)."""
     measure_on: Literal["report", "tune"] = "report"
     """`report`: all levels on `train` and `val`. `tune`: only the pseudo-masks on `tune`, for a search."""
 
@@ -42,7 +44,7 @@ class Chain:
     measurements: list[Stage] = field(default_factory=list)
     """The method's own measurements, beside the chain."""
     method: Method | None = None
-    """The method with its settings applied; None for the upper bound."""
+    """The method with its settings applied; None for references."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -59,6 +61,10 @@ def build_chain(trial: Trial, meta: Meta) -> Chain:
     """Return the stages of a trial with its settings applied. Raises ConfigError for an impossible one."""
     from seedbed.methods.segmentation.stages import segmentation_stages
 
+    if trial.supervision == "background":
+        return Chain([], override([BackgroundMasks()], trial.settings), [])
+    if trial.supervision == "whole_image":
+        return Chain([], override([WholeImageMasks()], trial.settings), [])
     network = replace(
         meta,
         backbone=trial.segmentation_backbone or meta.backbone,
@@ -106,7 +112,7 @@ def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta,
         weights=weights,
         segmentation_backbone=segmentation_backbone,
         segmentation_weights=network_weights,
-        precision=chosen(trial.precision, machine.device),
+        precision=chosen(trial.precision, machine.device, (backbone, segmentation_backbone)),
     )
     long_side = min(trial.size or data.long_side, data.long_side)
     return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

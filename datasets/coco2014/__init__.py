@@ -4,10 +4,10 @@ Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014. Layout (`see
 the part in brackets):
 
     train2014/STEM.jpg  val2014/STEM.jpg    annotations/instances_{train,val}2014.json
-    (SegmentationMasks/{train,val}2014/STEM.png, manifest.json, labels.json)
+    (SegmentationMasks/{train,val}2014/STEM.png, manifest.json, labels.json, visible.json)
 
 Labels 1..C go by ascending category id (annotations.py); outlines.py says how objects lie on each
-other. Tags are the categories of all annotations of an image, crowds included.
+other. Tags come from the annotations by one of two rules (`TagRule`), crowds included.
 """
 
 from __future__ import annotations
@@ -15,14 +15,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
-from seedbed.benchmark.errors import DataError
+from seedbed.benchmark.errors import DataError, unknown_name
 from seedbed.datasets.base import Dataset, Problem, Split, existing_folder, refuse_options, tune_ids
 from seedbed.datasets.classes import check_classes
 from seedbed.datasets.coco2014.annotations import annotations_path, find_image, read_json, refuse_shared_stems
-from seedbed.datasets.coco2014.masks import FOLDERS, MASKS, left_out, require_current
+from seedbed.datasets.coco2014.masks import FOLDERS, MASKS, VISIBLE, left_out, require_current, visible_labels
 from seedbed.datasets.coco2014.outlines import Crowd
 from seedbed.datasets.voc2012 import count_notices
+
+TagRule = Literal["visible", "annotated"]
+"""Which classes an image is tagged with.
+
+`visible`: those that stay visible if its annotations are drawn in the file's order, later ones on top, as in the
+tags that authors publish (L2G). `annotated`: the categories of all its annotations.
+"""
+TAG_RULES: tuple[TagRule, ...] = get_args(TagRule)
+TAG_SOURCE = "annotations/instances_*.json, crowds included"
 
 
 class CocoDataset(Dataset):
@@ -33,8 +43,6 @@ class CocoDataset(Dataset):
     name, and for class names that `check_classes` refuses.
     """
 
-    tag_source = "annotations/instances_*.json, crowds included"
-
     def __init__(
         self,
         root: Path,
@@ -43,7 +51,10 @@ class CocoDataset(Dataset):
         masks: Path | None = None,
         crowd: Crowd = "ignore",
         official_counts: Mapping[Split, int] | None = None,
+        tag_rule: TagRule = "annotated",
     ) -> None:
+        if tag_rule not in TAG_RULES:
+            raise unknown_name("tag_rule", str(tag_rule), TAG_RULES)
         self.root, self.name = root, name
         self._masks, self._saliency = masks or root / MASKS, saliency
         manifest = require_current(root, self._masks, crowd)
@@ -60,6 +71,8 @@ class CocoDataset(Dataset):
         if manifest.get("masks") != sum(map(len, self._images.values())):
             # Earlier versions drew images of one name over each other.
             raise DataError(f"{labels}: does not have every image of the annotations; run: {manifest['command']}")
+        self._tags = self._visible(manifest["command"]) if tag_rule == "visible" else self._images
+        self.tag_source = f"{TAG_SOURCE}, {tag_rule} classes" if tag_rule == "visible" else TAG_SOURCE
         self.mask_source = f"{self._masks.name}/ rasterised from the annotations, crowds: {crowd}"
         self.notices = tuple(count_notices(self, official_counts))
         if "left_out" not in manifest:
@@ -83,7 +96,7 @@ class CocoDataset(Dataset):
         return self._masks / self._folder(image_id) / f"{image_id}.png"
 
     def tags(self, image_id: str) -> tuple[int, ...]:
-        return tuple(self._images[self._folder(image_id)][image_id])
+        return tuple(self._tags[self._folder(image_id)][image_id])
 
     def saliency_path(self, image_id: str) -> Path | None:
         return None if self._saliency is None else self._saliency / f"{image_id}.png"
@@ -97,6 +110,15 @@ class CocoDataset(Dataset):
 
     def list_file(self, split: Split) -> Path:
         return annotations_path(self.root, FOLDERS[split is Split.VAL])
+
+    def _visible(self, command: str) -> dict[str, dict[str, list[int]]]:
+        found = visible_labels(self._masks)
+        if any(found.get(folder, {}).keys() != self._images[folder].keys() for folder in FOLDERS):
+            raise DataError(
+                f"{self._masks / VISIBLE}: does not have every image: an earlier version made the masks. Run: "
+                f'{command} (it keeps the masks), or choose the option tag_rule = "annotated" in seedbed.toml'
+            )
+        return found
 
     @cached_property
     def _tune(self) -> tuple[str, ...]:
@@ -123,12 +145,13 @@ class _Coco2014:
         saliency: Path | str | None = None,
         masks: Path | str | None = None,
         crowd: Crowd = "ignore",
+        tag_rule: TagRule = "visible",
         **unknown: object,
     ) -> Dataset:
         """Open the official layout at `root`, with masks made by `rasterise`.
 
         `saliency` is a folder of grey maps STEM.png, `masks` the folder of the masks, `crowd` the rule by which
-        they were made.
+        they were made, `tag_rule` the rule of the tags.
         """
         refuse_options(unknown, self.name, self.open)
         return CocoDataset(
@@ -138,6 +161,7 @@ class _Coco2014:
             None if masks is None else Path(masks),
             crowd,
             self.official_counts,
+            tag_rule,
         )
 
 

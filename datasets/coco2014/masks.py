@@ -2,16 +2,19 @@
 
 manifest.json                the annotations and rules that the masks are of, and what was left out
 labels.json                  class names, and the labels of each image by its stem
+visible.json                 by stem, the labels that stay visible if the annotations are drawn in the file's order
 {train,val}2014/STEM.png     the masks
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from seedbed.benchmark.errors import ConfigError, DataError, joined
 from seedbed.benchmark.files import atomic, write_text
@@ -26,12 +29,13 @@ from seedbed.datasets.coco2014.annotations import (
     read_json,
     refuse_shared_stems,
 )
-from seedbed.datasets.coco2014.outlines import NO_OUTLINE, TINY, Crowd, draw_mask
+from seedbed.datasets.coco2014.outlines import NO_OUTLINE, TINY, Crowd, Drawing, draw_mask
 from seedbed.datasets.io.digest import file_digest
 from seedbed.datasets.io.images import image_size, write_mask
 
 FOLDERS = ("train2014", "val2014")
 MASKS = "SegmentationMasks"
+VISIBLE = "visible.json"
 VERSION = 1
 """Increase it whenever the same annotations give other masks."""
 NAMED = 10
@@ -66,12 +70,15 @@ def rasterise(
     if held is None or not _same(held, manifest) or "left_out" not in held:
         _clear(masks)
         held = {}
-    ledger = _Ledger(parts, held.get("left_out", {}))
+    visible = visible_labels(masks)
+    # Masks without visible labels are drawn again and counted anew.
+    ledger = _Ledger(parts, held.get("left_out", {}) if visible else {}, visible)
     unfinished = {**manifest, "complete": False, "left_out": ledger.content}
     _write_json(masks / "manifest.json", unfinished)
     try:
         count = _draw_all(root, masks, parts, crowd, ledger, processes, progress)
     finally:
+        _write_json(masks / VISIBLE, ledger.visible)
         _write_json(masks / "manifest.json", unfinished)
     ledger.refuse_empty()
     labels = {"classes": train.classes, "images": {folder: part.tags for folder, part in parts.items()}}
@@ -90,6 +97,17 @@ def left_out(masks: Path) -> Iterator[tuple[str, str]]:
             yield annotations_path(Path(), folder).name, text
 
 
+def visible_labels(masks: Path) -> dict[str, dict[str, list[int]]]:
+    """Return by folder and stem the labels that stay visible (`Drawing.visible`), of the masks drawn so far.
+
+    Nothing, if the file is missing or broken: an earlier version made the masks.
+    """
+    try:
+        return read_json(masks / VISIBLE)
+    except DataError:
+        return {}
+
+
 def require_current(root: Path, masks: Path, crowd: Crowd) -> Mapping[str, Any]:
     """Return the manifest of finished masks. Raises DataError, with the command to run, if there are none."""
     _check_rule(crowd)
@@ -106,9 +124,18 @@ def require_current(root: Path, masks: Path, crowd: Crowd) -> Mapping[str, Any]:
 
 
 class _Ledger:
-    """Counts the annotations that are left out, by folder and reason, and keeps the first of each."""
+    """Counts the annotations that are left out, by folder and reason, and keeps the first of each.
 
-    def __init__(self, parts: Mapping[str, Annotations], held: Mapping[str, Any]) -> None:
+    It also keeps the visible labels of each image that was drawn.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Annotations],
+        held: Mapping[str, Any],
+        visible: Mapping[str, Mapping[str, list[int]]],
+    ) -> None:
+        self.visible = {folder: dict(visible.get(folder, {})) for folder in parts}
         self._paths = {folder: part.path for folder, part in parts.items()}
         self.content: dict[str, dict[str, Any]] = {
             folder: {
@@ -118,9 +145,10 @@ class _Ledger:
             for folder, part in parts.items()
         }
 
-    def add(self, folder: str, found: Sequence[tuple[int | str, str]]) -> None:
-        reasons = self.content[folder]["reasons"]
-        for annotation, reason in found:
+    def add(self, job: _Job, drawing: Drawing) -> None:
+        self.visible[job.folder][job.image.stem] = list(drawing.visible)
+        reasons = self.content[job.folder]["reasons"]
+        for annotation, reason in drawing.left_out:
             count, first = reasons.get(reason, (0, annotation))
             reasons[reason] = [count + 1, first]
 
@@ -133,6 +161,9 @@ class _Ledger:
                     f"{self._paths[folder]}: none of its {invisible} annotations covers more than one pixel; "
                     "outlines (`segmentation`) are in pixels of the image"
                 )
+
+
+NO_PIXELS = np.empty((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -154,7 +185,7 @@ def _draw_all(
     processes: int,
     progress: Progress | None,
 ) -> int:
-    """Draw the masks that are missing. Return the number of all."""
+    """Draw the masks that are missing, or whose visible labels are. Return the number of all."""
     jobs = [
         _Job(
             folder,
@@ -169,14 +200,15 @@ def _draw_all(
     ]
     for folder in parts:
         (masks / folder).mkdir(parents=True, exist_ok=True)
-    open_jobs = [job for job in jobs if not job.target.exists()]
+    open_jobs = [j for j in jobs if j.image.stem not in ledger.visible[j.folder] or not j.target.exists()]
     done = len(jobs) - len(open_jobs)
     problems: list[str] = []
-    for job, (found, problem) in zip(open_jobs, map_in_order(_write, open_jobs, processes), strict=False):
+    for job, drawn in zip(open_jobs, map_in_order(_write, open_jobs, processes), strict=False):
         done += 1
-        ledger.add(job.folder, found)
-        if problem is not None:
-            problems.append(problem)
+        if isinstance(drawn, Drawing):
+            ledger.add(job, drawn)
+        else:
+            problems.append(drawn)
             if len(problems) == NAMED:
                 break
         if progress is not None:
@@ -186,8 +218,8 @@ def _draw_all(
     return len(jobs)
 
 
-def _write(job: _Job) -> tuple[Sequence[tuple[int | str, str]], str | None]:
-    """Draw one mask. Return what is left out of it, and what is wrong, if anything is."""
+def _write(job: _Job) -> Drawing | str:
+    """Draw one mask. Return it without its pixels, or what is wrong."""
     image = job.image
     try:
         found = image_size(job.picture)
@@ -195,14 +227,15 @@ def _write(job: _Job) -> tuple[Sequence[tuple[int | str, str]], str | None]:
         found = None  # `seedbed data check` tells of images that are missing or broken
     if found is not None and found != (image.height, image.width):
         sizes = f"{found[1]}x{found[0]} pixels, {job.source.name} says {image.width}x{image.height}"
-        return (), f"{job.picture}: the image is {sizes}; correct its width and height there"
+        return f"{job.picture}: the image is {sizes}; correct its width and height there"
     try:
         drawing = draw_mask(image.height, image.width, image.instances, job.crowd, job.source)
     except DataError as error:
-        return (), str(error)
-    with atomic(job.target, flush=False) as temporary:
-        write_mask(temporary, drawing.mask)
-    return drawing.left_out, None
+        return str(error)
+    if not job.target.exists():
+        with atomic(job.target, flush=False) as temporary:
+            write_mask(temporary, drawing.mask)
+    return replace(drawing, mask=NO_PIXELS)
 
 
 def _unusual_names(part: Annotations) -> dict[str, str]:
@@ -236,6 +269,7 @@ def _clear(masks: Path) -> None:
         raise DataError(f"{masks}: holds masks that were not made here; give another folder with --masks")
     for path in files:
         path.unlink()
+    (masks / VISIBLE).unlink(missing_ok=True)
 
 
 def _read_manifest(masks: Path) -> dict[str, Any] | None:

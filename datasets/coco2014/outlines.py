@@ -48,6 +48,8 @@ class Drawing:
     """(H, W): 0, labels, and 255."""
     left_out: Sequence[tuple[int | str, str]]
     """Annotations that are not in the mask as they should be, each with the reason."""
+    visible: tuple[int, ...]
+    """Ascending labels that keep a pixel if all annotations are drawn in their order, later ones on top."""
 
 
 def draw_mask(height: int, width: int, instances: Sequence[Instance], crowd: Crowd, source: Path) -> Drawing:
@@ -73,7 +75,10 @@ def draw_mask(height: int, width: int, instances: Sequence[Instance], crowd: Cro
         for instance, shape in shapes:
             if instance.crowd:
                 mask[shape & (mask == 0)] = IGNORE_INDEX
-    return Drawing(mask, left_out)
+    in_order = np.zeros((height, width), np.uint8)
+    for instance, shape in shapes:
+        in_order[shape] = instance.label
+    return Drawing(mask, left_out, tuple(label for label in np.unique(in_order).tolist() if label))
 
 
 def _larger_first(drawn: tuple[Instance, NDArray[np.bool_]]) -> tuple[int, bool, int | str]:

@@ -100,6 +100,11 @@ def preflight(
     raise DataError(f"{dataset.root}: {len(listed)} problems, found before any training:\n  {shown}{more}{hint}")
 
 
+def without_masks(dataset: Dataset) -> list[Path]:
+    """Return the masks of `weak` that do not exist, so that no network can be trained on true masks."""
+    return [path for image_id in dataset.ids(Split.WEAK) if not (path := dataset.mask_path(image_id)).exists()]
+
+
 def val_in_training(dataset: Dataset) -> tuple[str, ...]:
     """Return the ids of `val` that are also in `weak` or `train`."""
     training = {*dataset.ids(Split.WEAK), *dataset.ids(Split.TRAIN)}

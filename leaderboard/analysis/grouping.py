@@ -8,12 +8,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from seedbed.benchmark.evaluation.records import OBJECTIVE, first_value
+from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.leaderboard.data.conditions import Scope
 from seedbed.leaderboard.data.snapshot import Run
 
 SETTINGS = ("default", "best")
 BOTH = "default = best"
 """The settings of a row whose search found nothing better than the default."""
+REFERENCE = "reference"
+"""What a reference row has in place of settings."""
+BOUND = "fully_supervised"
+"""The reference that the rows' numbers on `val` are a share of."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,35 @@ class RowRuns:
 def rows_by_scope(runs: Iterable[Run]) -> dict[Scope, list[RowRuns]]:
     """Return the rows of each scope, both in alphabetical order, `default` before `best`.
 
-    If `best` has the default settings, the two are one row, `default = best`.
+    If `best` has the default settings, the two are one row, `default = best`. References are left out.
     """
     cells: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
+    for run in (run for run in runs if not run.reference):
         cells.setdefault(run.cell, []).append(run)
     scopes: dict[Scope, list[RowRuns]] = {}
     for _, members in sorted(cells.items()):
         scopes.setdefault(members[0].scope, []).extend(_lines(members))
     return {scope: lines for scope, lines in scopes.items() if lines}
+
+
+def references_of(runs: Iterable[Run], scope: Scope) -> list[RowRuns]:
+    """Return the references for the rows of a scope: those of its data set, with its segmentation network."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        same_network = run.scope[-3:] == scope[-3:]
+        if run.reference and run.dataset == scope.dataset and (same_network or run.reference != BOUND):
+            found.setdefault(run.reference, []).append(run)
+    return [RowRuns(name, "", REFERENCE, tuple(_once(found[name])), ()) for name in REFERENCES if name in found]
+
+
+def _once(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs by seed, each once: several sweeps may have measured the same, with the same stages."""
+    kept: list[Run] = []
+    for run in sorted(runs, key=lambda run: (run.status != "complete", -len(run.stages), run.sweep)):
+        others = [other for other in kept if other.seed == run.seed]
+        if not any(run.status != "complete" or run.stages.keys() <= other.stages.keys() for other in others):
+            kept.append(run)
+    return sorted(kept, key=lambda run: run.seed)
 
 
 def _lines(cell: Sequence[Run]) -> list[RowRuns]:

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 from seedbed.benchmark.evaluation.bootstrap import ranks_of
 from seedbed.benchmark.evaluation.records import RecordName
-from seedbed.leaderboard.analysis.grouping import BOTH, RowRuns, rows_by_scope, seconds_by_device, spent
+from seedbed.leaderboard.analysis.grouping import (
+    BOTH,
+    BOUND,
+    REFERENCE,
+    RowRuns,
+    references_of,
+    rows_by_scope,
+    seconds_by_device,
+    spent,
+)
 from seedbed.leaderboard.analysis.summary import Summary, highest, paired_gain, summarise
 from seedbed.leaderboard.data.conditions import RANK_NEEDS, Scope, column_names, shown
 from seedbed.leaderboard.data.measures import MEASURES, PSEUDO_MASK, VAL, Measure, measures
@@ -20,13 +29,24 @@ from seedbed.leaderboard.data.snapshot import Run
 
 SEEDS_NEEDED = 3
 NOTHING = "–"
+TITLES = {
+    "fully_supervised": "fully supervised",
+    "background": "background only",
+    "whole_image": "tags + whole image",
+}
+"""The names of the references in the tables."""
+MEASURED_OF = {"fully_supervised": (VAL,), "background": (PSEUDO_MASK, VAL), "whole_image": (PSEUDO_MASK,)}
+"""What is measured of each reference; a missing one lacks only this."""
 UNCOUNTED = "no counted pixel"
 """Shown instead of an mIoU if every true pixel of the split is 255."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a method and a refiner at `default` settings, at the `best` of a search, or at both if equal."""
+    """One row: a method and a refiner at `default` settings, at the `best` of a search, or at both if equal.
+
+    A reference has its name as method, no refiner, and the settings `reference`. It has no rank and no bars.
+    """
 
     method: str
     refiner: str
@@ -54,6 +74,8 @@ class Row:
     """Why the row is not ranked."""
     notes: tuple[str, ...]
     """Remarks that do not prevent a rank."""
+    share: float | None = None
+    """Its mIoU on `val` by that of the same network trained on true masks, with the same seeds."""
     rank: int | None = None
     marked: frozenset[str] = frozenset()
     """The measures in which it is the best of its group, or cannot be told apart from the first (marks.py)."""
@@ -61,7 +83,17 @@ class Row:
     @property
     def name(self) -> str:
         """Return the row's name for a sentence."""
-        return f"{self.method} + {self.refiner}, {self.settings}"
+        return self.title if self.reference else f"{self.method} + {self.refiner}, {self.settings}"
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is a reference."""
+        return self.settings == REFERENCE
+
+    @property
+    def title(self) -> str:
+        """Return the name of the method, or what the reference is."""
+        return TITLES[self.method] if self.reference else self.method
 
     def at(self, settings: str) -> bool:
         """Return whether the row has these settings, `default` or `best`."""
@@ -78,6 +110,13 @@ class Group:
     rows: tuple[Row, ...]
     caveat: str = ""
     """Which ranked rows could not be compared with the first, and why; empty if all could."""
+    references: tuple[Row, ...] = ()
+    """Rows to judge the others by; they are not ranked and not compared."""
+
+    @property
+    def all_rows(self) -> tuple[Row, ...]:
+        """All rows of the group's tables, references last."""
+        return self.rows + self.references
 
     @property
     def classes(self) -> list[str]:
@@ -101,27 +140,62 @@ class Board:
 
 def board_of(runs: Sequence[Run]) -> Board:
     """Return the leaderboard of a snapshot's runs."""
-    conditions = column_names(name for run in runs for name in run.conditions)
+    of_methods = [run for run in runs if not run.reference]
+    conditions, bounds = column_names(name for run in of_methods for name in run.conditions), _bounds(runs)
     return Board(
         sweep=", ".join(sorted({run.sweep for run in runs})),
         trials=max((run.trials for run in runs), default=0),
-        seeds=tuple(sorted({run.seed for run in runs if run.phase == "confirm"})),
+        seeds=tuple(sorted({run.seed for run in of_methods if run.phase == "confirm"})),
         hardware=tuple(_known(run.hardware for run in runs)),
         code=tuple(_known(run.code for run in runs)),
-        groups=tuple(_group(scope, lines, conditions) for scope, lines in rows_by_scope(runs).items()),
+        groups=tuple(
+            _group(scope, lines, references_of(runs, scope), conditions, bounds)
+            for scope, lines in rows_by_scope(runs).items()
+        ),
     )
 
 
-def _group(scope: Scope, lines: list[RowRuns], conditions: Sequence[str]) -> Group:
+Bounds = Mapping[tuple[str, str, int], float]
+"""The mIoU on `val` of networks trained on true masks, by sweep, data set and seed.
+
+Within a sweep they differ from the methods' networks only in the masks that they are trained on.
+"""
+
+
+def _bounds(runs: Iterable[Run]) -> Bounds:
+    bounds = {(r.sweep, r.dataset, r.seed): VAL.of(r) for r in runs if r.reference == BOUND}
+    return {place: value for place, value in bounds.items() if value is not None}
+
+
+def _group(
+    scope: Scope,
+    lines: list[RowRuns],
+    references: Sequence[RowRuns],
+    conditions: Sequence[str],
+    bounds: Bounds,
+) -> Group:
     confirmed = [run for line in lines for run in line.confirm]
     present = [m for m in MEASURES if any(m.of(run) is not None or m.uncounted(run) for run in confirmed)]
     measure = measures(confirmed)[scope]
     bars = _bars_of_group(scope, lines)
     defaults = {(line.method, line.refiner): line for line in lines if line.settings in ("default", BOTH)}
     rows = [
-        _row(line, defaults.get((line.method, line.refiner)), present, measure, conditions, bars) for line in lines
+        _row(line, defaults.get((line.method, line.refiner)), present, measure, conditions, bars, bounds)
+        for line in lines
     ]
-    return Group(scope, measure, _ranked(rows, measure))
+    apart = tuple(_reference(line, present, measure, conditions, bounds) for line in references)
+    return Group(scope, measure, _ranked(rows, measure), references=apart)
+
+
+def _reference(
+    line: RowRuns, present: list[Measure], measure: Measure, conditions: Sequence[str], bounds: Bounds
+) -> Row:
+    """Return the row of a reference. What is wrong with it is a note: it is not ranked anyway."""
+    own = [m for m in present if m in MEASURED_OF[line.method]]
+    row = _row(line, None, own, measure, conditions, [], bounds)
+    return replace(
+        row, ranked_on=NOTHING, bars=(), notes=(*_unfinished(line.confirm), *_repeated(line), *row.notes)
+    )
 
 
 def _bars_of_group(scope: Scope, lines: list[RowRuns]) -> list[str]:
@@ -141,6 +215,7 @@ def _row(
     measure: Measure,
     conditions: Sequence[str],
     bars: list[str],
+    bounds: Bounds,
 ) -> Row:
     status = _status(line.confirm)
     values = {m.name: _value(line, m, status) if m in present else NOTHING for m in MEASURES}
@@ -170,7 +245,25 @@ def _row(
         status=status,
         bars=(*_unfinished(line.confirm), *_bars(line, told), *bars),
         notes=tuple(_notes(line)),
+        share=_share(line, bounds) if status == "complete" else None,
     )
+
+
+def _share(line: RowRuns, bounds: Bounds) -> float | None:
+    """Return the mean mIoU on `val` by the mean bound with the same seeds; None if a seed lacks either.
+
+    A reference without a network has one seed for all, so all seeds of the bound count.
+    """
+    own = [VAL.of(run) for run in line.confirm]
+    if line.settings == REFERENCE and line.method != BOUND:
+        places = {(run.sweep, run.dataset) for run in line.confirm}
+        paired = [value for place, value in bounds.items() if place[:2] in places]
+    else:
+        paired = [bounds.get((run.sweep, run.dataset, run.seed)) for run in line.confirm]
+    values, limits = ([value for value in found if value is not None] for found in (own, paired))
+    if not limits or len(values) < len(own) or len(limits) < len(paired) or not any(limits):
+        return None
+    return summarise(values).mean / summarise(limits).mean
 
 
 def _status(confirm: Sequence[Run]) -> str:
@@ -222,11 +315,8 @@ def _unfinished(confirm: Sequence[Run]) -> list[str]:
 
 
 def _bars(line: RowRuns, conditions: Mapping[str, Sequence[str]]) -> list[str]:
-    bars = []
+    bars = _repeated(line)
     seeds = [run.seed for run in line.confirm]
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if twice:
-        bars.append(f"{_seeds(twice)} ran more than once")
     if len(set(seeds)) < SEEDS_NEEDED:
         bars.append(f"{_count(len(set(seeds)), 'seed')}, and {SEEDS_NEEDED} are needed")
     if any(run.status == "complete" for run in line.confirm):
@@ -239,6 +329,12 @@ def _bars(line: RowRuns, conditions: Mapping[str, Sequence[str]]) -> list[str]:
     if line.settings == "best" and not spent(line.search):
         bars.append("no search trial was recorded")
     return bars
+
+
+def _repeated(line: RowRuns) -> list[str]:
+    seeds = [run.seed for run in line.confirm]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    return [f"{_seeds(twice)} ran more than once"] if twice else []
 
 
 def _notes(line: RowRuns) -> list[str]:

@@ -54,9 +54,14 @@ def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:
 
 
 def _refuse_doubles(runs: Iterable[Run]) -> None:
-    """Raise DataError if two sweeps ran the same trials: the numbers of a row must be of one sweep."""
+    """Raise DataError if two sweeps ran the same trials: the numbers of a row must be of one sweep.
+
+    References are of all sweeps (leaderboard/analysis/grouping.py).
+    """
     owners: dict[tuple[object, ...], Run] = {}
     for run in runs:
+        if run.reference:
+            continue
         place = (*run.cell, run.phase) + ((run.settings, run.seed) if run.phase == "confirm" else ())
         other = owners.setdefault(place, run)
         if other.sweep != run.sweep:

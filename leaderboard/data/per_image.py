@@ -114,12 +114,15 @@ def collect_images(tracking_uri: str, sweeps: Sequence[str], snapshot: pa.Table)
 
 
 def files_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
-    """Return each complete confirming run that has the number that ranks its group, and its per-image file."""
-    ranked_by = measures(runs)
+    """Return each complete confirming run that has the number that ranks its group, and its per-image file.
+
+    The number of a reference is that on `val`, if it has one.
+    """
+    ranked_by = measures(run for run in runs if not run.reference)
     files = []
     for run in runs:
         if run.phase == "confirm" and run.status == "complete":
-            names = ranked_by[run.scope].records
+            names = (measures([run]) if run.reference else ranked_by)[run.scope].records
             record = next((name for name in names if run.metrics.get(str(name)) is not None), None)
             if record is not None:
                 files.append((run, file_name(record)))

@@ -12,6 +12,7 @@ version under `seedbed.results`. The columns:
 | crf_preset, multi_scale | settings of the dense CRF, scales of inference |
 | selection | how the threshold of the training masks was chosen |
 | tuning_masks | how many masks a choice of threshold or settings could see |
+| reference | the reference that was measured in place of a method (benchmark/trials/references.py) |
 | any other column of text | a condition that a setting is reported as (benchmark/trials/conditions.py) |
 | phase | `search`, or `confirm`: the trials that are reported |
 | settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
@@ -99,6 +100,11 @@ class Run:
     def cell(self) -> tuple[str, ...]:
         """The key of a search: everything that identifies a trial except settings, phase and seed."""
         return *self.scope, self.method, self.refiner
+
+    @property
+    def reference(self) -> str:
+        """The reference that the run measures (benchmark/trials/references.py); empty for a method."""
+        return self.conditions.get("reference", "")
 
     @property
     def stages(self) -> dict[str, float]:

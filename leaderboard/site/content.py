@@ -8,7 +8,7 @@ from functools import cached_property
 from seedbed.benchmark.paths import slug
 from seedbed.benchmark.studies.reported import ReportedPaper, ReportedTable
 from seedbed.benchmark.studies.result import StudyResult
-from seedbed.leaderboard.analysis.grouping import RowRuns, rows_by_scope
+from seedbed.leaderboard.analysis.grouping import RowRuns, references_of, rows_by_scope
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis
 from seedbed.leaderboard.data.conditions import Scope
@@ -39,14 +39,20 @@ class Content:
 
     @cached_property
     def rows_by_scope(self) -> dict[Scope, list[RowRuns]]:
-        """The runs of each row, by scope."""
-        return rows_by_scope(self.runs)
+        """The runs of each row, by scope, references last."""
+        found = rows_by_scope(self.runs)
+        return {scope: [*lines, *references_of(self.runs, scope)] for scope, lines in found.items()}
 
     @property
     def methods(self) -> list[str]:
         """The methods that have a page: those of the rows, of the studies and of the papers."""
         named = {row.method for group in self.board.groups for row in group.rows}
         return sorted(named | {study.method for study in self.studies} | {paper.method for paper in self.papers})
+
+    @property
+    def references(self) -> dict[str, str]:
+        """The titles of the references that have a page, by name."""
+        return {row.method: row.title for group in self.board.groups for row in group.references}
 
     @property
     def datasets(self) -> list[str]:
@@ -57,6 +63,11 @@ class Content:
 def method_page(method: str) -> str:
     """Return the path of a method's page."""
     return f"methods/{slug(method)}.html"
+
+
+def reference_page(reference: str) -> str:
+    """Return the path of a reference's page."""
+    return f"references/{slug(reference)}.html"
 
 
 def dataset_page(dataset: str) -> str:

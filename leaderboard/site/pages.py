@@ -39,6 +39,15 @@ from seedbed.leaderboard.tables.pairwise import all_pairs, average_table
 from seedbed.leaderboard.tables.study import side_by_side
 from seedbed.leaderboard.tables.table import sections
 
+REFERENCES = {
+    "fully_supervised": "The group's segmentation network, trained on true masks with the settings and random "
+    "seeds of the methods' networks: the upper bound. It is not ranked.",
+    "background": "Masks of background alone, made without a network. They are not ranked.",
+    "whole_image": "Masks that fill each image with its tag; of several, with the one that most training images "
+    "have. They are not ranked.",
+}
+"""What each reference is, for its page."""
+
 
 def pages(content: Content) -> Iterator[tuple[str, str]]:
     """Yield path and text of each page, the overview first."""
@@ -47,6 +56,8 @@ def pages(content: Content) -> Iterator[tuple[str, str]]:
     yield "gallery.html", _render("gallery.html", content)
     for method in content.methods:
         yield places.method_page(method), _method(content, method)
+    for reference, title in content.references.items():
+        yield places.reference_page(reference), _reference(content, reference, title)
     for dataset in content.datasets:
         yield places.dataset_page(dataset), _dataset(content, dataset)
     for study in content.studies:
@@ -64,27 +75,49 @@ def overview(content: Content) -> str:
 
 def _method(content: Content, method: str) -> str:
     known = method in METHODS.names()
+    page = places.method_page(method)
     return _render(
         "method.html",
         content,
         root="../",
         method=method,
         description=METHODS.description(method).split("\n\n") if known else [],
-        views=[_only(view, method) for view in content.views if _only(view, method).main],
-        repeats=[repeat for view in content.views for repeat in repeats(view, content.rows_by_scope, method)],
+        **_rows_of(content, page),
         figures=[figure for figure in content.analysis.figures if method in figure.methods],
         studies=[study for study in content.studies if study.method == method],
         papers=[paper for paper in content.papers if paper.method == method],
     )
 
 
-def _only(view: GroupView, method: str) -> GroupView:
-    """Return a group with the rows of one method; ranks and marks stay those of the whole group."""
+def _reference(content: Content, reference: str, title: str) -> str:
+    return _render(
+        "method.html",
+        content,
+        root="../",
+        method=title,
+        description=[REFERENCES[reference]],
+        **_rows_of(content, places.reference_page(reference)),
+        figures=[],
+        studies=[],
+        papers=[],
+    )
+
+
+def _rows_of(content: Content, page: str) -> dict[str, Any]:
+    """Return what a page shows of the rows of its method or reference."""
+    return {
+        "views": [_only(view, page) for view in content.views if _only(view, page).main],
+        "repeats": [repeat for view in content.views for repeat in repeats(view, content.rows_by_scope, page)],
+    }
+
+
+def _only(view: GroupView, page: str) -> GroupView:
+    """Return a group with the rows of one page; ranks and marks stay those of the whole group."""
     return replace(
         view,
-        main=tuple(line for line in view.main if line.row.method == method),
-        all=tuple(line for line in view.all if line.row.method == method),
-        heat=tuple(heat for heat in view.heat if heat.line.row.method == method),
+        main=tuple(line for line in view.main if line.page == page),
+        all=tuple(line for line in view.all if line.page == page),
+        heat=tuple(heat for heat in view.heat if heat.line.page == page),
     )
 
 

@@ -13,6 +13,7 @@ from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis
 from seedbed.leaderboard.analysis.summary import Summary
 from seedbed.leaderboard.data.conditions import Scope
+from seedbed.leaderboard.data.measures import VAL
 from seedbed.leaderboard.data.snapshot import Run
 from seedbed.leaderboard.tables.columns import (
     GAIN,
@@ -21,6 +22,7 @@ from seedbed.leaderboard.tables.columns import (
     RANK,
     REFINER,
     SETTINGS,
+    SHARE,
     TIME,
     RowColumn,
     columns_of,
@@ -124,6 +126,11 @@ class Repeat:
         return any(command for _, command in self.commands)
 
 
+def page_of(row: Row) -> str:
+    """Return the path of the page of a row's method, or of a reference."""
+    return f"{'references' if row.reference else 'methods'}/{slug(row.method)}.html"
+
+
 def group_views(board: Board, analysis: Analysis) -> list[GroupView]:
     """Return the groups of a board, each with its analysis."""
     pairs = zip(board.groups, analysis.groups, strict=True)
@@ -133,7 +140,9 @@ def group_views(board: Board, analysis: Analysis) -> list[GroupView]:
 def main_columns(group: Group) -> list[RowColumn]:
     """Return the columns of a group's main table."""
     beside = [MEASURED[name] for name in BESIDE if name != group.measure.name]
-    return [RANK, METHOD, REFINER, SETTINGS, MEASURED[group.measure.name], *beside, GAIN, TIME]
+    columns = [RANK, METHOD, REFINER, SETTINGS, MEASURED[group.measure.name], *beside, GAIN, TIME]
+    columns.insert(columns.index(MEASURED[VAL.name]) + 1, SHARE)
+    return columns
 
 
 def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
@@ -142,8 +151,8 @@ def _view(number: int, group: Group, analysis: GroupAnalysis) -> GroupView:
 
     def lines(make: Callable[[int, Row], Iterable[PageCell]]) -> tuple[Line, ...]:
         return tuple(
-            Line(row, tuple(make(index, row)), f"methods/{slug(row.method)}.html", f"row-{number}-{index + 1}")
-            for index, row in enumerate(group.rows)
+            Line(row, tuple(make(index, row)), page_of(row), f"row-{number}-{index + 1}")
+            for index, row in enumerate(group.all_rows)
         )
 
     main = lines(lambda index, row: [_main_cell(index, row, column, group, analysis) for column in columns])
@@ -219,6 +228,8 @@ def sort_value(row: Row, column: RowColumn) -> str:
         return repr(summary.mean)
     if column is RANK:
         return "" if row.rank is None else str(row.rank)
+    if column is SHARE:
+        return "" if row.share is None else repr(row.share)
     if column is TIME:
         return repr(round(sum(row.seconds.values()))) if row.seconds else ""
     return ""
@@ -228,10 +239,10 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def repeats(view: GroupView, lines: Mapping[Scope, Sequence[RowRuns]], method: str) -> list[Repeat]:
-    """Return how to repeat each row of a method in a group."""
+def repeats(view: GroupView, lines: Mapping[Scope, Sequence[RowRuns]], page: str) -> list[Repeat]:
+    """Return how to repeat each row of a page, that of a method or a reference, in a group."""
     own = {(line.method, line.refiner, line.settings): line for line in lines.get(view.group.scope, ())}
-    found = [line for line in view.main if line.row.method == method]
+    found = [line for line in view.main if line.page == page]
     return [_repeat(line, view, own.get((line.row.method, line.row.refiner, line.row.settings))) for line in found]
 
 
@@ -246,7 +257,7 @@ def _repeat(line: Line, view: GroupView, entry: RowRuns | None) -> Repeat:
         digests=_known(run.data_digest for run in own),
         hardware=_known(run.hardware for run in own),
         time=time(row),
-        settings=() if row.at("default") else _parameters(own),
+        settings=() if row.reference or row.at("default") else _parameters(own),
         remarks=(*(f"not ranked: {bar}" for bar in row.bars), *row.notes),
     )
 
@@ -270,4 +281,5 @@ def main_table(view: GroupView) -> Table:
         return cell.text + spread + (f" {cell.detail}" if cell.detail.startswith("[") else "")
 
     columns = [Column(heading.title, heading.meaning, number=heading.number) for heading in view.headings]
-    return text_table(columns, [[text(cell) for cell in line.cells] for line in view.main])
+    rows = [[text(cell) for cell in line.cells] for line in view.main]
+    return text_table(columns, rows, apart=len(view.group.references))

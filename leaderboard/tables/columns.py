@@ -76,6 +76,11 @@ def gain(row: Row) -> str:
     return mean + ("" if row.gain.std is None else f" ± {100 * row.gain.std:.2f}")
 
 
+def share(row: Row) -> str:
+    """Return "91.3", in percent."""
+    return NOTHING if row.share is None else f"{100 * row.share:.1f}"
+
+
 def _measure(name: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         value = row.values[name]
@@ -95,11 +100,14 @@ RANK = RowColumn(
     number=True,
     text=lambda row: NOTHING if row.rank is None else str(row.rank),
 )
-METHOD = RowColumn("Method", "the method that makes the localisation maps", text=lambda row: row.method)
-REFINER = RowColumn("Refiner", "the refiner that turns them into pseudo-masks", text=lambda row: row.refiner)
+METHOD = RowColumn("Method", "the method that makes the localisation maps", text=lambda row: row.title)
+REFINER = RowColumn(
+    "Refiner", "the refiner that turns them into pseudo-masks", text=lambda row: row.refiner or NOTHING
+)
 SETTINGS = RowColumn(
     "Settings",
-    "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better",
+    "`default`, or the `best` of a search that saw `tune` alone; `default = best`: the search found none better; "
+    "`reference`: not a method, and not ranked",
     text=lambda row: row.settings,
 )
 MEASURED = {
@@ -113,6 +121,13 @@ MEASURED = {
     )
     for measure in MEASURES
 }
+SHARE = RowColumn(
+    "Share",
+    "val mIoU in percent of that of the same network trained on true masks with the same random seeds",
+    "Segmentation",
+    number=True,
+    text=share,
+)
 GAIN = RowColumn(
     "Gain",
     "best − default in points, paired by random seed: on `val`, or on the pseudo-masks if there is no network",
@@ -140,7 +155,7 @@ RANKED_ON = RowColumn("Ranked on", "the split that decides the rank", "Condition
 @functools.cache
 def all_columns(conditions: tuple[str, ...]) -> tuple[RowColumn, ...]:
     """Return the columns of rows with these conditions (leaderboard/data/conditions.py: columns)."""
-    first = (RANK, METHOD, REFINER, SETTINGS, *MEASURED.values(), GAIN, TIME, TRIALS, SEEDS)
+    first = (RANK, METHOD, REFINER, SETTINGS, *MEASURED.values(), SHARE, GAIN, TIME, TRIALS, SEEDS)
     return (*first, *map(_condition, conditions), RANKED_ON)
 
 
@@ -202,16 +217,17 @@ def group_table(group: Group, analysis: GroupAnalysis | None = None) -> Table:
     columns = columns_of(group, analysis)
     measured = [
         ((i, j), row.values[column.measure], column.measure in row.marked)
-        for i, row in enumerate(group.rows)
+        for i, row in enumerate(group.all_rows)
         for j, column in enumerate(columns)
         if column.measure
     ]
     return text_table(
         columns,
-        [[column.text(row) for column in columns] for row in group.rows],
+        [[column.text(row) for column in columns] for row in group.all_rows],
         group_title(group),
         marked=[place for place, _, marked in measured if marked],
         missing=[place for place, value, _ in measured if isinstance(value, str) and value != NOTHING],
+        apart=len(group.references),
     )
 
 
@@ -270,7 +286,7 @@ def ranking(group: Group) -> str:
 
 def remarks(group: Group) -> Iterator[tuple[str, str]]:
     """Yield the name of each row with remarks, and why it has no rank or what a reader should know."""
-    for row in group.rows:
+    for row in group.all_rows:
         if row.bars:
             yield row.name, f"not ranked: {'; '.join(row.bars)}"
         if row.notes:

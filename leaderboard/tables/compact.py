@@ -15,6 +15,7 @@ from seedbed.leaderboard.tables.columns import (
     RANK,
     REFINER,
     SETTINGS,
+    SHARE,
     TIME,
     RowColumn,
     group_title,
@@ -24,18 +25,20 @@ from seedbed.leaderboard.tables.columns import (
 from seedbed.leaderboard.tables.table import text_table
 
 WIDTH = 118
+MAPS = MEASURED["maps_mIoU_tuned"]
 COMPACT = (
     RANK,
     METHOD,
     REFINER,
     SETTINGS,
-    MEASURED["maps_mIoU_tuned"],
+    MAPS,
     MEASURED["pseudo_mask_mIoU"],
     MEASURED["val_mIoU"],
+    SHARE,
     GAIN,
     TIME,
 )
-COMPACT_TITLES = ("#", "method", "refiner", "settings", "maps", "pseudo-masks", "val", "gain", "time")
+COMPACT_TITLES = ("#", "method", "refiner", "settings", "maps", "pseudo-masks", "val", "share", "gain", "time")
 
 
 def leaderboard(board: Board) -> str:
@@ -49,7 +52,8 @@ def leaderboard(board: Board) -> str:
 
 
 def _group(group: Group) -> str:
-    shown = text_table(COMPACT, [[_cell(row, column) for column in COMPACT] for row in group.rows])
+    rows = [[_cell(row, column) for column in COMPACT] for row in group.all_rows]
+    shown = text_table(COMPACT, rows, apart=len(group.references))
     title = f"{group_title(group)} · ranked by {ranked_by(group)}"
     lines = [*textwrap.wrap(title, WIDTH, subsequent_indent="  "), *terminal.table(shown, COMPACT_TITLES)]
     texts = [group.caveat] if group.caveat else []
@@ -61,5 +65,7 @@ def _group(group: Group) -> str:
 def _cell(row: Row, column: RowColumn) -> str:
     if not isinstance(row.values.get(column.measure), Summary):
         return column.text(row)
+    # The maps' spread is left out: a terminal has no room for it.
+    text = column.text(row).partition(" ±")[0] if column is MAPS else column.text(row)
     # The mark stands to the right of the number, so that the numbers are aligned.
-    return column.text(row) + (" *" if column.measure in row.marked else "  ")
+    return text + (" *" if column.measure in row.marked else "  ")

@@ -27,7 +27,7 @@ def leaderboard(board: Board, analysis: Analysis | None = None) -> str:
     rows = [
         _flat(board, group, row) | ({} if own is None else _limits(group, own, index))
         for group, own in zip(board.groups, analyses, strict=True)
-        for index, row in enumerate(group.rows)
+        for index, row in enumerate(group.all_rows)
     ]
     beside = dict.fromkeys(name for own in analyses if own is not None for name in own.beside)
     limits = [*_LIMITS, *(f"{name}_{side}" for name in beside for side in ("low", "high"))]
@@ -41,7 +41,7 @@ def _names(board: Board) -> list[str]:
     return [
         *("sweep", *scope_names(board), "rank", "method", "refiner", "settings"),
         *(f"{measure.name}_{part}" for measure in MEASURES for part in ("mean", "std")),
-        *("gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
+        *("share_of_bound", "gain_on", "gain_mean", "gain_std", "gpu_hours", "cpu_hours"),
         *("trials_complete", "trials_pruned", "trials_failed", "random_seeds", *conditions, "evaluation"),
         *("status", "not_ranked_because", "marked", "notes"),
     ]
@@ -68,6 +68,7 @@ def _flat(board: Board, group: Group, row: Row) -> dict[str, object]:
         "method": row.method,
         "refiner": row.refiner,
         "settings": row.settings,
+        "share_of_bound": row.share,
         "gain_on": row.gain_on,
         "gpu_hours": _hours(row, gpu=True),
         "cpu_hours": _hours(row, gpu=False),

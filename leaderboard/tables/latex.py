@@ -70,7 +70,8 @@ def table(shown: Table) -> list[str]:
         *_sections(shown.columns),
         _line(map(escape, shown.titles)),
         "\\midrule",
-        *map(_line, rows),
+        *map(_line, rows[: len(rows) - shown.apart]),
+        *(["\\midrule", *map(_line, rows[len(rows) - shown.apart :])] if shown.apart else []),
         "\\bottomrule",
         "\\end{tabular}",
     ]

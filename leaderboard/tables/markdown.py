@@ -22,14 +22,23 @@ from seedbed.leaderboard.tables.table import Column, Table
 
 
 def table(shown: Table, headings: Sequence[str] | None = None) -> list[str]:
-    """Return a table as lines; `headings`, already Markdown, replace the titles of its columns."""
+    """Return a table as lines; `headings`, already Markdown, replace the titles of its columns.
+
+    Rows that are set apart are in italics.
+    """
     header = list(map(escape, shown.titles)) if headings is None else headings
     rule = ["---:" if column.number else "---" for column in shown.columns]
+    plain = len(shown.rows) - shown.apart
     rows = [
-        [f"**{escape(text)}**" if (i, j) in shown.marked else escape(text) for j, text in enumerate(texts)]
+        [_text(text, (i, j) in shown.marked, i >= plain) for j, text in enumerate(texts)]
         for i, texts in enumerate(shown.rows)
     ]
     return [f"| {' | '.join(line)} |" for line in (header, rule, *rows)]
+
+
+def _text(text: str, bold: bool, italic: bool) -> str:
+    mark = "**" if bold else "*" if italic and text else ""
+    return f"{mark}{escape(text)}{mark}"
 
 
 def escape(text: str) -> str:

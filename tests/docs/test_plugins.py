@@ -71,7 +71,8 @@ def test_every_command_of_the_page_works(folder, monkeypatch):
     shown, _, run, sweep, _ = outputs.values()
     assert "toy: Toy: CAM whose classifier is trained with the focal loss." in shown
     assert "run toy-none-chimera-" in run
-    assert "1 of 1 trials finished" in sweep
+    # Two of them are references: masks of background, and of whole images.
+    assert "3 of 3 trials finished" in sweep
     (copied,) = (folder / "seedbed-work/sweeps/toy/plugins").rglob("*.py")
     assert copied.read_bytes() == (folder / "toy.py").read_bytes()
     assert "Toy: CAM whose classifier" in (folder / "board/methods/toy.html").read_text()

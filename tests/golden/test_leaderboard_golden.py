@@ -43,7 +43,7 @@ def tracked() -> list[tuple[dict[str, str], dict[str, float]]]:
         pairs = [pair.split(":") for pair in tags["stages"].split()]
         tags["stages"] = json.dumps({key: float(seconds) for key, seconds in pairs})
         cell = cells[row["dataset"], row["method"], row["refiner"]]
-        tags |= {name: str(value) for name, value in cell.items() if name != "segment"}
+        tags |= {name: str(value) for name, value in cell.items() if name not in ("segment", "seeds")}
         place = (tags[name] for name in ("dataset", "method", "refiner", "phase", "settings", "number", "seed"))
         tags |= {
             "selection": "tuned",

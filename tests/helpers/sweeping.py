@@ -18,7 +18,10 @@ SHORT = {"TrainCam.epochs": 1, "TrainSegmentation.epochs": 1}
 
 
 def small(root: Path, **changes: Any) -> SweepSettings:
-    """Return the settings of a sweep of CAM over one tiny data set, with as little training as there can be."""
+    """Return the settings of a sweep of CAM over one tiny data set, with as little training as there can be.
+
+    It has no references unless `references=True`.
+    """
     return settings_of(
         {
             "name": "small",
@@ -28,6 +31,7 @@ def small(root: Path, **changes: Any) -> SweepSettings:
             "trials": 2,
             "seeds": [0, 1],
             "settings": SHORT,
+            "references": False,
             **changes,
         }
     )

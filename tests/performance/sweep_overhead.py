@@ -37,6 +37,7 @@ def rows() -> Iterator[Row]:
                 "window": 8,
                 "seeds": [0],
                 "segment": False,
+                "references": False,
                 "tune": ["threshold"],
                 "settings": {"TrainCam.epochs": 1},
             }

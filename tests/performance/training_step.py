@@ -12,12 +12,13 @@ from functools import partial
 
 import torch
 
-from seedbed.benchmark.training.precision import fastest, training_layout
+from seedbed.benchmark.training.precision import chosen, training_layout
 from seedbed.methods.cam import CamNetwork, multi_label_soft_margin
 from tests.helpers.measurement import Row, least_seconds, print_table
 
 BATCH, SIDE, CLASSES = 4, 224, 20
 LAYOUTS = {torch.contiguous_format: "channels first", torch.channels_last: "channels last"}
+BACKBONES = ("squeezenet", "resnet18", "resnet50", "vgg16", "efficientnet_lite0")
 FROZEN = ("vgg16", "resnet50")
 
 
@@ -26,7 +27,6 @@ def step(
     layout: torch.memory_format = torch.contiguous_format,
     precision: str = "fp32",
     frozen: bool = True,
-    side: int = SIDE,
 ) -> Callable[[], None]:
     """Return a function that runs forward and backward pass and the optimiser's step."""
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def step(
         layers.requires_grad_(False)
     network.to(memory_format=layout)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3)
-    images = (255 * torch.rand(BATCH, 3, side, side)).contiguous(memory_format=layout)
+    images = (255 * torch.rand(BATCH, 3, SIDE, SIDE)).contiguous(memory_format=layout)
     tags = torch.zeros(BATCH, CLASSES)
     context = partial(torch.autocast, "cpu", torch.bfloat16) if precision == "bf16" else nullcontext
 
@@ -50,24 +50,18 @@ def step(
 
 
 def rows() -> Iterator[Row]:
-    """Measure the choices for a CPU."""
-    chosen = training_layout("cpu", "fp32")
-    (other,) = LAYOUTS.keys() - {chosen}
-    for backbone in ("squeezenet", "resnet50", "vgg16"):
-        least = least_seconds({name: step(backbone, layout) for layout, name in LAYOUTS.items()})
-        what = f"Training step, {backbone}, fp32, {LAYOUTS[chosen]}"
-        yield Row(what, "s", least[LAYOUTS[chosen]], LAYOUTS[other], least[LAYOUTS[other]])
+    """Measure what is chosen for a CPU against float32 with channels first, and frozen early layers."""
+    for backbone in BACKBONES:
+        precision = chosen("auto", "cpu", [backbone])
+        layout = training_layout(CamNetwork(backbone, CLASSES, 16, 0.0, pretrained=True), "cpu", precision)
+        tasks = {"chosen": step(backbone, layout, precision), "plain": step(backbone)}
+        least = least_seconds(tasks)
+        what = f"Training step, {backbone}, {precision} and {LAYOUTS[layout]} (auto)"
+        yield Row(what, "s", least["chosen"], "fp32 and channels first", least["plain"])
     for backbone in FROZEN:
         least = least_seconds({"frozen": step(backbone), "trained": step(backbone, frozen=False)})
         what = f"Training step, {backbone}, early layers frozen"
         yield Row(what, "s", least["frozen"], "all layers trained", least["trained"])
-    auto = fastest("cpu")
-    (slower,) = {"fp32", "bf16"} - {auto}
-    precisions = {
-        name: step("squeezenet", training_layout("cpu", name), name, side=96) for name in ("fp32", "bf16")
-    }
-    least = least_seconds(precisions)
-    yield Row(f"Training step, squeezenet, 96 pixels, {auto} (auto)", "s", least[auto], slower, least[slower])
 
 
 if __name__ == "__main__":

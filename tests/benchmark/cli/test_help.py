@@ -58,5 +58,5 @@ def test_the_defaults_of_a_sweep_are_those_of_its_settings():
         # A switch is off unless it is given.
         if field.name in parameters and isinstance(field.default, int | tuple) and field.default is not False:
             values = field.default if isinstance(field.default, tuple) else (field.default,)
-            shown = "segment" if field.name == "segment" else " ".join(map(str, values))
+            shown = field.name if field.default is True else " ".join(map(str, values))
             assert f"[default: ({shown}" in line_of(parameters[field.name], text), field.name

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import CHECKOUT
@@ -117,7 +118,8 @@ class Sweep:
         runs = client.search_runs([experiment.experiment_id], max_results=1000)
         keys = Counter(run.data.tags["seedbed.key"] for run in runs)
         assert max(keys.values()) == 1
-        assert len(keys) == 1 + 2 * (3 + 4)
+        # References: the network on true masks with two seeds, background, whole images.
+        assert len(keys) == 1 + 2 * (3 + 4) + 4
         unfinished = [(r.info.status, r.data.tags) for r in runs if r.info.status != "FINISHED"]
         assert not unfinished, f"{unfinished}\n{self.output()}"
         storage = f"sqlite:///{self.work}/sweeps/s/studies.db"
@@ -156,9 +158,37 @@ def test_a_sweep_runs_every_cell_and_records_everything(straight):
     text = tables["leaderboard.md"].decode()
     assert "crf" in text
     assert "none" in text
-    assert "14 of 14 trials finished" in sweep.output()
-    assert re.search(r"\[3/14\] cam × \w+ × chimera-voc: .* (min|s) left", sweep.output())
-    assert re.search(r"\[\d+/14\] .*: best, seed 1  val mIoU \d", sweep.output())
+    assert "18 of 18 trials finished" in sweep.output()
+    assert re.search(r"\[3/18\] cam × \w+ × chimera-voc: .* (min|s) left", sweep.output())
+    assert re.search(r"\[\d+/18\] .*: best, seed 1  val mIoU \d", sweep.output())
+    assert re.search(r"\[\d+/18\] fully_supervised × chimera-voc: default, seed 1  val mIoU \d", sweep.output())
+
+
+def test_references_are_on_the_leaderboard_without_ranks_and_comparisons(straight):
+    sweep, tables = straight
+    rows = json.loads(tables["leaderboard.csv"])
+    references = {row["method"]: row for row in rows if row["settings"] == "reference"}
+    assert (
+        [row["method"] for row in rows[-3:]] == ["fully_supervised", "background", "whole_image"] == [*references]
+    )
+    bound = float(references["fully_supervised"]["val_mIoU_mean"])
+    assert references["fully_supervised"]["random_seeds"] == "0 1"
+    assert references["fully_supervised"]["share_of_bound"] == "1.0"
+    assert references["background"]["val_mIoU_std"] == references["whole_image"]["val_mIoU_mean"] == ""
+    for row in rows[:-1]:
+        assert float(row["share_of_bound"]) == pytest.approx(float(row["val_mIoU_mean"]) / bound)
+    assert all(float(row["pseudo_mask_mIoU_mean"]) > 0 for row in rows if row["method"] != "fully_supervised")
+    assert not {row["rank"] for row in references.values()} - {""}
+    compared = (sweep.folder / "board" / "comparisons.csv").read_text()
+    assert "cam" in compared
+    assert not any(name in compared for name in references)
+    # Their statistics are published like those of the other rows.
+    images = pq.read_table(sweep.folder / "board" / "per_image.parquet")
+    keys = {path.parent.name for path in sweep.work.glob("sweeps/s/trials/*/result.json")}
+    searched = {
+        p.parent.name for p in sweep.work.glob("sweeps/s/trials/*/job.json") if '"search"' in p.read_text()
+    }
+    assert {*images["key"].to_pylist()} == keys - searched
 
 
 def test_the_same_command_again_ends_at_once_without_ray(straight):
@@ -202,7 +232,7 @@ def test_other_settings_under_the_same_name_are_refused(straight):
 def test_a_dry_run_tells_cells_shared_stages_and_cost(straight):
     sweep, _ = straight
     text = sweep.run_here(*[word if word != "s" else "planned" for word in sweep.words], "--dry-run")
-    assert "trials: 14, cells: 2" in text
+    assert "trials: 18, cells: 2, references: 3" in text
     line = next(line for line in text.splitlines() if line.startswith("TrainCam "))
     needed, shared = map(int, line.split()[1:3])
     assert needed == 14
@@ -403,7 +433,7 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
         image.write_bytes(image.read_bytes()[: image.stat().st_size * 3 // 4])
     sweep = Sweep(tmp_path, data)
     sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
-    sizes = ["--trials", "0", "--seeds", "0", "1", "--refiners", "none", "--no-segment"]
+    sizes = ["--trials", "0", "--seeds", "0", "1", "--refiners", "none", "--no-segment", "--no-references"]
     sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1", code=3)
     assert "2 of 4 trials finished, 2 failed" in sweep.output()
     assert "`seedbed sweep --resume s --work" in sweep.output()

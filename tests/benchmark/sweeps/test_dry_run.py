@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +120,10 @@ def test_a_dry_run_writes_nothing_and_generates_nothing(tmp_path, monkeypatch):
     for name in ("chimera", "chimera-voc", "chimera-coco"):
         text = sweep("--datasets", name)
         assert f"not known: the content of {name}, which the sweep will generate" in text
-        assert "trials: 4, cells: 1" in text
+        # The network on true masks has one trial, and so has each of the two references without a network.
+        assert "trials: 7, cells: 1, references: 3" in text
+        assert re.search(rf"^fully_supervised × {name} +0 +1 +nothing$", text, re.MULTILINE)
+        assert "trials: 4, cells: 1\n" in sweep("--datasets", name, "--no-references")
         assert "estimate: none" in text
         assert "not timed yet" in text
     study = ["study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", str(tmp_path / "work")]

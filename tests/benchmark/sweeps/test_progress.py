@@ -1,4 +1,4 @@
-"""What a user is told while a sweep runs and when it is over, and its exit code."""
+"""What a user and listeners are told while a sweep runs and when it is over, and its exit code."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typer.testing import CliRunner
 
 from seedbed.benchmark.cli.main import app
 from seedbed.benchmark.cli.sweep import INCOMPLETE
+from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import Record, write_records
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.sweeps import driver
 from seedbed.benchmark.sweeps.plan import plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepProgress, SweepResult, duration, ranked_number, time_left
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome
-from tests.helpers.sweeping import end, scheduler_of, small
+from tests.helpers.sweeping import end, run_to_its_end, scheduler_of, small
 
 CAM, IRN = Cell("cam", "none", "voc2012"), Cell("cam", "irn", "voc2012")
 
@@ -241,3 +243,53 @@ def test_an_outcome_of_an_earlier_version_is_read(tmp_path):
 
     (tmp_path / "result.json").write_text('{"key": "k", "status": "complete"}')
     assert read_outcome(tmp_path) == Outcome("k", "complete")
+
+
+# What the driver tells the listeners of a sweep
+
+
+class Notes:
+    """A listener that records its calls."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, object]] = []
+
+    def sweep_started(self, folder) -> None:
+        assert (folder / "sweep.json").exists()
+        self.told.append(("started", folder))
+
+    def trial_ended(self, trial) -> None:
+        assert (trial / "result.json").exists()
+        self.told.append(("ended", trial))
+
+    def sweep_stopped(self, finished) -> None:
+        self.told.append(("stopped", finished))
+
+
+@pytest.fixture
+def two_seeds(chimera_root):
+    return small(chimera_root, refiners=["none"], trials=0, seeds=[0, 1])
+
+
+def test_a_finished_sweep_starts_and_stops(two_seeds, tmp_path):
+    run_to_its_end(scheduler_of(two_seeds, tmp_path))
+    notes = Notes()
+    result = driver.run_sweep(two_seeds, WorkFolder(tmp_path), [notes])
+    assert notes.told == [("started", result.folder), ("stopped", True)]
+
+
+def test_each_trial_is_told_and_a_sweep_that_breaks_is_not_finished(two_seeds, tmp_path, monkeypatch):
+    notes = Notes()
+
+    def tune(plan, scheduler, listeners, *_):
+        spec = scheduler.next_trial()
+        end(scheduler, spec)
+        for listener in listeners:
+            listener.trial_ended(scheduler.folder(spec))
+        raise ConfigError("Ray is gone")
+
+    monkeypatch.setattr(driver, "_tune", tune)
+    with pytest.raises(ConfigError, match="Ray is gone"):
+        driver.run_sweep(two_seeds, WorkFolder(tmp_path), [notes])
+    assert [what for what, _ in notes.told] == ["started", "ended", "stopped"]
+    assert notes.told[-1] == ("stopped", False)

@@ -39,7 +39,7 @@ def parsed(command, chimera_root, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        {"references": True},
         {
             "segment": False,
             "size": 48,

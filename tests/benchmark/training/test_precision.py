@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from seedbed.benchmark.pipeline.stage import Context, Kind, Precision, Stage
-from seedbed.benchmark.training.precision import autocast, chosen, fastest, training_layout
+from seedbed.benchmark.training.precision import autocast, chosen, fastest, has_depthwise, training_layout
 from seedbed.datasets.base import Split
 
 
@@ -50,17 +50,23 @@ def test_convolutions_run_in_the_precision_of_the_context():
     assert not torch.equal(rounded.float(), exact)
 
 
-@pytest.mark.parametrize(
-    ("device", "precision", "expected"),
-    [
-        ("cpu", "fp32", torch.contiguous_format),
-        ("cpu", "bf16", torch.channels_last),
-        ("cuda", "fp32", torch.channels_last),
-        ("cuda", "bf16", torch.channels_last),
-    ],
-)
-def test_images_are_channels_last_in_training_where_that_is_faster(device, precision, expected):
-    assert training_layout(device, precision) is expected
+def test_auto_is_fp32_on_a_cpu_for_depthwise_convolutions(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert chosen("auto", "cpu", ["efficientnet_lite0"]) == "fp32"
+    assert chosen("auto", "cpu", ["resnet18", "efficientnet_lite0"]) == "fp32"
+    assert chosen("auto", "cpu", ["resnet18", None]) == "bf16"
+    assert chosen("bf16", "cpu", ["efficientnet_lite0"]) == "bf16"
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_training_is_channels_last_where_that_is_faster(device, precision, groups):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=groups))
+    assert has_depthwise(network) == (groups == 8)
+    slower = device == "cpu" and precision == "fp32" and groups < 8
+    expected = torch.contiguous_format if slower else torch.channels_last
+    assert training_layout(network, device, precision) is expected
 
 
 class Makes(Stage):

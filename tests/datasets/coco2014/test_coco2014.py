@@ -388,7 +388,67 @@ def test_prepare_says_what_is_left_out(root: Path):
         "4 masks",
         "note: instances_val2014.json: 1 of 2 annotations have no outline (the first: annotation 10)",
     ]
-    assert DATASET.open(root).split("val").dataset.tags("COCO_val2014_000000000000") == (1, 2)
+    assert DATASET.open(root, tag_rule="annotated").tags("COCO_val2014_000000000000") == (1, 2)
+    assert DATASET.open(root).tags("COCO_val2014_000000000000") == (1,)
+
+
+# --- the two rules of tags
+
+
+HIDDEN = [
+    annotation(1, 0, 13, polygon(2, 3, 3, 5)),
+    annotation(2, 0, 90, polygon(*BOX)),
+    annotation(3, 0, 1, polygon(0, 0, 2, 2)),
+    annotation(4, 1, 90, polygon(*BOX)),
+    annotation(5, 1, 13, polygon(2, 3, 3, 5)),
+    annotation(6, 1, 1, uncompressed(rectangle(*BOX)), 1),
+]
+"""In the first image a larger object covers the small airplane; in the second a crowd covers both objects."""
+
+
+def test_tags_are_the_classes_that_stay_visible_or_all_annotated_ones(root: Path):
+    write_json(root, "train2014", HIDDEN)
+    rasterise(root)
+    visible, annotated = (DATASET.open(root, tag_rule=rule) for rule in ("visible", "annotated"))
+    assert [visible.tags(i) for i in STEMS] == [(1, 3), (1,), ()]
+    assert [annotated.tags(i) for i in STEMS] == [(1, 2, 3), (1, 2, 3), ()]
+    # The masks do not depend on it: the smaller object is on top, a crowd below.
+    assert {*np.unique(visible.split("train").mask(STEMS[0]))} == {0, 1, 2, 3}
+    assert {*np.unique(visible.split("train").mask(STEMS[1]))} == {0, 2, 3}
+    assert DATASET.open(root).tags(STEMS[0]) == visible.tags(STEMS[0])
+    assert CocoDataset(root, "x").tags(STEMS[0]) == annotated.tags(STEMS[0])
+    assert visible.digest() != annotated.digest()
+    assert visible.tag_source == "annotations/instances_*.json, crowds included, visible classes"
+    with pytest.raises(ConfigError, match=r"unknown tag_rule 'drawn'\. Valid: annotated, visible"):
+        DATASET.open(root, tag_rule="drawn")  # type: ignore[arg-type]
+
+
+def test_visible_classes_go_by_the_files_order_and_not_by_the_ids():
+    boxes = [instance(polygon(*BOX), label, number) for number, label in ((9, 2), (3, 1))]
+    assert draw_mask(HEIGHT, WIDTH, boxes, "ignore", SOURCE).visible == (1,)
+    assert draw_mask(HEIGHT, WIDTH, boxes[::-1], "ignore", SOURCE).visible == (2,)
+
+
+def test_masks_of_an_earlier_version_are_kept_and_get_visible_classes(root: Path):
+    write_json(root, "train2014", [*HIDDEN, annotation(7, 2, 1, None)])
+    rasterise(root)
+    digest, annotated = DATASET.open(root).digest(), DATASET.open(root, tag_rule="annotated").digest()
+    masks = root / "SegmentationMasks"
+    held = {path: path.stat().st_mtime_ns for path in masks.rglob("*.png")}
+    for content in (None, "{"):
+        (masks / "visible.json").unlink()
+        if content is not None:
+            (masks / "visible.json").write_text(content)
+        with pytest.raises(
+            DataError, match=r"visible\.json: does not have every image.* Run: .* \(it keeps the masks"
+        ):
+            DATASET.open(root)
+        assert DATASET.open(root, tag_rule="annotated").digest() == annotated
+        rasterise(root)
+        assert DATASET.open(root).digest() == digest
+        assert {path: path.stat().st_mtime_ns for path in masks.rglob("*.png")} == held
+        (problem,) = DATASET.open(root).layout_problems()
+        assert problem.message == "1 of 7 annotations have no outline (the first: annotation 7)"
 
 
 @pytest.mark.parametrize("outline", [None, polygon(20, 20, 30, 30), [[0.2, 0.2, 0.7, 0.2, 0.7, 0.9]]])

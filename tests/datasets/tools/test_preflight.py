@@ -199,7 +199,14 @@ def test_a_broken_image_fails_the_trials_that_read_it_and_refuses_no_sweep(voc: 
     """Other cells of the sweep go on, and the leaderboard shows the failed one with its reason."""
     for image in sorted((voc / "JPEGImages").glob("*.jpg"))[:2]:
         image.write_bytes(image.read_bytes()[:100])
-    content = {"name": "s", "datasets": [f"voc2012={voc}"], "methods": ["cam"], "refiners": ["none"], "trials": 0}
+    content = {
+        "name": "s",
+        "datasets": [f"voc2012={voc}"],
+        "methods": ["cam"],
+        "refiners": ["none"],
+        "trials": 0,
+        "references": False,
+    }
     plan = plan_sweep(settings_of(content), WorkFolder(tmp_path / "work"))
     assert len(plan.cells) == 1
     for image in (voc / "JPEGImages").glob("*.jpg"):
@@ -209,7 +216,13 @@ def test_a_broken_image_fails_the_trials_that_read_it_and_refuses_no_sweep(voc: 
 
 
 def test_who_asks_for_it_gets_marked_rows(overlapping: Path, tmp_path: Path):
-    content = {"name": "s", "datasets": [f"voc2012={overlapping}"], "methods": ["cam"], "refiners": ["none"]}
+    content = {
+        "name": "s",
+        "datasets": [f"voc2012={overlapping}"],
+        "methods": ["cam"],
+        "refiners": ["none"],
+        "references": False,
+    }
     settings = settings_of({**content, "allow_val_in_training": True})
     (cell,) = plan_sweep(settings, WorkFolder(tmp_path)).cells
     assert cell.conditions["supervision"] == "I+val images"

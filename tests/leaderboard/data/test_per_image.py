@@ -110,6 +110,18 @@ def test_the_file_is_that_of_the_ranked_measure(metrics, file):
     assert [name for _, name in files_of([make(metrics=metrics)])] == [file]
 
 
+def test_a_reference_has_a_file_of_its_own_number_whatever_ranks_the_methods():
+    runs = [
+        make(0.5),
+        make(method="whole_image", reference="whole_image", metrics={"pseudo_mask.train/mIoU": 0.1}),
+        make(
+            method="background", reference="background", metrics={"pseudo_mask.train/mIoU": 0.1, "val/mIoU": 0.2}
+        ),
+    ]
+    files = ["segmentation.val.parquet", "pseudo_mask.train.parquet", "segmentation.val.parquet"]
+    assert [name for _, name in files_of(runs)] == files
+
+
 def test_trials_that_have_no_ranked_number_need_no_file():
     others = [
         make(0.5),

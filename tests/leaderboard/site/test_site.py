@@ -164,16 +164,16 @@ def test_the_numbers_of_the_page_are_those_of_the_csv(site):
     folder, _ = site
     flat = list(csv.DictReader(io.StringIO((folder / "tables/group-1-chimera.csv").read_text("utf-8"))))
     head, *rows = read(folder / "index.html").table("rows main")
-    assert head == ["#", "Method", "Refiner", "Settings", "val mIoU", "Maps mIoU tuned", "Pseudo-masks mIoU",
-                    "Gain", "Time", "How to repeat it"]  # fmt: skip
+    assert head == ["#", "Method", "Refiner", "Settings", "val mIoU", "Share", "Maps mIoU tuned",
+                    "Pseudo-masks mIoU", "Gain", "Time", "How to repeat it"]  # fmt: skip
     assert [row[1] for row in rows] == [row["method"] for row in flat] == ["cam", "sc_cam", HOSTILE, "broken"]
     names = ("val_mIoU", "maps_mIoU_tuned", "pseudo_mask_mIoU")
     for row, numbers in zip(rows[:3], flat[:3], strict=True):
         assert row[0].removesuffix("1–2") == numbers["rank"]
-        for cell, name in zip(row[4:7], names, strict=True):
+        for cell, name in zip([row[4], *row[6:8]], names, strict=True):
             mean, std = (float(numbers[f"{name}_{part}"]) for part in ("mean", "std"))
             assert cell.partition("[")[0].strip() == percent(Summary(mean, std, 3))
-    assert rows[3][4:7] == ["failed (3 of 3)"] * 3
+    assert rows[3][4:8] == ["failed (3 of 3)", "–", "failed (3 of 3)", "failed (3 of 3)"]
 
 
 def test_rank_and_number_of_a_row_have_their_intervals(site):

@@ -73,7 +73,7 @@ def make(val: float | None = None, **changes) -> Run:
     What is no field of a run is one of its conditions.
     """
     changes.setdefault("metrics", {} if val is None else {"val/mIoU": val})
-    own = {name: value for name, value in changes.items() if hasattr(DEFAULT, name)}
+    own = {name: value for name, value in changes.items() if name in vars(DEFAULT)}
     conditions = {**DEFAULT.conditions} | {name: value for name, value in changes.items() if name not in own}
     run = replace(DEFAULT, conditions=conditions, **own)
     return replace(run, key=run.key or "/".join(str(vars(run).get(n, conditions.get(n))) for n in NAMES))

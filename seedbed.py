@@ -83,7 +83,7 @@ def list_refiners() -> tuple[str, ...]:
 
 
 def list_backbones() -> tuple[str, ...]:
-    """Return the names of all backbones, sorted."""
+    """Return the names of all backbones, sorted. The models of timm, `timm:NAME`, are backbones too."""
     from seedbed.benchmark.pipeline.registry import BACKBONES
 
     return BACKBONES.names()

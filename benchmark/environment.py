@@ -18,6 +18,7 @@ PACKAGES = (
     "seedbed",
     "torch",
     "torchvision",
+    "timm",
     "numpy",
     "pillow",
     "pydensecrf2",

@@ -33,6 +33,7 @@ PACKAGES = {
     "METHOD": "seedbed.methods",
     "REFINER": "seedbed.methods.refine",
     "BACKBONE": "seedbed.methods.backbones",
+    "BACKBONE_COLLECTION": "seedbed.methods.backbones",
     "DATASET": "seedbed.datasets",
 }
 """The package of each kind of plug-in, by the constant that its file defines at the top level."""
@@ -76,18 +77,20 @@ class Plugin:
 def plugins(constant: str) -> dict[str, Plugin]:
     """Return all plug-ins that define a constant, by name, sorted.
 
-    Raises ConfigError if two have the same name, and SeedbedError if a file is not valid Python.
+    Raises ConfigError if two of one package have the same name, and SeedbedError if a file is not valid Python.
     """
     found: dict[str, Plugin] = {}
-    outside = [plugin for plugin in (*given(), *installed()) if plugin.constant == constant]
-    for plugin in (*_in_checkout(constant), *outside):
+    beside = [other for other, package in PACKAGES.items() if package == PACKAGES[constant]]
+    own = [plugin for other in beside for plugin in _in_checkout(other)]
+    outside = [plugin for plugin in (*given(), *installed()) if plugin.constant in beside]
+    for plugin in (*own, *outside):
         other = found.setdefault(plugin.name, plugin)
         if other.module != plugin.module or (other.own and not other.path.samefile(plugin.path)):
             raise ConfigError(
                 f"{plugin.place}: its name {plugin.name!r} is used by {other.place}; rename the file and the "
-                f"`name` of its {constant}"
+                f"`name` of its {plugin.constant}"
             )
-    return dict(sorted(found.items()))
+    return {name: plugin for name, plugin in sorted(found.items()) if plugin.constant == constant}
 
 
 def given() -> tuple[Plugin, ...]:

@@ -23,7 +23,8 @@ def list_methods(context: typer.Context, plugin: Plugins = None) -> None:
     if context.invoked_subcommand is None:
         for family in (METHODS, REFINERS, BACKBONES):
             print(f"{family.what}s")
-            print_table([], [[f"  {name}", family.summary(name)] for name in family.names()])
+            names = (*family.names(), *family.collections())
+            print_table([], [[f"  {name}", family.summary(name)] for name in names])
 
 
 @app.command("show")

@@ -122,8 +122,9 @@ def _roots(step: Step, data: Dataset) -> set[str]:
     roots = {_name(type(step.stage)), _name(type(data))}
     for field, value in step.stage.settings().items():
         # Backbones are found by name when a stage runs (benchmark/pipeline/registry.py).
-        if (field == "backbone" or field.endswith("_backbone")) and value in BACKBONES.names():
-            roots.add(f"{BACKBONES.plugin(value).module}.{BACKBONES.constant}")
+        named = (field == "backbone" or field.endswith("_backbone")) and isinstance(value, str)
+        if named and (plugin := BACKBONES.find(value)) is not None:
+            roots.add(f"{plugin.module}.{plugin.constant}")
     for needed in step.inputs.values():
         roots |= _roots(needed, data)
     return roots

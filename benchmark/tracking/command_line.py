@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.plugins import needs_file
 from seedbed.benchmark.sweeps.trial_files import TrialSpec
 from seedbed.benchmark.trials.options import TrialOptions, words_of
@@ -37,7 +38,10 @@ def _words(spec: TrialSpec, generated: bool) -> Iterator[str]:
     yield from ("--seed", str(trial.seed))
     backbones = {spec.conditions.get(key) for key in ("backbone", "segmentation_backbone")} - {None}
     used = [("METHOD", trial.method), ("REFINER", trial.refiner), ("DATASET", spec.dataset_spec.loader)]
-    for constant, name in (*used, *(("BACKBONE", str(backbone)) for backbone in backbones)):
+    for backbone in map(str, backbones):
+        plugin = BACKBONES.find(backbone)
+        used.append(("BACKBONE", backbone) if plugin is None else (plugin.constant, plugin.name))
+    for constant, name in used:
         if needs_file(constant, name):
             yield from ("--plugin", "FILE")
     # The command of another machine is to take the same backbone and weights, also if its defaults differ.

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -48,6 +48,14 @@ def read_weights(path: Path, say: Callable[[str], object]) -> Mapping[str, Tenso
     return content
 
 
+class WeightsSource(Protocol):
+    """Published weights that are not torchvision's; its text names them in messages."""
+
+    def read(self) -> Mapping[str, Tensor]:
+        """Return the tensors by name. Raises ConfigError, with the ways out, if they cannot be had."""
+        ...
+
+
 @dataclass(frozen=True)
 class PackagedWeights:
     """Weights that come with a Python package: a state-dict file inside it."""
@@ -70,15 +78,18 @@ class PackagedWeights:
             )
         return Path(spec.origin).parent / self.file
 
+    def read(self) -> Mapping[str, Tensor]:
+        """Return the tensors of the file by name. Raises what `path` and `read_weights` raise."""
+        return read_weights(self.path(), lambda _: None)
 
-def published_weights(source: str | PackagedWeights) -> Mapping[str, Tensor]:
-    """Return a package's weights, or torchvision's of that name, downloaded unless they are in torch's cache.
 
-    Raises ConfigError, with the ways out, without the package or a network, and if the cache is damaged or not
-    writable.
+def published_weights(source: str | WeightsSource) -> Mapping[str, Tensor]:
+    """Return what a source reads, or torchvision's weights of a name, downloaded unless in torch's cache.
+
+    Raises ConfigError, with the ways out, without a network, and if the cache is damaged or not writable.
     """
-    if isinstance(source, PackagedWeights):
-        return read_weights(source.path(), lambda _: None)
+    if not isinstance(source, str):
+        return source.read()
     import torchvision
 
     weights = torchvision.models.get_weight(source)
@@ -87,7 +98,7 @@ def published_weights(source: str | PackagedWeights) -> Mapping[str, Tensor]:
         return state
     except Exception as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-        reason = _first_line(error)
+        reason = first_line(error)
         if (why := unwritable(error)) is not None:
             text = (
                 f"{cached}: cannot write the downloaded weights ({why}); let the environment variable TORCH_HOME "
@@ -116,12 +127,22 @@ def _load(path: Path) -> object:
     if start.startswith(b"<"):
         raise ConfigError(f"{path}: a web page, not weights; fetch the file that the page is about")
     try:
-        return load_tensors(path)
+        return _load_safetensors(path) if path.suffix == ".safetensors" else load_tensors(path)
+    except ConfigError:
+        raise
     except Exception as error:
-        reason = f"cut, damaged, or of another format ({_first_line(error)})"
+        reason = f"cut, damaged, or of another format ({first_line(error)})"
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             reason = "it holds Python objects, perhaps a whole model; save torch.save(model.state_dict(), FILE)"
         raise ConfigError(f"{path}: not a state dict that can be read safely: {reason}") from None
+
+
+def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ConfigError(f"{path}: reading this format needs a package: pip install safetensors") from None
+    return load_file(path)
 
 
 def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
@@ -132,5 +153,6 @@ def _is_state(content: object) -> TypeGuard[Mapping[str, Tensor]]:
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that is not empty, at most 200 characters; else its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -16,7 +16,7 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
 from seedbed.benchmark.training.precision import has_depthwise
-from seedbed.benchmark.training.weights_files import PackagedWeights, published_weights, read_weights
+from seedbed.benchmark.training.weights_files import WeightsSource, published_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -153,19 +153,21 @@ class BackboneFamily:
     """The strides that `build` accepts; the first is the default."""
     classifier: tuple[str, ...] = ()
     """Prefixes of the ImageNet classifier's tensors in a weights file; these tensors are ignored."""
-    imagenet: str | PackagedWeights | None = None
-    """A package's weights, or the name of torchvision's (downloaded on first use); None if there are none."""
+    imagenet: str | WeightsSource | None = None
+    """The name of torchvision's weights (downloaded on first use), or others; None if there are none."""
     coco: str | None = None
     """Name of torchvision's DeepLabV3 weights for this backbone, trained on COCO's masks; None if none exist."""
     fc6: bool = False
     """Whether it ends in fc6 and fc7, and has `dilate_fc6`."""
+    prefix: str = ""
+    """What the names of the backbone's tensors have before the names in a weights file."""
 
     def depthwise(self) -> bool:
         """Return whether it has convolutions that filter each channel by itself."""
         with torch.device("meta"):
             return has_depthwise(self.build(self.strides[0]))
 
-    def published(self, weights: Literal["imagenet", "coco"]) -> str | PackagedWeights:
+    def published(self, weights: Literal["imagenet", "coco"]) -> str | WeightsSource:
         """Return where published weights are. Raises ConfigError if the backbone has none."""
         names = {"imagenet": self.imagenet, "coco": self.coco}
         if (name := names[weights]) is None:
@@ -184,6 +186,15 @@ class BackboneFamily:
             with torch.device("meta"):
                 backbone = self.build(self.strides[0])
             fitting(backbone, self.name, *found)
+
+
+@dataclass(frozen=True)
+class BackboneCollection:
+    """Backbones `COLLECTION:NAME` of a library: the object `BACKBONE_COLLECTION` of a file in this folder."""
+
+    name: str
+    member: Callable[[str], BackboneFamily]
+    """Returns the backbone of a NAME. Raises ConfigError if there is none."""
 
 
 def build_backbone(name: str, stride: int, pretrained: bool) -> Backbone:
@@ -211,7 +222,7 @@ def freeze_affine(network: nn.Module) -> None:
 
 
 def initialise(backbone: Backbone, name: str, weights: str, ctx: Context) -> None:
-    """Fill a backbone from `weights`: `none`, `imagenet` (torchvision's), or `sha256:…` of a state-dict file.
+    """Fill a backbone from `weights`: `none`, `imagenet` (the published ones), or `sha256:…` of a state-dict file.
 
     Raises ConfigError, naming the tensors, if the weights do not exist for this backbone or do not fit it.
     """
@@ -238,8 +249,9 @@ def fitting(backbone: Backbone, name: str, state: Mapping[str, Tensor], source: 
     family: BackboneFamily = BACKBONES.load(name)
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith(family.classifier)}
     new = {id(p) for layers in backbone.new_layers() for p in layers.parameters()}
-    filled_later = {name for name, p in backbone.named_parameters() if id(p) in new}
-    own = backbone.state_dict()
+    named = {name.removeprefix(family.prefix): p for name, p in backbone.named_parameters()}
+    filled_later = {name for name, p in named.items() if id(p) in new}
+    own = {name.removeprefix(family.prefix): tensor for name, tensor in backbone.state_dict().items()}
     missing = sorted(n for n in own if n not in wanted and n not in filled_later)
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     unknown = sorted(n for n in wanted if n not in own)
@@ -254,7 +266,7 @@ def fitting(backbone: Backbone, name: str, state: Mapping[str, Tensor], source: 
         )
         listed = "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
         raise ConfigError(f"{source}: does not fit the backbone {family.name!r} ({listed})")
-    return wanted
+    return {f"{family.prefix}{name}": tensor for name, tensor in wanted.items()}
 
 
 def _few(names: list[str]) -> str:

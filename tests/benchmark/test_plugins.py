@@ -105,6 +105,17 @@ def test_two_files_of_one_name_are_refused_and_two_kinds_of_one_name_are_not(tmp
     assert BACKBONES.load("squared") is not METHODS.load("squared")
 
 
+def test_a_collection_is_a_plugin_whose_name_no_backbone_may_have(write):
+    small = FILES["small"].replace("BACKBONE = BackboneFamily", "SMALL = BackboneFamily")
+    made = "\nfrom seedbed.methods.backbones.base import BackboneCollection\n"
+    made += "BACKBONE_COLLECTION = BackboneCollection(name='ours', member={'one': SMALL}.__getitem__)\n"
+    plugins.add(write("ours", small + made))
+    assert BACKBONES.collections() == ("ours:NAME", "timm:NAME")
+    assert BACKBONES.load("ours:one").name == "small"
+    with pytest.raises(ConfigError, match=r"timm\.py: its name 'timm' is used by .*methods/backbones/timm\.py"):
+        plugins.add(write("timm", FILES["small"].replace("small", "timm")))
+
+
 @pytest.mark.parametrize(
     ("place", "problem"), [("gone.py", "no such file"), (".", r"a folder without __init__\.py")]
 )

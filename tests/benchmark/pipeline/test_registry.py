@@ -33,6 +33,21 @@ def test_an_unknown_name_is_refused_with_the_closest_match():
         BACKBONES.load("resnet5")
 
 
+def test_a_member_of_a_collection_is_found_by_both_names_and_is_not_listed():
+    assert BACKBONES.collections() == ("timm:NAME",)
+    assert METHODS.collections() == ()
+    assert not any("timm" in name for name in BACKBONES.names())
+    plugin = BACKBONES.plugin("timm:resnet18")
+    assert (plugin.constant, plugin.module) == ("BACKBONE_COLLECTION", "seedbed.methods.backbones.timm")
+    assert BACKBONES.find("timm") is None
+    assert BACKBONES.find("resnet18:resnet18") is None
+    assert METHODS.find("timm:resnet18") is None
+    with pytest.raises(ConfigError, match=r"unknown backbone 'tim:resnet18'\. .*Valid: .*, timm:NAME, "):
+        BACKBONES.load("tim:resnet18")
+    with pytest.raises(ConfigError, match=r"unknown backbone 'timm'\. .*Valid: .*, timm:NAME, "):
+        BACKBONES.load("timm")
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """Return a folder `grown` that stands for `methods`, an importable package."""

@@ -198,7 +198,8 @@ class CellStudy:
         self._startup = min(10, max(2, trials // 3))
         if not trials:
             self._trials: list[FrozenTrial] = []
-            self.space, self.notes = space, []
+            self.space = space
+            self.notes: list[str] = []
             return
         with named_errors(self._path):
             self._study = optuna.create_study(

@@ -257,7 +257,7 @@ def _share(line: RowRuns, bounds: Bounds) -> float | None:
     own = [VAL.of(run) for run in line.confirm]
     if line.settings == REFERENCE and line.method != BOUND:
         places = {(run.sweep, run.dataset) for run in line.confirm}
-        paired = [value for place, value in bounds.items() if place[:2] in places]
+        paired: list[float | None] = [value for place, value in bounds.items() if place[:2] in places]
     else:
         paired = [bounds.get((run.sweep, run.dataset, run.seed)) for run in line.confirm]
     values, limits = ([value for value in found if value is not None] for found in (own, paired))

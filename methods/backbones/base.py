@@ -51,6 +51,9 @@ class Tap:
 class Normalise(nn.Module):
     """Images float32 (B, 3, H, W), RGB in 0..255, to what the weights were trained on: (x / 255 − mean) / std."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Colour, std: Colour) -> None:
         super().__init__()
         # Not persistent: a constant of the backbone, and no tensor of a weights file.

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +169,8 @@ def _plan(name: str, stride: int) -> Plan:
     features_only = not isinstance(features, FeatureListNet)
     if features_only and not isinstance(features, EfficientNetFeatures | MobileNetV3Features):
         raise ValueError(f"its layers do not follow one another (timm uses {type(features).__name__})")
-    ends = features.feature_info.module_name()
+    info: Any = features.feature_info
+    ends = info.module_name()
     blocks: list[list[str]] = [[]]
     for layer in _layers(features if features_only else _model(name, False, stride), ends):
         blocks[-1].append(layer)
@@ -176,7 +178,7 @@ def _plan(name: str, stride: int) -> Plan:
             if len(blocks) == len(ends):
                 break
             blocks.append([])
-    plan = Plan(features_only, tuple(map(tuple, blocks)), tuple(features.feature_info.channels()))
+    plan = Plan(features_only, tuple(map(tuple, blocks)), tuple(info.channels()))
     if len(ends) < 3 or len(blocks) < len(ends):
         raise ValueError(f"it has too few features in the order of its layers: {', '.join(ends)}")
     outputs = TimmBackbone(name, plan, stride).eval().outputs(torch.zeros(1, 3, 65, 96))

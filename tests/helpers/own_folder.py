@@ -14,7 +14,7 @@ from tests.helpers.voc_folder import SHAPE, mask_of
 CLASSES = ("apple", "pear", "plum")
 SPLITS = {"w1": "weak", "t1": "train", "t2": "train", "v1": "val", "x1": "test"}
 LABELS = {"t1": (1, 3), "t2": (2,), "v1": (2, 3), "w1": (3,)}
-"""The labels of each image but that of `test`, also in its mask; `w1` has no mask."""
+"""The labels of each image but that of `test`: its tags, and the content of its mask."""
 
 
 def make_own(root: Path) -> Path:
@@ -27,7 +27,7 @@ def make_own(root: Path) -> Path:
     for number, image_id in enumerate(SPLITS):
         image = np.random.default_rng(number).integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
         Image.fromarray(image).save(root / "images" / f"{image_id}.jpg")
-        if SPLITS[image_id] in ("train", "val"):
+        if image_id in LABELS:
             write_mask(root / "masks" / f"{image_id}.png", mask_of(LABELS[image_id]))
     return root
 

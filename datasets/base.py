@@ -57,6 +57,12 @@ class Problem:
     file: Path
     message: str
 
+    @classmethod
+    def of(cls, error: DataError) -> Problem:
+        """Return an error as a problem. The message of every DataError begins with the file."""
+        file, _, text = str(error).partition(": ")
+        return cls("error", Path(file), text)
+
 
 class Dataset(ABC):
     """A data set on disk. Opening one reads lists and tags, never pixels."""

@@ -11,7 +11,7 @@ from Inverse Detectors", ICCV 2011 (SBD). Layout (`seedbed data prepare voc2012`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -115,14 +115,7 @@ class VocDataset(Dataset):
             if not path.exists():
                 yield Problem("error", path, "no such list; fetch it with the official VOCdevkit")
         listed = {*self._weak, *self._train, *self._val, *self._test}
-        for names in self._images.doubles():
-            if Path(names[0]).stem in listed:
-                text = f"several images of one id: {', '.join(names)}; keep one of them"
-                yield Problem("error", self._images.path / names[0], text)
-        unread = [name for name in self._images.unread if Path(name).stem in listed]
-        if unread:
-            text = f"{len(unread)} images have another file of the same id beside the .jpg, this is the first; "
-            yield Problem("warning", self._images.path / unread[0], f"{text}the .jpg is read")
+        yield from ambiguous_images(self._images, listed)
         if self._weak_source == self.list_file(Split.TRAIN):
             missing = self.root / LISTS / f"{TRAIN_AUG_NAMES[0]}.txt"
             yield Problem(
@@ -198,6 +191,18 @@ def read_list(path: Path) -> tuple[str, ...]:
     """
     lines = (re.split(r"[\s,;]+", line.strip()) for line in read_text(path).splitlines())
     return tuple(image_id(words[0].strip("\"'")) for words in lines if words[0])
+
+
+def ambiguous_images(images: Folder, listed: Collection[str]) -> Iterator[Problem]:
+    """Yield the problems of `listed` ids with several files in a folder of images."""
+    for names in images.doubles():
+        if Path(names[0]).stem in listed:
+            text = f"several images of one id: {', '.join(names)}; keep one of them"
+            yield Problem("error", images.path / names[0], text)
+    unread = [name for name in images.unread if Path(name).stem in listed]
+    if unread:
+        text = f"{len(unread)} images have another file of the same id beside the .jpg, this is the first; "
+        yield Problem("warning", images.path / unread[0], f"{text}the .jpg is read")
 
 
 def count_notices(data: Dataset, official: Mapping[Split, int] | None) -> Iterator[str]:

@@ -20,8 +20,8 @@ Work = Annotated[Path, typer.Option(help="Folder for everything that Seedbed wri
 DatasetName = Annotated[
     str,
     typer.Option(
-        help="Data set: chimera-voc or chimera-coco (generated), voc2012, coco2014, or a name from seedbed.toml; "
-        "NAME[CLASS,CLASS]: only these classes."
+        help="Data set: chimera-voc or chimera-coco (generated), voc2012, coco2014, folder (your own), "
+        "or a name from seedbed.toml; NAME[CLASS,CLASS]: only these classes."
     ),
 ]
 Root = Annotated[

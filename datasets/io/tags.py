@@ -6,7 +6,6 @@ Tags are labels 1..C, ascending. Class names are compared without regard to case
 from __future__ import annotations
 
 import codecs
-import csv
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seedbed.benchmark.errors import DataError, unknown_name
-from seedbed.datasets.io.images import image_id, read_text
+from seedbed.datasets.io.image_table import image_rows
+from seedbed.datasets.io.images import image_id
 from seedbed.datasets.io.npy import load_npy
 
 Tags = tuple[int, ...]
-HEADER = ["image_id", "classes"]
+SEPARATORS = r"[\s,;|]+"
+"""What separates the classes of an image in a CSV file, so that no class name may contain it."""
 
 
 def xml_names(path: Path) -> list[str]:
@@ -53,13 +54,30 @@ def tag_table(path: Path, classes: tuple[str, ...]) -> dict[str, Tags]:
     `cls_labels.npy`: a dictionary from ids (`"2007_000032"`, or the integer 2007000032) to (C,) arrays of 0 and 1.
     Raises DataError, naming the line or the image, if the file is missing or of another form.
     """
+    table, errors = readable_tags(path, classes)
+    for _, error in errors:
+        raise error
+    return table
+
+
+def readable_tags(path: Path, classes: tuple[str, ...]) -> tuple[dict[str, Tags], list[tuple[str, DataError]]]:
+    """Return the tags of a tag file (see `tag_table`), and of each wrong row its image id and its error.
+
+    The id is empty if the row has none. Raises DataError if the file is missing, has another header, or is a .npy
+    file of another form.
+    """
     rows = _npy_rows(path, classes) if path.suffix.lower() == ".npy" else _csv_rows(path, classes)
     table: dict[str, Tags] = {}
+    errors: list[tuple[str, DataError]] = []
     for place, key, tags in rows:
-        if key in table:
-            raise DataError(f"{place}: the image {key} again; expected each image once, with all of its classes")
-        table[key] = tags
-    return table
+        if isinstance(tags, DataError):
+            errors.append((key, tags))
+        elif key in table:
+            text = f"{place}: the image {key} again; expected each image once, with all of its classes"
+            errors.append((key, DataError(text)))
+        else:
+            table[key] = tags
+    return table, errors
 
 
 def labels(names: Iterable[str], classes: tuple[str, ...], place: Path | str) -> Tags:
@@ -94,31 +112,16 @@ def _xml_text(content: bytes) -> str:
     return text.lstrip("\ufeff \t\r\n")
 
 
-def _csv_rows(path: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, str, Tags]]:
-    """Yield (file and line, image id, tags)."""
-    lines = read_text(path).splitlines()
-    header = lines[0] if lines else ""
-    # Spreadsheets of many countries write semicolons.
-    delimiter = ";" if ";" in header else ","
-    if [name.strip().strip('"').lower() for name in header.split(delimiter)] != HEADER:
-        raise DataError(f"{path}: expected a CSV file with the header {','.join(HEADER)}, found {header[:80]!r}")
-    reader = csv.reader(lines[1:], delimiter=delimiter, skipinitialspace=True)
-    try:
-        for row in reader:
-            place = f"{path}, line {reader.line_num + 1}"
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(HEADER):
-                raise DataError(
-                    f"{place}: {len(row)} columns, expected {','.join(HEADER)}; separate classes by spaces"
-                )
-            key = image_id(row[0].strip())
-            if not key:
-                raise DataError(f"{place}: no image id")
-            names = filter(None, re.split(r"[\s,;|]+", row[1]))
-            yield place, key, labels(names, classes, place)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num + 1}: not CSV ({error})") from None
+def _csv_rows(path: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, str, Tags | DataError]]:
+    """Yield file and line, image id, and tags or what is wrong."""
+    for place, key, cell in image_rows(path, "classes"):
+        if isinstance(cell, DataError):
+            yield place, key, cell
+            continue
+        try:
+            yield place, key, labels(filter(None, re.split(SEPARATORS, cell)), classes, place)
+        except DataError as error:
+            yield place, key, error
 
 
 def _npy_rows(path: Path, classes: tuple[str, ...]) -> Iterator[tuple[str, str, Tags]]:

@@ -155,7 +155,7 @@ def _list_problems(dataset: Dataset, splits: Iterable[Split]) -> Iterator[Proble
 
 def _overlaps(dataset: Dataset, held_out: Sequence[Split] = (Split.VAL, Split.TEST)) -> Iterator[Problem]:
     """Yield the ids of `held_out` splits that are in an earlier split too."""
-    seen = {i: s for s in (Split.TRAIN, Split.WEAK) for i in dataset.ids(s)}
+    seen = {i: s for s in (Split.WEAK, Split.TRAIN) for i in dataset.ids(s)}
     for split in held_out:
         ids = dict.fromkeys(dataset.ids(split), split)
         for image_id in ids:
@@ -180,7 +180,7 @@ def _missing_files(dataset: Dataset, full_supervision: bool) -> Iterator[Problem
             try:
                 dataset.tags(image_id)
             except DataError as error:
-                yield _problem(error)
+                yield Problem.of(error)
 
 
 def _problems_of_a_sample(dataset: Dataset) -> list[Problem]:
@@ -214,8 +214,10 @@ def _pickling_error(dataset: Dataset) -> str:
 
 
 def _jobs(dataset: Dataset) -> Iterator[_Job]:
-    scored = {*dataset.ids(Split.TRAIN), *dataset.ids(Split.VAL)}
     weak = {*dataset.ids(Split.WEAK)}
+    scored = {*dataset.ids(Split.TRAIN), *dataset.ids(Split.VAL)}
+    if dataset.tag_source == TAGS_FROM_MASKS:
+        scored |= weak
     for image_id in dict.fromkeys(i for split in Split for i in dataset.ids(split)):
         labelled = image_id in scored or image_id in weak
         masked: Literal["yes", "perhaps", "no"] = "yes" if image_id in scored else "perhaps" if labelled else "no"
@@ -229,7 +231,7 @@ def _job(dataset: Dataset, image_id: str, masked: Literal["yes", "perhaps", "no"
         try:
             tags = dataset.tags(image_id)
         except DataError as error:
-            problems.append(_problem(error))
+            problems.append(Problem.of(error))
     return _Job(
         image_id=image_id,
         image=dataset.image_path(image_id),
@@ -251,7 +253,7 @@ def _look(job: _Job) -> tuple[list[Problem], _Facts]:
         size = decode_image(job.image).shape[:2]
         facts.turned = is_turned(job.image)
     except DataError as error:
-        problems.append(_problem(error))
+        problems.append(Problem.of(error))
     if job.masked == "yes" or (job.masked == "perhaps" and job.mask.exists()):
         try:
             stored = decode_mask(job.mask)
@@ -262,14 +264,14 @@ def _look(job: _Job) -> tuple[list[Problem], _Facts]:
             problems += _look_at_mask(job, mask, size)
             facts.labels, facts.counted = mask_labels(mask, len(job.classes)), bool((mask != IGNORE_INDEX).any())
         except DataError as error:
-            problems.append(_problem(error))
+            problems.append(Problem.of(error))
     if job.saliency is not None:
         try:
             saliency = decode_grey(job.saliency)
             problems += _compare_sizes(job.saliency, saliency.shape, size)
             facts.peak, facts.contrast = int(saliency.max()), _contrast(saliency, mask)
         except DataError as error:
-            problems.append(_problem(error))
+            problems.append(Problem.of(error))
     return problems, facts
 
 
@@ -312,7 +314,7 @@ def _no_tags(dataset: Dataset) -> Iterator[Problem]:
         if not any(dataset.tags(image_id) for image_id in dataset.ids(Split.WEAK)):
             yield Problem("error", dataset.list_file(Split.WEAK), UNTAGGED)
     except DataError as error:
-        yield _problem(error)
+        yield Problem.of(error)
 
 
 def _other_classes(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterator[Problem]:
@@ -354,9 +356,3 @@ def _saliency_problems(jobs: Sequence[_Job], facts: Iterable[_Facts]) -> Iterato
     elif contrasts and 2 * sum(contrast < 0 for contrast in contrasts) > len(contrasts):
         text = "most saliency maps are brighter on background than on objects; 255 is salient: are they inverted?"
         yield Problem("warning", folder, text)
-
-
-def _problem(error: DataError) -> Problem:
-    # The message of every DataError begins with the file.
-    file, _, text = str(error).partition(": ")
-    return Problem("error", Path(file), text)

@@ -30,6 +30,7 @@ from seedbed.datasets.base import Dataset, Split, SplitView
 from seedbed.datasets.io.images import decode_mask
 from seedbed.methods.segmentation.stages import segmentation_stages
 from tests.helpers.fakes import FolderDataset, random_scene
+from tests.helpers.own_folder import make_own
 from tests.helpers.voc_folder import LABELS, make_voc
 
 META = Meta(classes=6, long_side=64, backbone="tiny", weights="none")
@@ -478,7 +479,7 @@ def examples_of_data_sets(folder: Path) -> list[Path]:
     """Return one small data set in each layout; a data set in a new layout adds its own."""
     from seedbed.datasets.chimera import generate
 
-    roots = [make_voc(folder / "voc")]
+    roots = [make_voc(folder / "voc"), make_own(folder / "own")]
     for layout in ("voc", "coco"):
         generate(folder / f"chimera-{layout}", layout=layout, images=20, size=48, seed=1)
         roots.append(folder / f"chimera-{layout}")

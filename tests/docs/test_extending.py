@@ -122,29 +122,38 @@ print(json.dumps({
 
 
 FOLDERS = """
-import csv
 import shutil
 from pathlib import Path
+import numpy as np
 from seedbed.datasets.chimera import DATASET
+from seedbed.datasets.io.images import decode_mask, write_mask
 
-tiny, root = Path("tiny"), Path("my-data")
-# Its training images are then `train`, as in the layout of the page.
-shutil.rmtree(tiny / "SegmentationClassAug")
-(tiny / "ImageSets/Segmentation/train_aug.txt").unlink()
-data = DATASET.open(tiny)
-ids = [*data.ids("train"), *data.ids("val")]
-for folder, path in (("images", data.image_path), ("masks", data.mask_path)):
-    (root / folder).mkdir(parents=True)
-    for image_id in ids:
-        shutil.copy(path(image_id), root / folder)
+data, root, same = DATASET.open(Path("tiny")), Path("my-data"), Path("same")
+for folder in ("images", "masks"):
+    (same / folder).mkdir(parents=True)
+labels = {i: data.tags(i)[0] for split in ("train", "val") for i in data.ids(split)}
+classes = sorted({data.classes[labels[i] - 1] for i in data.ids("train")})
+rows = []
 for split in ("train", "val"):
-    (root / f"{split}.txt").write_text("\\n".join(data.ids(split)))
-(root / "classes.txt").write_text("\\n".join(data.classes))
-with (root / "tags.csv").open("w", newline="") as file:
-    tags = {image_id: [data.classes[label - 1] for label in data.tags(image_id)] for image_id in ids}
-    csv.writer(file).writerows([("image_id", "classes"), *((i, " ".join(names)) for i, names in tags.items())])
+    for image_id in data.ids(split):
+        name = data.classes[labels[image_id] - 1]
+        if name not in classes:
+            continue
+        rows.append((split, name, image_id))
+        truth = decode_mask(data.mask_path(image_id))
+        # An image has one class: the others do not count.
+        mask = np.where(truth == labels[image_id], classes.index(name) + 1, np.where(truth == 0, 0, 255))
+        (folder := root / split / name).mkdir(parents=True, exist_ok=True)
+        for image in (folder / f"{image_id}.jpg", same / "images" / f"{image_id}.jpg"):
+            shutil.copy(data.image_path(image_id), image)
+        for path in (folder / f"{image_id}_mask.png", same / "masks" / f"{image_id}.png"):
+            write_mask(path, mask.astype(np.uint8))
+(same / "classes.txt").write_text("\\n".join(classes))
+for name, column, place in (("splits", "split", 0), ("tags", "classes", 1)):
+    lines = [f"{row[2]},{row[place]}" for row in sorted(rows)]
+    (same / f"{name}.csv").write_text("\\n".join([f"image_id,{column}", *lines]))
 """
-"""Writes the tiny Chimera in the layout of the section on data sets."""
+"""Writes images of the tiny Chimera in the layout of the section on data sets, and in that of docs/folder.md."""
 
 
 def follow(title: str, folder: Path, before: str = "") -> dict[str, str]:
@@ -204,10 +213,10 @@ def test_the_backbone_has_its_recipe_and_passes_the_tests_of_backbones(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_data_set_gives_the_numbers_of_the_same_images_in_vocs_layout(tmp_path):
+def test_the_data_set_gives_the_numbers_of_the_same_images_in_the_layout_folder(tmp_path):
     checked, trial = follow("A data set", tmp_path, FOLDERS).values()
     assert checked == "0 errors, 0 warnings\n"
-    (same,) = run_commands(["seedbed run --dataset chimera --root tiny --no-segment"], tmp_path).values()
+    (same,) = run_commands(["seedbed run --dataset folder --root same --no-segment"], tmp_path).values()
     assert table(trial) == table(same)
     assert len(table(trial)) > 5
 

@@ -23,7 +23,7 @@ def leaderboard(
         typer.Option(
             metavar="FOLDER",
             help="Folder of a leaderboard that was built before, perhaps by others; its runs join.",
-            show_default=False,
+            show_default="none",
         ),
     ] = None,
     gallery: Annotated[int, typer.Option(min=0, help="Images per data set in the gallery; 0: no gallery.")] = 6,

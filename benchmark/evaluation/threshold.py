@@ -70,12 +70,14 @@ class SelectThreshold(Stage):
 def read_choice(folder: Path) -> dict[str, Any]:
     """Return what SelectThreshold, and stages after it, chose: the content of `threshold.json`."""
     with reading(folder / "threshold.json") as path:
-        return dict(json.loads(path.read_text("utf-8")))
+        chosen: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return {**chosen, "threshold": float(chosen["threshold"])}
 
 
 def read_threshold(folder: Path) -> float:
     """Return the threshold that SelectThreshold wrote."""
-    return float(read_choice(folder)["threshold"])
+    threshold: float = read_choice(folder)["threshold"]
+    return threshold
 
 
 def threshold_mask(maps: ScoreMaps, threshold: float) -> NDArray[np.uint8]:

@@ -74,6 +74,9 @@ class Sweep:
             *settings,
             "--window",
             "2",
+            # As on a cluster, where `auto` is fp32.
+            "--precision",
+            "fp32",
         ]
 
     def start(self, *words: str) -> Program:
@@ -374,7 +377,7 @@ def test_a_node_of_a_cluster_dies_and_the_sweep_goes_on(straight, data, tmp_path
     """One of three nodes is killed in the middle."""
     with ray_cluster(workers=2) as cluster:
         sweep = Sweep(tmp_path, data)
-        process = sweep.start(*sweep.words, "--address", cluster.address)
+        process = sweep.start(*sweep.words, "--precision", "auto", "--address", cluster.address)
         sweep.wait_for(3, process)
         cluster.kill_worker_node()
         assert process.wait(timeout=300) == 0, sweep.output()

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from seedbed.benchmark.training.weights_files import PackagedWeights
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block
-from seedbed.methods.common.recipes import Recipe
+from seedbed.methods.common.recipes import recipes_for_few_images
 
-FIRST_GUESS = "AdamW, as ResNet-18 with a higher rate; nothing else was tried"
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -151,65 +150,6 @@ def family(number: int, width: float, depth: float, file: str) -> BackboneFamily
     )
 
 
-RECIPES = {
-    "TrainCam": Recipe(
-        FIRST_GUESS,
-        optimiser="adamw",
-        lr=3e-4,
-        head_multiplier=20.0,
-        weight_decay=1e-4,
-        biases="as_weights",
-        epochs=6,
-        stride=16,
-        dropout=0.0,
-        classifier_init="torch",
-        jitter=False,
-        long_side_low=360,
-        long_side_high=720,
-        crop=500,
-    ),
-    "TrainRrm": Recipe(FIRST_GUESS, optimiser="adamw", lr=3e-4, weight_decay=1e-4, biases="as_weights", batch=16),
-    "TrainIcd": Recipe(
-        FIRST_GUESS,
-        optimiser="adamw",
-        lr=3e-4,
-        head_multiplier=20.0,
-        weight_decay=1e-4,
-        biases="as_weights",
-        epochs=6,
-        stride=16,
-        crop=500,
-        batch=16,
-    ),
-    "TrainSplittingMerging": Recipe(
-        FIRST_GUESS,
-        optimiser="adamw",
-        lr=3e-4,
-        head_multiplier=20.0,
-        weight_decay=1e-4,
-        biases="as_weights",
-        epochs=6,
-        side=571,
-        crop=500,
-    ),
-    "TrainPsa": Recipe(
-        FIRST_GUESS, optimiser="adamw", weight_decay=1e-4, biases="as_weights", jitter=False, lr=3e-4
-    ),
-    "TrainIrn": Recipe(FIRST_GUESS, optimiser="adamw", lr=1e-3, batch=16),
-    "TrainSegmentation": Recipe(
-        FIRST_GUESS,
-        optimiser="adamw",
-        lr=3e-4,
-        head_multiplier=10.0,
-        weight_decay=1e-4,
-        biases="as_weights",
-        epochs=16,
-        batch=16,
-        stride=16,
-        crop=500,
-        pyramid=(1.0,),
-        class_balanced=True,
-        scale_low=0.7,
-        scale_high=1.4,
-    ),
-}
+RECIPES = recipes_for_few_images(
+    lr=3e-4, epochs=6, source="as ResNet-18 with a higher rate and fewer epochs; nothing else was tried"
+)

@@ -62,6 +62,49 @@ def untuned(weights: str) -> dict[str, Any]:
     return {"optimiser": "adamw", **rates, "weight_decay": 1e-4, "biases": "as_weights"}
 
 
+def recipes_for_few_images(lr: float, epochs: int, source: str) -> dict[str, Recipe]:
+    """Return recipes that train a pretrained network on some hundred images by AdamW.
+
+    Args:
+        lr: Learning rate of pretrained layers. New ones have 20 times that, in a segmentation network 10 times.
+        epochs: Number of epochs of a classifier.
+        source: How the recipe of the CAM classifier was found. The others follow it.
+    """
+    guess = "as CAM's; nothing else was tried"
+    adamw: dict[str, Any] = {"optimiser": "adamw", "lr": lr, "weight_decay": 1e-4, "biases": "as_weights"}
+    classifier = {**adamw, "head_multiplier": 20.0, "epochs": epochs, "crop": 500}
+    return {
+        "TrainCam": Recipe(
+            source,
+            **classifier,
+            stride=16,
+            dropout=0.0,
+            classifier_init="torch",
+            jitter=False,
+            long_side_low=360,
+            long_side_high=720,
+        ),
+        "TrainRrm": Recipe(guess, **adamw, batch=16),
+        "TrainIcd": Recipe(guess, **classifier, stride=16, batch=16),
+        "TrainSplittingMerging": Recipe(guess, **classifier, side=571),
+        "TrainPsa": Recipe(guess, **adamw, jitter=False),
+        "TrainIrn": Recipe(guess, optimiser="adamw", lr=1e-3, batch=16),
+        "TrainSegmentation": Recipe(
+            guess,
+            **adamw,
+            head_multiplier=10.0,
+            epochs=16,
+            batch=16,
+            stride=16,
+            crop=500,
+            pyramid=(1.0,),
+            class_balanced=True,
+            scale_low=0.7,
+            scale_high=1.4,
+        ),
+    }
+
+
 def stride_of(backbone: str, wanted: int) -> int:
     """Return the stride `wanted` if the backbone has it, else the backbone's first."""
     strides: tuple[int, ...] = BACKBONES.load(backbone).strides

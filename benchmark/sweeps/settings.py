@@ -150,9 +150,8 @@ class SweepSettings(TrialOptions):
             for name in names:
                 if name not in family.names():
                     raise unknown_name(family.what, name, {*family.names(), ALL})
-        backbones = (self.backbone, self.segmentation_backbone)
         unknown = self.precision == "auto" and self.device is None
-        precision = "fp32" if unknown else chosen(self.precision, self.device or "cpu", backbones)
+        precision = "fp32" if unknown else chosen(self.precision, self.device or "cpu")
         return replace(self, methods=methods, refiners=refiners, plugins=plugins, precision=precision)
 
     def cells(self) -> list[Cell]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import nn
 
-from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context, Precision
 
 CPU_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
@@ -26,19 +24,9 @@ def fastest(device: str) -> Precision:
     return "bf16" if any(torch.cpu.get_capabilities().get(name) for name in CPU_INSTRUCTIONS) else "fp32"
 
 
-def chosen(
-    precision: Literal["fp32", "bf16", "auto"], device: str, backbones: Iterable[str | None] = ()
-) -> Precision:
-    """Return the option `--precision` with `auto` replaced by what it stands for on a device and for backbones.
-
-    On a CPU that is fp32 if one of the backbones has depthwise convolutions, which have no fast bfloat16 kernel
-    there: EfficientNet-Lite0's training step took 1.6 of its time in bf16. None is a default backbone; those have
-    no such convolutions.
-    """
-    if precision != "auto":
-        return precision
-    depthwise = device == "cpu" and any(BACKBONES.load(name).depthwise() for name in backbones if name)
-    return "fp32" if depthwise else fastest(device)
+def chosen(precision: Literal["fp32", "bf16", "auto"], device: str) -> Precision:
+    """Return the option `--precision` with `auto` replaced by what it stands for on a device."""
+    return fastest(device) if precision == "auto" else precision
 
 
 def autocast(ctx: Context) -> torch.autocast:
@@ -53,7 +41,7 @@ INFERENCE_LAYOUT = torch.channels_last
 def training_layout(network: nn.Module, device: str, precision: Precision) -> torch.memory_format:
     """Return the layout of images and a network in training: channels last where a step is faster with it.
 
-    In float32 on a CPU it is so only with depthwise convolutions: a step took 0.67 (EfficientNet-Lite0), 1.1
+    In float32 on a CPU it is so only with depthwise convolutions: a step took 0.81 (EfficientNet-Lite0), 1.1
     (ResNets), 1.5 (VGG-16) and 0.85 (SqueezeNet) of its time.
     """
     slower = (device, precision) == ("cpu", "fp32") and not has_depthwise(network)

@@ -112,7 +112,7 @@ def resolve(trial: Trial, data: Dataset, machine: Machine) -> tuple[Trial, Meta,
         weights=weights,
         segmentation_backbone=segmentation_backbone,
         segmentation_weights=network_weights,
-        precision=chosen(trial.precision, machine.device, (backbone, segmentation_backbone)),
+        precision=chosen(trial.precision, machine.device),
     )
     long_side = min(trial.size or data.long_side, data.long_side)
     return trial, Meta(len(data.classes), long_side, backbone, weights, trial.size), machine

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context
-from seedbed.benchmark.training.precision import has_depthwise
 from seedbed.benchmark.training.weights_files import WeightsSource, published_weights, read_weights
 
 logger = logging.getLogger(__name__)
@@ -164,11 +163,6 @@ class BackboneFamily:
     """Whether it ends in fc6 and fc7, and has `dilate_fc6`."""
     prefix: str = ""
     """What the names of the backbone's tensors have before the names in a weights file."""
-
-    def depthwise(self) -> bool:
-        """Return whether it has convolutions that filter each channel by itself."""
-        with torch.device("meta"):
-            return has_depthwise(self.build(self.strides[0]))
 
     def published(self, weights: Literal["imagenet", "coco"]) -> str | WeightsSource:
         """Return where published weights are. Raises ConfigError if the backbone has none."""

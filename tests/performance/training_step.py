@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from seedbed.benchmark.training.precision import chosen, training_layout
+from seedbed.benchmark.training.precision import fastest, training_layout
 from seedbed.methods.cam import CamNetwork, multi_label_soft_margin
 from tests.helpers.measurement import Row, least_seconds, print_table
 
@@ -52,7 +52,7 @@ def step(
 def rows() -> Iterator[Row]:
     """Measure what is chosen for a CPU against float32 with channels first, and frozen early layers."""
     for backbone in BACKBONES:
-        precision = chosen("auto", "cpu", [backbone])
+        precision = fastest("cpu")
         layout = training_layout(CamNetwork(backbone, CLASSES, 16, 0.0, pretrained=True), "cpu", precision)
         tasks = {"chosen": step(backbone, layout, precision), "plain": step(backbone)}
         least = least_seconds(tasks)

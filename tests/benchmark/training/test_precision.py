@@ -50,14 +50,6 @@ def test_convolutions_run_in_the_precision_of_the_context():
     assert not torch.equal(rounded.float(), exact)
 
 
-def test_auto_is_fp32_on_a_cpu_for_depthwise_convolutions(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert chosen("auto", "cpu", ["efficientnet_lite0"]) == "fp32"
-    assert chosen("auto", "cpu", ["resnet18", "efficientnet_lite0"]) == "fp32"
-    assert chosen("auto", "cpu", ["resnet18", None]) == "bf16"
-    assert chosen("bf16", "cpu", ["efficientnet_lite0"]) == "bf16"
-
-
 @pytest.mark.parametrize("groups", [1, 2, 8])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -142,3 +142,10 @@ def test_the_real_weights_name_real_dogs(real_voc, real_tags):
             features = backbone(torch.from_numpy(pixels).permute(2, 0, 1)[None]).mean((2, 3))
         found += int((features @ state["_fc.weight"].T + state["_fc.bias"]).argmax()) in DOGS
     assert found / len(dogs) >= 0.85
+
+
+def test_with_bfloat16_on_a_cpu_depthwise_convolutions_stay_in_float32():
+    features = torch.rand(1, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Convolution(8, 8, 3, depthwise=True)(features.bfloat16()).dtype == torch.float32
+        assert Convolution(8, 8, 3)(features).dtype == torch.bfloat16

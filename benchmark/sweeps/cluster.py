@@ -83,23 +83,34 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
     logger.info("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
     if settings.address is None:
         give_token()
-    try:
-        _knock(settings.address)
-        ray.init(
-            address=settings.address or "local",
-            runtime_env=environment,
-            include_dashboard=False if settings.address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        where = "Ray cannot start here" if settings.address is None else f"no Ray cluster at {settings.address}"
-        raise ConfigError(f"{where} ({text})") from None
+    _connect(settings.address, environment)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str | None, environment: Mapping[str, Any]) -> None:
+    """Connect to a cluster or start Ray. Raises ConfigError if there is none or it does not start."""
+    # Two that start at once may take the same free port, and the second one then fails.
+    attempts = 3 if address is None else 1
+    for left in reversed(range(attempts)):
+        try:
+            _knock(address)
+            ray.init(
+                address=address or "local",
+                runtime_env=dict(environment),
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            ray.shutdown()
+            if not left:
+                text = (str(error).splitlines() or [type(error).__name__])[0]
+                where = "Ray cannot start here" if address is None else f"no Ray cluster at {address}"
+                raise ConfigError(f"{where} ({text})") from None
 
 
 def give_token() -> None:

@@ -18,9 +18,11 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import ray
 import yaml
 
 from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.sweeps import cluster
 from seedbed.benchmark.sweeps.cluster import connected
 from tests.helpers.sweeping import small
 
@@ -277,3 +279,35 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
         message = rf"no Ray cluster at 127\.0\.0\.1:{port} \(Connection refused\)"
         with pytest.raises(ConfigError, match=message), connected(settings, [], []):
             raise AssertionError("connected to nothing")
+
+
+def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let Ray fail so many times; return where it was started or connected to."""
+    seen: list[str] = []
+
+    def init(address: str, **_: object) -> None:
+        seen.append(address)
+        if len(seen) <= times:
+            raise RuntimeError("Failed to start GCS.\nMore lines")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(cluster, "_knock", lambda address: None)
+    return seen
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_ray_is_started_again_if_another_one_took_its_port(times, monkeypatch):
+    seen = failing(times, monkeypatch)
+    cluster._connect(None, {})
+    assert seen == ["local"] * (times + 1)
+
+
+@pytest.mark.parametrize(
+    ("address", "tries", "message"),
+    [(None, 3, "Ray cannot start here"), ("192.0.2.9:6379", 1, "no Ray cluster at 192.0.2.9:6379")],
+)
+def test_what_does_not_start_or_answer_is_told_in_one_line(address, tries, message, monkeypatch):
+    seen = failing(9, monkeypatch)
+    with pytest.raises(ConfigError, match=rf"{message} \(Failed to start GCS\.\)$"):
+        cluster._connect(address, {})
+    assert len(seen) == tries

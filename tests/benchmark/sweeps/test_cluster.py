@@ -282,7 +282,7 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
 
 
 def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let Ray fail so many times; return where it was started or connected to."""
+    """Make the first `times` calls of `ray.init` fail; return the addresses of all calls."""
     seen: list[str] = []
 
     def init(address: str, **_: object) -> None:

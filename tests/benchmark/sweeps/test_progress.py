@@ -1,4 +1,4 @@
-"""What a user and listeners are told while a sweep runs and when it is over, and its exit code."""
+"""What a sweep reports to the user and to listeners, during the run and at its end, and its exit code."""
 
 from __future__ import annotations
 

@@ -53,8 +53,24 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
     """Connect to the cluster, or start Ray on this machine; disconnect or stop it afterwards.
 
     `apart` are folders and files that are not sent to other nodes if they are in the checkout; `plugins` are
-    those of the workers, in folders that all nodes share. Raises ConfigError if there is no cluster.
+    those of the workers, in folders that all nodes share. What Ray sets in the environment is gone afterwards: a
+    program that is forked with its mode of authentication could not talk to a Ray of its own. Raises
+    ConfigError if there is no cluster.
     """
+    if settings.address is None:
+        give_token()  # It stays in the environment: Ray reads the token once per process.
+    before = dict(os.environ)
+    try:
+        _start(settings, apart, plugins)
+        yield
+    finally:
+        ray.shutdown()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _start(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str]) -> None:
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_GLOBAL_CHECKPOINT_S="600",
@@ -81,36 +97,19 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
     if settings.address is not None:
         environment |= shipped_code(apart)
     logger.info("starting Ray" if settings.address is None else f"connecting to Ray at {settings.address}")
-    if settings.address is None:
-        give_token()
-    _connect(settings.address, environment)
     try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _connect(address: str | None, environment: Mapping[str, Any]) -> None:
-    """Connect to a cluster or start Ray. Raises ConfigError if there is none or it does not start."""
-    # Two that start at once may take the same free port, and the second one then fails.
-    attempts = 3 if address is None else 1
-    for left in reversed(range(attempts)):
-        try:
-            _knock(address)
-            ray.init(
-                address=address or "local",
-                runtime_env=dict(environment),
-                include_dashboard=False if address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            return
-        except (OSError, RuntimeError, ValueError) as error:
-            ray.shutdown()
-            if not left:
-                text = (str(error).splitlines() or [type(error).__name__])[0]
-                where = "Ray cannot start here" if address is None else f"no Ray cluster at {address}"
-                raise ConfigError(f"{where} ({text})") from None
+        _knock(settings.address)
+        ray.init(
+            address=settings.address or "local",
+            runtime_env=environment,
+            include_dashboard=False if settings.address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        where = "Ray cannot start here" if settings.address is None else f"no Ray cluster at {settings.address}"
+        raise ConfigError(f"{where} ({text})") from None
 
 
 def give_token() -> None:

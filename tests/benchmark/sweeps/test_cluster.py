@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import socket
@@ -22,7 +23,6 @@ import ray
 import yaml
 
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.sweeps import cluster
 from seedbed.benchmark.sweeps.cluster import connected
 from tests.helpers.sweeping import small
 
@@ -281,33 +281,26 @@ def test_an_address_where_nothing_listens_is_told_at_once(tmp_path):
             raise AssertionError("connected to nothing")
 
 
-def failing(times: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make the first `times` calls of `ray.init` fail; return the addresses of all calls."""
-    seen: list[str] = []
+def test_what_ray_sets_in_the_environment_is_gone_when_the_sweep_ends(tmp_path, monkeypatch):
+    def init(**_: object) -> None:
+        os.environ["RAY_AUTH_MODE"] = "token"
 
-    def init(address: str, **_: object) -> None:
-        seen.append(address)
-        if len(seen) <= times:
-            raise RuntimeError("Failed to start GCS.\nMore lines")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    before = dict(os.environ)
+    with connected(small(tmp_path), [], []):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert dict(os.environ) == before
+
+
+def test_ray_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
+    def init(**_: object) -> None:
+        raise RuntimeError("Failed to start GCS.\nMore lines")
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(cluster, "_knock", lambda address: None)
-    return seen
-
-
-@pytest.mark.parametrize("times", [0, 2])
-def test_ray_is_started_again_if_another_one_took_its_port(times, monkeypatch):
-    seen = failing(times, monkeypatch)
-    cluster._connect(None, {})
-    assert seen == ["local"] * (times + 1)
-
-
-@pytest.mark.parametrize(
-    ("address", "tries", "message"),
-    [(None, 3, "Ray cannot start here"), ("192.0.2.9:6379", 1, "no Ray cluster at 192.0.2.9:6379")],
-)
-def test_what_does_not_start_or_answer_is_told_in_one_line(address, tries, message, monkeypatch):
-    seen = failing(9, monkeypatch)
-    with pytest.raises(ConfigError, match=rf"{message} \(Failed to start GCS\.\)$"):
-        cluster._connect(address, {})
-    assert len(seen) == tries
+    with (
+        pytest.raises(ConfigError, match=r"Ray cannot start here \(Failed to start GCS\.\)$"),
+        connected(small(tmp_path), [], []),
+    ):
+        raise AssertionError("started")

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.studies.reported import papers
 from seedbed.benchmark.studies.result import read_studies
@@ -25,7 +27,8 @@ from seedbed.leaderboard.data.per_image import (
     with_published,
     write_images,
 )
-from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, write_snapshot
+from seedbed.leaderboard.data.result_file import SUFFIX, Result, read_result, statistics_of, with_results
+from seedbed.leaderboard.data.snapshot import Run, read_snapshot, runs_of, table_of, write_snapshot
 from seedbed.leaderboard.inputs import inputs_digest
 from seedbed.leaderboard.last_build import LastBuild
 from seedbed.leaderboard.site.content import Content
@@ -77,28 +80,38 @@ def build(
     sources: Sources | None = None,
     published: Sequence[Path] = (),
 ) -> Leaderboard:
-    """Write snapshot, tables and site of one or several sweeps, and of the runs in published folders.
+    """Write snapshot, tables and site of one or several sweeps, and of published results.
+
+    `published` are folders of leaderboards that were built before, and files of single results
+    (data/result_file.py). Results in the work folder join if they are of a data set of the sweeps.
 
     What an earlier build left in `out` stays if the runs, everything else that it was made from and the files
     themselves are unchanged.
-    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other and for a folder in
-    `published` that has no snapshot and no statistics of images.
+    Raises ConfigError for an unknown sweep, DataError for runs that contradict each other, for a folder in
+    `published` that has no snapshot and no statistics of images, and for a file that is not a whole result.
     """
     sweeps = [sweep] if isinstance(sweep, str) else list(sweep)
     store, last = SweepReader(tracking_uri), LastBuild.read(out)
 
+    folders = [path for path in published if path.is_dir()]
+    given = [path for path in published if path not in folders]
+    own = sorted(sources.work.submitted.glob(f"*{SUFFIX}")) if sources else []
+
     def state_now() -> str | None:
-        state, files = store.state(sweeps), [folder / name for folder in published for name in (SNAPSHOT, IMAGES)]
+        state, files = store.state(sweeps), [folder / name for folder in folders for name in (SNAPSHOT, IMAGES)]
+        files += [file for path in (*given, *own) for file in (path, statistics_of(path))]
         return state and " ".join([state, *map(file_digest, files)])
 
-    others = [(read_snapshot(folder / SNAPSHOT), read_images(folder / IMAGES)) for folder in published]
+    others = [(read_snapshot(folder / SNAPSHOT), read_images(folder / IMAGES)) for folder in folders]
     state = state_now()
     if last is None or state is None or last.store != state or last.inputs != _inputs(out, sources):
         with _unfinished(out) as folder:
-            snapshot = joined([collect(tracking_uri, sweeps), *(table for table, _ in others)])
+            collected = joined([collect(tracking_uri, sweeps), *(table for table, _ in others)])
+            results = _joining(collected, given, own)
+            snapshot = joined([collected, table_of(result.run for result in results)])
             write_snapshot(folder / SNAPSHOT, snapshot)
-            images = collect_images(tracking_uri, sweeps, snapshot)
-            write_images(folder / IMAGES, with_published(images, snapshot, others))
+            images = with_published(collect_images(tracking_uri, sweeps, collected), snapshot, others)
+            write_images(folder / IMAGES, with_results(images, snapshot, results))
             inputs = _inputs(folder, sources)
             if last is None or last.inputs != inputs:
                 table = _write(folder, sources)
@@ -109,6 +122,18 @@ def build(
     else:
         logger.info(f"{out}: nothing has changed since it was built")
     return Leaderboard(last.table, [out / name for name in last.files])
+
+
+def _joining(collected: pa.Table, given: Sequence[Path], own: Sequence[Path]) -> list[Result]:
+    """Return the `given` results, and those of `own` that are of a collected data set, each run once."""
+    runs = runs_of(collected)
+    known, datasets = {run.key for run in runs}, {run.dataset for run in runs}
+    found: dict[str, Result] = {}
+    for path in (*given, *own):
+        result = read_result(path)
+        if result.run.key not in known and (path in given or result.run.dataset in datasets):
+            found.setdefault(result.run.key, result)
+    return list(found.values())
 
 
 def write_leaderboard(

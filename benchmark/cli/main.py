@@ -13,9 +13,11 @@ from typing import Annotated, Any
 
 import typer
 
-from seedbed.benchmark.cli import cache, data, export, methods, weights
-from seedbed.benchmark.cli.evaluate import evaluate
-from seedbed.benchmark.cli.leaderboard import leaderboard
+from seedbed.benchmark.cli import cache, data, methods, weights
+from seedbed.benchmark.cli.results import export
+from seedbed.benchmark.cli.results.evaluate import evaluate
+from seedbed.benchmark.cli.results.leaderboard import leaderboard
+from seedbed.benchmark.cli.results.submit import import_, submit
 from seedbed.benchmark.cli.run import run
 from seedbed.benchmark.cli.studies import studies, study
 from seedbed.benchmark.cli.sweep import SpacedLists, sweep
@@ -65,6 +67,8 @@ app.command(cls=SpacedLists)(leaderboard)
 app.command()(ui)
 app.command()(sync)
 app.command()(evaluate)
+app.command()(submit)
+app.command("import")(import_)
 app.add_typer(export.app, name="export")
 app.add_typer(methods.app, name="methods")
 app.add_typer(data.app, name="data")

@@ -3,6 +3,7 @@
     seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
     seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
     seedbed-work/sweeps/    one folder per sweep        seedbed-work/mlflow/   MLflow's SQLite file and artifacts
+    seedbed-work/submitted/ results from elsewhere
 
 `seedbed.toml`, in the current folder, is optional:
 
@@ -93,6 +94,10 @@ class WorkFolder:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def submitted(self) -> Path:
+        return self.root / "submitted"
 
     def digest(self, data: Dataset) -> str:
         """Return the data set's content digest; digests of unchanged files are read from the work folder."""

@@ -168,7 +168,7 @@ class Tracker:
         # A stage that occurs several times has its parameters once.
         params = list({param.key: param for param in params}.values())
         metrics = [
-            Metric(_valid(name), value, when, step)
+            Metric(valid_name(name), value, when, step)
             for name, value, when, step in metrics_of(folder, outcome)
             if math.isfinite(value)
         ]
@@ -209,7 +209,7 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def _valid(name: str) -> str:
+def valid_name(name: str) -> str:
     """Return a name that MLflow accepts: letters, digits and `_ - . / :` and spaces."""
     return "".join(c if c.isalnum() or c in "_-./: " else "_" for c in name)[:250]
 

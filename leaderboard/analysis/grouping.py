@@ -12,7 +12,7 @@ from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.leaderboard.data.conditions import Scope
 from seedbed.leaderboard.data.snapshot import Run
 
-SETTINGS = ("default", "best")
+SETTINGS = ("default", "best", "submitted")
 BOTH = "default = best"
 """The settings of a row whose search found nothing better than the default."""
 REFERENCE = "reference"
@@ -87,7 +87,7 @@ def _lines(cell: Sequence[Run]) -> list[RowRuns]:
         )
         for settings in SETTINGS
     }
-    default, best = (confirmed[settings] for settings in SETTINGS)
+    default, best = confirmed["default"], confirmed["best"]
     if same_settings(default, best, search):
         confirmed = {BOTH: _either(default, best)}
     return [

@@ -33,6 +33,8 @@ SCOPE = Scope._fields[1:]
 """The conditions that are in the heading of a group, not in columns."""
 CONDITIONS = (*SCOPE[:-1], "crf_preset", "multi_scale", "segmentation", "selection", "tuning_masks")
 """The conditions that every run has, in the order of the snapshot's columns; "" if one was not recorded."""
+SUBMITTED = "submitted"
+"""The condition of a row that `seedbed submit` scored; no run of Seedbed has it."""
 RANK_NEEDS = ("crf_preset", "multi_scale", "selection", "tuning_masks")
 """A row has no rank if one of these was not recorded."""
 
@@ -59,6 +61,7 @@ SHOWN: Mapping[str, Shown] = {
         "number of masks used for tuning",
         number=True,
     ),
+    SUBMITTED: Shown("Submitted", "saved results that `seedbed submit` scored, with their source", "submission"),
 }
 
 

@@ -15,7 +15,8 @@ version under `seedbed.results`. The columns:
 | reference | the reference that was measured in place of a method (benchmark/trials/references.py) |
 | any other column of text | a condition that a setting is reported as (benchmark/trials/conditions.py) |
 | phase | `search`, or `confirm`: the trials that are reported |
-| settings, number | `default`, `best` or `suggested`; the number of the search trial, empty in `confirm` |
+| settings | `default`, `best` or `suggested`; `submitted` of results of other code (data/submission.py) |
+| number | the number of the search trial, empty in `confirm` |
 | parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
 | space | of a search trial: the distributions of its parameters, as Optuna's JSON; empty if not recorded |
 | command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty if not recorded |

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from seedbed.benchmark.pipeline.registry import METHODS
 from seedbed.benchmark.studies.result import StudyResult, signed
 from seedbed.leaderboard.analysis.ranking import NOTHING
+from seedbed.leaderboard.data.conditions import SUBMITTED
 from seedbed.leaderboard.site import content as places
 from seedbed.leaderboard.site.content import Content
 from seedbed.leaderboard.site.gallery import DatasetGallery
@@ -47,6 +48,11 @@ REFERENCES = {
     "have. They are not ranked.",
 }
 """What each reference is, for its page."""
+SUBMISSION = (
+    "Saved results of code outside Seedbed. `seedbed submit` scored them by the same protocol; what produced them "
+    "is as their authors state it."
+)
+"""What a submitted row is, for its page."""
 
 
 def pages(content: Content) -> Iterator[tuple[str, str]]:
@@ -75,13 +81,14 @@ def overview(content: Content) -> str:
 
 def _method(content: Content, method: str) -> str:
     known = method in METHODS.names()
+    submitted = any(run.method == method and run.conditions.get(SUBMITTED) for run in content.runs)
     page = places.method_page(method)
     return _render(
         "method.html",
         content,
         root="../",
         method=method,
-        description=METHODS.description(method).split("\n\n") if known else [],
+        description=METHODS.description(method).split("\n\n") if known else [SUBMISSION] if submitted else [],
         **_rows_of(content, page),
         figures=[figure for figure in content.analysis.figures if method in figure.methods],
         studies=[study for study in content.studies if study.method == method],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedbed.benchmark.paths import slug
+from seedbed.leaderboard.analysis.grouping import SETTINGS as KINDS
 from seedbed.leaderboard.analysis.grouping import RowRuns
 from seedbed.leaderboard.analysis.ranking import NOTHING, Board, Group, Row
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis
@@ -100,7 +101,7 @@ class GroupView:
         """Return the values to filter the rows by."""
         rows = self.group.rows
         found = {name: sorted({getattr(row, name) for row in rows}) for name in ("method", "refiner")}
-        return found | {"settings": [s for s in ("default", "best") if any(row.at(s) for row in rows)]}
+        return found | {"settings": [s for s in KINDS if any(row.at(s) for row in rows)]}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`seedbed export`: predictions in the format of an evaluation server."""
+"""`seedbed export`: predictions for an evaluation server, and results for other groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from seedbed.benchmark.cli.options import (
     work_folder,
 )
 
-app = typer.Typer(help="Write predictions in the format of an evaluation server.", no_args_is_help=True)
+app = typer.Typer(help="Write results for others: an evaluation server, or another group.", no_args_is_help=True)
 
 
 @app.command("voc-test")
@@ -48,3 +48,20 @@ def export_voc_test(
     tar = export_test_masks(folder, name, data, out, machine)
     print(f"{len(data.ids(Split.TEST))} masks in {out / MASKS}")
     print(f"for the server: {tar}")
+
+
+@app.command("result")
+def export_result(
+    run: Annotated[
+        str, typer.Argument(help="Confirming trial of a sweep in this work folder: run:ID of MLflow, or its key.")
+    ],
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for NAME.seedbed.json and NAME.parquet.")],
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Write one result with its statistics of images, which `seedbed import` reads elsewhere."""
+    from seedbed.leaderboard.data.exported import result_of
+    from seedbed.leaderboard.data.result_file import statistics_of, write_result
+
+    path = write_result(out, result_of(work_folder(work), run.removeprefix("run:")))
+    print(f"{path}\n{statistics_of(path)}")

@@ -21,8 +21,9 @@ def leaderboard(
     results: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Folder of a leaderboard that was built before, perhaps by others; its runs join.",
+            metavar="PATH",
+            help="Folder of a leaderboard that was built before, perhaps by others, or a result "
+            "NAME.seedbed.json; its runs join. Results submitted to the work folder join by themselves.",
             show_default="none",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`seedbed data`: generate, prepare, check and count data sets."""
+"""`seedbed data`: download, generate, prepare, check and count data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,41 @@ from seedbed.benchmark.cli.options import (
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.progress import progress_bar
 
-app = typer.Typer(help="Generate, prepare, check and count data sets.", no_args_is_help=True)
+app = typer.Typer(help="Download, generate, prepare, check and count data sets.", no_args_is_help=True)
+
+
+@app.command("download")
+def download_data(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="voc2012: VOC and SBD, which has most masks of its training images; sbd: SBD alone; coco2014."
+        ),
+    ],
+    root: Annotated[Path, typer.Option(help="Folder for the archives and what they contain.")],
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Take the files from URL/FILE.", show_default="from their official addresses"
+        ),
+    ] = None,
+    workers: Workers = None,
+    work: Work = WORK,
+    quiet: Quiet = False,
+) -> None:
+    """Download a data set, then prepare and check it. Continues where an earlier call stopped."""
+    from seedbed.datasets.tools.downloads import ARCHIVES, VOC, download
+
+    archives = download(one_of("data set", name, ARCHIVES), root, mirror)
+    if archives:
+        files = ", ".join(map(str, archives))
+        print(f"note: everything is extracted; these archives are no longer needed: {files}")
+    if name == "sbd" and not VOC.is_extracted(root):
+        print(f"next, for VOC in another folder: seedbed data prepare voc2012 --root FOLDER --sbd {root}")
+        return
+    dataset = "coco2014" if name == "coco2014" else "voc2012"
+    prepare_data(dataset, root, sbd=None if dataset == "coco2014" else root, workers=workers, quiet=quiet)
+    check_data(dataset, root, workers=workers, work=work, quiet=quiet)
 
 
 @app.command("generate")

@@ -13,15 +13,10 @@ from seedbed.datasets.base import Split
 from seedbed.datasets.io.images import decode_mask, write_mask
 from seedbed.datasets.tools.sbd import merge_sbd, read_sbd_mask
 from seedbed.datasets.voc2012 import DATASET, LISTS
+from tests.datasets.tools.releases import write_mat
 from tests.helpers.voc_folder import SHAPE, TRAIN, VAL, make_voc, mask_of
 
 SBD_ONLY = "2010_000007"
-
-
-def write_mat(path: Path, mask: np.ndarray) -> None:
-    """Write a mask as SBD does: a 1×1 struct array GTcls with the fields Segmentation, Boundaries, …."""
-    fields = {"Segmentation": mask, "Boundaries": np.zeros((20, 1), object), "CategoriesPresent": np.unique(mask)}
-    savemat(path, {"GTcls": fields})
 
 
 @pytest.fixture

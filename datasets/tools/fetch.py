@@ -80,7 +80,7 @@ def _receive(url: str, part: Path, size: int) -> None:
                 if (wait := next(waits, None)) is None:
                     raise DataError(
                         f"{url}: {lost}, {len(WAITS) + 1} times in a row; run the command again to continue "
-                        f"({most} of {size} bytes are there), or give another address with --mirror URL"
+                        f"({_bytes(part)} of {size} bytes are there), or give another address with --mirror URL"
                     ) from None
                 logger.info(f"{name}: {lost}; next attempt in {wait:g} s")
                 time.sleep(wait)

@@ -218,6 +218,13 @@ def test_a_folder_that_is_not_complete_is_named(server, run, tmp_path):
     assert f"error: {Path('data/VOCdevkit/VOC2012')}: was there before and is not complete; move it" in done.stderr
 
 
+def test_an_empty_folder_is_no_data_set(server, run, tmp_path):
+    for name in ("train2014", "val2014"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    run("coco2014")
+    assert asked(server) == [f"/official/{name}" for name in ZIPS]
+
+
 def test_two_commands_do_not_write_to_one_folder(server, run, tmp_path):
     (tmp_path / "data").mkdir()
     with FileLock(tmp_path / "data/.download.lock"):

@@ -131,10 +131,12 @@ def test_a_server_that_is_away_is_given_up(server, path):
     refused(server, path, rf":9/set\.tar: Connection refused, {ATTEMPTS} times in a row")
 
 
-def test_a_server_that_stalls_is_asked_again(server, path, monkeypatch):
+def test_a_server_that_stalls_is_asked_again(server, path, monkeypatch, capsys):
     monkeypatch.setattr(fetching, "TIMEOUT", 0.2)
     server.faults = [Fault(drop=1_000, stall=1.0)]
-    assert fetched(server, path) == [None, "bytes=1000-"]
+    with log_to_console():
+        assert fetched(server, path) == [None, "bytes=1000-"]
+    assert capsys.readouterr().err == "set.tar: timed out; next attempt in 0 s\n"
 
 
 def test_a_slow_server_is_waited_for(server, path, monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
-from seedbed.datasets.tools.downloads import ARCHIVES
+from seedbed.datasets.tools.downloads import ARCHIVES, Archive
 from tests.helpers.voc_folder import EXTRA, TRAIN, VAL, make_voc, mask_of
 
 
@@ -133,21 +133,18 @@ def make_releases(folder: Path) -> dict[str, bytes]:
     (sbd / "dataset/img" / f"{EXTRA[0]}.jpg").write_bytes(b"the same image as VOC's")
     generate(coco, layout="coco", images=20, size=48, seed=3)
     (coco / "annotations/captions_val2014.json").write_text("{}")
-    files = {}
-    for name, form, top in (("VOCtrainval_11-May-2012.tar", "w", voc.parent), ("benchmark.tgz", "w:gz", sbd)):
-        with tarfile.open(folder / name, form) as tar:
-            tar.add(top, top.name)
-        files[name] = (folder / name).read_bytes()
-    for top in ("train2014", "val2014", "annotations"):
-        name = "annotations_trainval2014.zip" if top == "annotations" else f"{top}.zip"
-        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+    with tarfile.open(folder / "VOCtrainval_11-May-2012.tar", "w") as tar:
+        tar.add(voc.parent, voc.parent.name)
+    with tarfile.open(folder / "benchmark.tgz", "w:gz") as tar:
+        tar.add(sbd, sbd.name)
+    for top, name in (("train2014",) * 2, ("val2014",) * 2, ("annotations", "annotations_trainval2014")):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for path in sorted((coco / top).rglob("*")):
                 archive.write(path, path.relative_to(coco))
-        files[name] = (folder / name).read_bytes()
-    return files
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def table_of(files: dict[str, bytes], address: str) -> dict[str, tuple]:
+def table_of(files: dict[str, bytes], address: str) -> dict[str, tuple[Archive, ...]]:
     """Return `ARCHIVES` with the sizes, checksums and addresses of other files of the same names."""
     return {
         name: tuple(

@@ -53,6 +53,8 @@ RECIPES = {
         crop=448,
     ),
     "TrainMixupCam": Recipe(TRIED, epochs=36),
+    "TrainReCam": Recipe(TRIED, through_mask=False),
+    "InferReCam": Recipe(TRIED, combination="second"),
     "TrainEsolClassifier": Recipe(TRIED, epochs=24, noise=0.01),
     "Expand": Recipe(TRIED, epochs=5, alpha=0.4, clip=0.4),
     "Shrink": Recipe(TRIED, epochs=5, lr=0.01, classification_weight=0.3, area="cam"),

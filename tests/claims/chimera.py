@@ -213,6 +213,36 @@ CLAIMS: dict[str, Claim] = {
             {"pixel AP": "seed.train/mpixel_AP", **SEEDS_USED},
             [Expected("overlap", f"round {rounds}", "round 0") for rounds in (1, 2, 3)],
         ),
+        Claim(
+            "recam",
+            "The softmax cross entropy makes better maps than CAM's (abstract). The published settings have the "
+            "gradient through the mask and the product of both classifiers; the recipe of `tiny` has neither.",
+            {
+                "CAM": {"method": "cam"},
+                "CAM, as many epochs": {"method": "cam", "TrainCam.epochs": 16},
+                "λ = 0, first": {"TrainReCam.reactivation_weight": 0, "InferReCam.combination": "first"},
+                "ReCAM, second": {},
+                **{
+                    f"ReCAM, {combination}": {"InferReCam.combination": combination}
+                    for combination in ("first", "sum", "product")
+                },
+                **{
+                    f"through the mask, {combination}": {
+                        "TrainReCam.through_mask": True,
+                        "InferReCam.combination": combination,
+                    }
+                    for combination in ("second", "product")
+                },
+            },
+            {"pixel AP": "seed.train/mpixel_AP", **SEEDS_USED},
+            [
+                Expected("tuned", "ReCAM, second", "CAM"),
+                Expected("tuned", "ReCAM, second", "CAM, as many epochs"),
+                Expected("tuned", "ReCAM, second", "λ = 0, first"),
+                Expected("tuned", "through the mask, product", "CAM"),
+                Expected("pixel AP", "ReCAM, second", "CAM"),
+            ],
+        ),
     )
 }
 

@@ -22,9 +22,8 @@ Choices where paper and code differ, or the code has two ways (docs/methods.md, 
 Departures, all of them settings:
 - The first training is this project's CAM, as IRN's code has it; in the authors' code layer1 and layer2 learn too.
 - `combination=sum` is not in the code. It adds weights of length 1, so that both classifiers count alike.
-- VGG-16 and ResNet-38 have no published recipe and use that of ResNet-50. Backbones whose CAM trains by AdamW
-  go on with it: the new classifier at the rate of CAM's head, the rest at a tenth of CAM's rate. The recipe of
-  `tiny` has a constant mask and the maps of v (methods/backbones/tiny.py).
+- VGG-16 and ResNet-38 have no published recipe and use that of ResNet-50. Backbones whose CAM trains by AdamW go
+  on with it at CAM's rates. The recipe of `tiny` has a constant mask and the maps of v.
 """
 
 from __future__ import annotations
@@ -225,8 +224,8 @@ def reactivation_settings(cam: TrainCam) -> dict[str, Any]:
     settings = {name: getattr(cam, name) for name in (*SIZES, "jitter", "batch")}
     if cam.optimiser == "sgd":
         return settings
-    kept = {name: getattr(cam, name) for name in ("optimiser", "weight_decay", "biases")}
-    return settings | kept | {"lr": cam.lr / 10, "head_multiplier": 10 * cam.head_multiplier}
+    rates = ("optimiser", "lr", "head_multiplier", "weight_decay", "biases")
+    return settings | {name: getattr(cam, name) for name in rates}
 
 
 @dataclass(frozen=True)

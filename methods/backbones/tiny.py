@@ -53,7 +53,7 @@ RECIPES = {
         crop=448,
     ),
     "TrainMixupCam": Recipe(TRIED, epochs=36),
-    "TrainReCam": Recipe(TRIED, through_mask=False),
+    "TrainReCam": Recipe(TRIED, lr=2e-4, head_multiplier=10.0, through_mask=False),
     "InferReCam": Recipe(TRIED, combination="second"),
     "TrainEsolClassifier": Recipe(TRIED, epochs=24, noise=0.01),
     "Expand": Recipe(TRIED, epochs=5, alpha=0.4, clip=0.4),

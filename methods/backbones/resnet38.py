@@ -185,6 +185,7 @@ RECIPES = {
     # 61 epochs of crops of 224 show as many pixels as 15 of 448.
     "TrainMixupCam": Recipe("SC-CAM code, by the same author", epochs=61, crop=224),
     "TrainSubcategories": Recipe("SC-CAM code", epochs=61, crop=224),
+    "TrainSeam": Recipe("SEAM's code", epochs=8, batch=8, long_side_low=448, long_side_high=768),
     "TrainRrm": Recipe("RRM code"),
     "TrainIcd": Recipe("no published recipe: as VGG-16"),
     "TrainSplittingMerging": Recipe("no published recipe: as VGG-16"),

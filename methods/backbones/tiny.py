@@ -55,6 +55,8 @@ RECIPES = {
     "TrainMixupCam": Recipe(TRIED, epochs=36),
     "TrainReCam": Recipe(TRIED, lr=2e-4, head_multiplier=10.0, through_mask=False),
     "InferReCam": Recipe(TRIED, combination="second"),
+    "TrainSeam": Recipe("found by trial on Chimera, one random seed", rescale=0.5, equivariance_weight=0.1),
+    "MeasureEquivariance": Recipe("as TrainSeam", rescale=0.5),
     "TrainEsolClassifier": Recipe(TRIED, epochs=24, noise=0.01),
     "Expand": Recipe(TRIED, epochs=5, alpha=0.4, clip=0.4),
     "Shrink": Recipe(TRIED, epochs=5, lr=0.01, classification_weight=0.3, area="cam"),

@@ -207,6 +207,26 @@ CLAIMS: dict[str, Claim] = {
             ],
         ),
         Claim(
+            "seam",
+            "ER lowers the difference between the maps of an image and of its copy, and PCM makes the maps better "
+            "(Section 4). The difference is a mean over places, of maps from 0 to 1.",
+            {
+                "CAM": {"method": "cam"},
+                "two branches": {"TrainSeam.equivariance_weight": 0, "TrainSeam.pcm": False},
+                "ER": {"TrainSeam.pcm": False},
+                "ER, PCM": {"TrainSeam.hard_share": 1},
+                "ER, PCM, hard pixels": {},
+            },
+            {"difference": "seed.train/equivariance_error", "pixel AP": "seed.train/mpixel_AP", **SEEDS_USED},
+            [
+                Expected("difference", "two branches", "ER"),
+                Expected("oracle", "ER", "two branches"),
+                Expected("oracle", "ER, PCM, hard pixels", "ER"),
+                Expected("oracle", "ER, PCM, hard pixels", "ER, PCM"),
+                Expected("oracle", "ER, PCM, hard pixels", "CAM"),
+            ],
+        ),
+        Claim(
             "sc_cam",
             "The seeds change over rounds, for the better (Table 3.2). Round 0 is CAM.",
             {f"round {rounds}": {"ScCam.rounds": rounds} for rounds in range(4)},

@@ -186,6 +186,7 @@ RECIPES = {
     "TrainMixupCam": Recipe("SC-CAM code, by the same author", epochs=61, crop=224),
     "TrainSubcategories": Recipe("SC-CAM code", epochs=61, crop=224),
     "TrainSeam": Recipe("SEAM's code", epochs=8, batch=8, long_side_low=448, long_side_high=768),
+    "InferAdvCam": Recipe("as the author remembers (AdvCAM's repository, issue 7)", steps=8, mask_weight=2.0),
     "TrainRrm": Recipe("RRM code"),
     "TrainIcd": Recipe("no published recipe: as VGG-16"),
     "TrainSplittingMerging": Recipe("no published recipe: as VGG-16"),

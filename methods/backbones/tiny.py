@@ -57,6 +57,7 @@ RECIPES = {
     "InferReCam": Recipe(TRIED, combination="second"),
     "TrainSeam": Recipe("found by trial on Chimera, one random seed", rescale=0.5, equivariance_weight=0.1),
     "MeasureEquivariance": Recipe("as TrainSeam", rescale=0.5),
+    "InferAdvCam": Recipe(TRIED, scales=(1.0, 2.0), steps=4, step_size=0.16, mask_weight=1.0),
     "TrainEsolClassifier": Recipe(TRIED, epochs=24, noise=0.01),
     "Expand": Recipe(TRIED, epochs=5, alpha=0.4, clip=0.4),
     "Shrink": Recipe(TRIED, epochs=5, lr=0.01, classification_weight=0.3, area="cam"),

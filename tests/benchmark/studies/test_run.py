@@ -41,6 +41,7 @@ TOY = {
     "WalkPsa.steps": 8,
     "WalkIrn.steps": 8,
     "InferCam.scales": "1.0",
+    "InferAdvCam.steps": 1,
     "PredictMasks.scales": "1.0",
     "ClusterSubcategories.restarts": 1,
 }

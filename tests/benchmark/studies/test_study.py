@@ -38,7 +38,7 @@ def test_every_table_of_the_papers_has_a_study_and_every_study_a_table():
     for paper, count in wanted.items():
         assert {f"{paper}_t{number}" for number in range(1, count + 1)} <= {*study_names()}
     assert {f"mixup_t2_{n}" for n in (1, 2, 3)} | {f"mixup_f2_5{p}" for p in "abc"} <= {*study_names()}
-    assert {f"sccam_t3_{n}" for n in (1, 2, 3, 4)} | {"sccam_f3_4"} <= {*study_names()}
+    assert {f"sccam_t3_{n}" for n in (1, 2, 3, 4)} | {"sccam_f3_4", "advcam_t1"} <= {*study_names()}
 
 
 @pytest.mark.parametrize("name", study_names())

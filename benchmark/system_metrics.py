@@ -18,14 +18,13 @@ INTERVAL = 10.0
 
 
 class SystemMetrics:
-    """Samples processor, memory and GPU in a thread, and writes `system.json` at the end.
+    """Samples processor, memory and GPU in a thread, and adds each sample to `system.jsonl`.
 
-    The file holds `{"system/…": [[milliseconds since 1970, value], …]}`.
+    A line of the file is `{"time": seconds since 1970, "system/…": value, …}`.
     """
 
     def __init__(self, path: Path, interval: float = INTERVAL) -> None:
         self._path, self._interval = path, interval
-        self._samples: dict[str, list[list[float]]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -42,7 +41,6 @@ class SystemMetrics:
         # Neither a full disk nor a broken GPU may hide what the trial itself ended with.
         with contextlib.suppress(Exception):
             self._sample()
-            self._path.write_text(json.dumps(self._samples))
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -50,7 +48,6 @@ class SystemMetrics:
                 self._sample()
 
     def _sample(self) -> None:
-        now = round(time.time() * 1000)
         memory = psutil.virtual_memory()
         values = {
             "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -58,8 +55,9 @@ class SystemMetrics:
             "system_memory_usage_percentage": memory.percent,
             **_gpu(),
         }
-        for name, value in values.items():
-            self._samples.setdefault(f"system/{name}", []).append([now, value])
+        sample = {"time": time.time()} | {f"system/{name}": value for name, value in values.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sample) + "\n")
 
 
 def _gpu() -> dict[str, float]:

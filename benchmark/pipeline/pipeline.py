@@ -105,6 +105,7 @@ class Pipeline:
         def produce(out: Path, scratch: Path) -> None:
             place = f"stage {len(self.executed) + 1} of {self.planned}: " if self.planned else ""
             logger.info(f"▸ {place}{name}  [{step.key[:12]}]")
+            self.machine.on_stage(step.stage, step.split, step.key)
             context = Context(self.seed, step.split, scratch, self.precision, **vars(self.machine))
             step.stage.run(self.data, inputs, out, context)
 

@@ -81,8 +81,16 @@ OnEpoch = Callable[[str, Sequence[Mapping[str, float]]], None]
 """Called with a training stage's name and the mean losses of its epochs; it can raise to stop the training."""
 
 
+OnStage = Callable[["Stage", Split, str], None]
+"""Called when a stage starts to compute on a split, with its key in the store."""
+
+
 def ignore_epochs(_: str, __: Sequence[Mapping[str, float]]) -> None:
     """Never stop a training."""
+
+
+def ignore_stages(_: Stage, __: Split, ___: str) -> None:
+    """Note nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,7 @@ class Machine:
     weights_files: Mapping[str, Path] = field(default_factory=dict)
     """Paths of the state-dict files, by their `sha256:…` initialisation."""
     on_epoch: OnEpoch = ignore_epochs
+    on_stage: OnStage = ignore_stages
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ workers run trials (benchmark/sweeps/worker.py), and the driver tells listeners
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -275,8 +274,13 @@ def _tune(
             "workers": settings.workers,
             "token": str(plan.folder / "sweep.json"),
         }
-        check = functools.partial(check_trial, plan, accepted=accept_changed_code)
-        searcher = SchedulerSearcher(scheduler, ended, constants, check)
+
+        def starts(spec: TrialSpec) -> None:
+            check_trial(plan, spec, accepted=accept_changed_code)
+            for listener in listeners:
+                listener.trial_started(scheduler.folder(spec))
+
+        searcher = SchedulerSearcher(scheduler, ended, constants, starts)
         ray_folder = plan.folder / "ray"
         shutil.rmtree(ray_folder, ignore_errors=True)
         tuner = ray.tune.Tuner(

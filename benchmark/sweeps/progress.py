@@ -24,10 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class SweepListener(Protocol):
-    """Follows a sweep in the driver's process. `trial_ended` must return at once: it delays the next trial."""
+    """Follows a sweep in the driver's process. The methods about trials must return at once: they delay trials."""
 
     def sweep_started(self, folder: Path) -> None:
         """The sweep in `folder` starts or continues; its `sweep.json` is written."""
+
+    def trial_started(self, trial: Path) -> None:
+        """A worker will begin the trial in a folder; its `job.json` is written."""
 
     def trial_ended(self, trial: Path) -> None:
         """The trial in a folder has finished or failed; its `result.json` is written."""

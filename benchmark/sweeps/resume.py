@@ -24,12 +24,14 @@ from seedbed.benchmark.sweeps.trial_files import (
     ERROR,
     RESULT,
     SPEC,
+    SYSTEM,
     Outcome,
     TrialSpec,
     damaged_file,
     read_outcome,
     read_spec,
 )
+from seedbed.benchmark.trials.progress_log import PROGRESS
 
 WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
 """The conditions that hold the digest of a weights file, with the options that give the file."""
@@ -193,5 +195,5 @@ def to_retry(ended: Iterable[tuple[TrialSpec, Outcome]]) -> list[TrialSpec]:
 
 
 def _forget(trial: Path) -> None:
-    for left in ("delivered.json", ERROR, RESULT):
+    for left in ("delivered.json", ERROR, PROGRESS, SYSTEM, RESULT):
         (trial / left).unlink(missing_ok=True)

@@ -5,9 +5,13 @@ sweeps/NAME/trials/KEY/
     result.json      written last: status, objective, stages          losses.json       by stage and epoch
     config.json      every hyper-parameter, data, environment         per_class.csv     one row per class
     per_image/       statistics of each image, as Parquet             examples.png      pictures (confirm)
-    system.json      load of the machine while it ran                 log.txt           what it printed
-    error.txt        the traceback of a failure
+    progress.jsonl   stages and epochs (trials/progress_log.py)       log.txt           what it printed
+    system.jsonl     load of the machine (system_metrics.py)          error.txt         the traceback of a failure
     begun            empty: a worker has begun it (benchmark/sweeps/failures.py)
+    running.lock     held by the process that runs it
+    delivered.json   its run in MLflow, once all of it is there (benchmark/tracking/uploader.py)
+
+`seedbed run` leaves the same files, in its own folder, `runs/ID/`; its spec names no sweep.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.files import write_text
@@ -38,6 +44,7 @@ class TrialSpec:
     """One trial of a sweep, and everything that a worker on another node needs to run it."""
 
     sweep: str
+    """The name of the sweep; empty for a trial of `seedbed run`."""
     cell: Cell
     phase: Phase
     settings: SettingsName
@@ -114,7 +121,10 @@ class Outcome:
 
 RESULT = "result.json"
 SPEC = "job.json"
+CONFIG = "config.json"
+SYSTEM = "system.jsonl"
 BEGUN = "begun"
+RUNNING = "running.lock"
 ERROR = "error.txt"
 
 
@@ -129,6 +139,17 @@ def read_outcome(folder: Path) -> Outcome | None:
         return Outcome(**json.loads((folder / RESULT).read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def is_running(folder: Path) -> bool:
+    """Return whether a process, on any machine that shares `folder`, runs its trial: the kernel frees its lock."""
+    if not (folder / RUNNING).exists():
+        return False
+    try:
+        with FileLock(folder / RUNNING, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def read_spec(folder: Path) -> TrialSpec:

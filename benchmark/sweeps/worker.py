@@ -33,14 +33,24 @@ from seedbed.benchmark.evaluation.records import (
 )
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.pipeline import Step
-from seedbed.benchmark.pipeline.stage import Kind, Machine
-from seedbed.benchmark.pipeline.store import reading
+from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import log_to_file
 from seedbed.benchmark.sweeps.search import StoppedEarlyError, stop_if_above_median
-from seedbed.benchmark.sweeps.trial_files import BEGUN, ERROR, Outcome, TrialSpec, read_outcome, write_outcome
+from seedbed.benchmark.sweeps.trial_files import (
+    BEGUN,
+    CONFIG,
+    ERROR,
+    RUNNING,
+    SYSTEM,
+    Outcome,
+    TrialSpec,
+    read_outcome,
+    write_outcome,
+)
 from seedbed.benchmark.system_metrics import SystemMetrics
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
+from seedbed.benchmark.trials.progress_log import ProgressLog, curves, stored_history
 from seedbed.benchmark.trials.run import copy_figures
 from seedbed.datasets.base import Dataset
 
@@ -58,7 +68,7 @@ def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int
     """
     folder = work.sweeps / spec.sweep / "trials" / spec.key
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "running.lock"):
+    with FileLock(folder / RUNNING):
         if (outcome := read_outcome(folder)) is not None:
             return outcome
         # On a full disk this mark is missing, and the death of this worker is not counted.
@@ -74,9 +84,14 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
     losses: list[float] = []
     outcome = Outcome(spec.key, "complete")
     plan: TrialPlan | None = None
+    log: ProgressLog | None = None
     try:
-        with SystemMetrics(folder / "system.json"):
+        with SystemMetrics(folder / SYSTEM):
             plan = plan_trial(spec.trial, _opened(_frozen(spec.dataset_spec)), work, machine, spec.digest)
+            # What MLflow shows of a running trial is in its folder before the log, which says that it runs.
+            with contextlib.suppress(OSError):
+                write_text(folder / CONFIG, json.dumps(plan.describe(), indent=1))
+            log = ProgressLog(plan, folder)
             losses = _first_training(plan, spec.rivals)
             records = plan.measure()
             _write(folder, plan, records, pictures=spec.phase == "confirm")
@@ -90,12 +105,17 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
         # Even this may fail on a full disk.
         with contextlib.suppress(OSError):
             write_text(folder / ERROR, traceback.format_exc())
+    return write_end(folder, replace(outcome, losses=losses, started=started), plan, log, device)
+
+
+def write_end(
+    folder: Path, outcome: Outcome, plan: TrialPlan | None, log: ProgressLog | None, device: str
+) -> Outcome:
+    """Write the last files of a trial that ends now, and return its outcome with what the plan has computed."""
     now = environment()
     outcome = replace(
         outcome,
-        losses=losses,
         computed=sum(entry.seconds for entry in plan.executed) if plan is not None else 0.0,
-        started=started,
         finished=time.time(),
         device=device,
         hardware=str((now["gpu"] if device != "cpu" else None) or now["processor"]),
@@ -104,8 +124,10 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
     with contextlib.suppress(OSError, SeedbedError):
         if plan is not None:
             outcome = replace(outcome, stages=_seconds(plan))
-            write_text(folder / "config.json", json.dumps(plan.describe(), indent=1))
+            write_text(folder / CONFIG, json.dumps(plan.describe(), indent=1))
             write_text(folder / "losses.json", json.dumps(curves(plan)))
+        if log is not None:
+            log.add_stored()
         write_outcome(folder, outcome)
     return outcome
 
@@ -143,21 +165,6 @@ def reason_of(error: BaseException) -> str:
     return text if len(text) <= REASON else text[: REASON - 1] + "…"
 
 
-def curves(plan: TrialPlan) -> dict[str, list[dict[str, float]]]:
-    """Return the losses by epoch of every training stage of a plan that is in the store.
-
-    Repeated stages are numbered: `TrainSub`, `TrainSub_2`.
-    """
-    found: dict[str, list[dict[str, float]]] = {}
-    for key, step in plan.steps().items():
-        history = _history(plan.work.store.path(key))
-        if step.stage.produces is Kind.CHECKPOINT and history is not None:
-            name = type(step.stage).__name__
-            again = sum(n.partition("_")[0] == name for n in found)
-            found[f"{name}_{again + 1}" if again else name] = history
-    return found
-
-
 def _first_training(plan: TrialPlan, rivals: Sequence[Sequence[float]] | None) -> list[float]:
     """Run the first training, stop it if it is worse than its rivals, and return its losses by epoch."""
     target = plan.first_training()
@@ -168,6 +175,7 @@ def _first_training(plan: TrialPlan, rivals: Sequence[Sequence[float]] | None) -
         name = type(target.step.stage).__name__
 
         def judge(stage: str, history: Sequence[Mapping[str, float]]) -> None:
+            target.pipeline.machine.on_epoch(stage, history)
             if stage == name:
                 stop_if_above_median(rivals, training.totals(history), training.stop_after)
 
@@ -175,18 +183,10 @@ def _first_training(plan: TrialPlan, rivals: Sequence[Sequence[float]] | None) -
         pipeline = replace(target.pipeline, machine=judged, executed=plan.executed)
         folder = pipeline.compute(target.step).path
         # Stored trainings are judged as if they had run now, so that a resumed sweep decides the same.
-        judge(name, _history(folder) or [])
+        stop_if_above_median(rivals, training.totals(stored_history(folder) or []), training.stop_after)
     else:
         folder = target.pipeline.compute(target.step).path
-    return training.totals(_history(folder) or [])
-
-
-def _history(entry: Path) -> list[dict[str, float]] | None:
-    if not (entry / "training.json").exists():
-        return None
-    with reading(entry / "training.json") as path:
-        history: list[dict[str, float]] = json.loads(path.read_text("utf-8"))["history"]
-    return history
+    return training.totals(stored_history(folder) or [])
 
 
 def _seconds(plan: TrialPlan) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,17 @@ from typing import TYPE_CHECKING, Any
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.paths import sqlite_file
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec, read_outcome, read_spec
-from seedbed.benchmark.tracking.run_content import FILES, metrics_of, milliseconds, read_json, search_tags, tags_of
+from seedbed.benchmark.sweeps.trial_files import CONFIG, Outcome, TrialSpec, read_outcome, read_spec
+from seedbed.benchmark.tracking.run_content import (
+    FILES,
+    Number,
+    metrics_of,
+    milliseconds,
+    params_of,
+    read_json,
+    tags_of,
+    tags_of_end,
+)
 from seedbed.benchmark.tracking.store import (
     ARTIFACTS,
     EXPERIMENT,
@@ -24,9 +33,11 @@ from seedbed.benchmark.tracking.store import (
     fail_fast,
     relocate_artifacts,
 )
+from seedbed.benchmark.trials.progress_log import read_progress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
 """Limits of MLflow's `log_batch`."""
@@ -125,59 +136,95 @@ class Tracker:
         """End a run: `FINISHED`, `FAILED` or `KILLED`."""
         self.client.set_terminated(run, status)
 
-    def upload(self, parent: str, folder: Path) -> str:
-        """Write the trial in `folder` as one run below `parent`, and return the run's id."""
-        spec, outcome = read_spec(folder), read_outcome(folder)
-        assert outcome is not None
+    def running(self) -> list[Run]:
+        """Return the runs of sweeps and trials that are RUNNING in the store."""
+        return [
+            run
+            for kind in ("sweep", "trial")
+            for run in self._search(f"attributes.status = 'RUNNING' and tags.`seedbed.kind` = '{kind}'")
+        ]
+
+    def _search(self, condition: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self.client.search_runs([self._experiment], condition, max_results=1000, page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def begin(self, parent: str | None, folder: Path) -> str:
+        """Return the id of the run of the trial in `folder`, which runs now: RUNNING, with parameters and tags."""
+        spec, progress, config = read_spec(folder), read_progress(folder), read_json(folder / CONFIG, {})
+        assert progress is not None
         self._relocate()
-        run, attempt = self.find(spec.key), str(outcome.started)
-        if run is not None and self.client.get_run(run).data.tags.get("seedbed.attempt") != attempt:
-            # The trial failed, was uploaded, and was tried again: nothing of the old run is to remain.
-            self.client.delete_run(run)
-            run = None
-        if run is None:
-            created = self.client.create_run(
-                self._experiment,
-                start_time=milliseconds(outcome.started),
-                run_name=spec.label,
-                tags={"seedbed.key": spec.key, "seedbed.attempt": attempt, "mlflow.parentRunId": parent},
-            )
-            run = str(created.info.run_id)
+        run = self._run_of(parent, folder, spec, config, progress.started)
+        self.client.update_run(run, status="RUNNING")
+        self._log_settings(run, folder, spec, config)
+        return run
+
+    def send(self, run: str, numbers: Iterable[Number], tags: Mapping[str, str]) -> None:
+        """Write numbers of a run, in batches, and tags."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [
+            Metric(_valid(name), value, when, step) for name, value, when, step in numbers if math.isfinite(value)
+        ]
+        for some_metrics in _batches(metrics, METRICS_A_CALL):
+            self.client.log_batch(run, metrics=some_metrics)
+        for some_tags in _batches([RunTag(name, value) for name, value in tags.items()], TAGS_A_CALL):
+            self.client.log_batch(run, tags=some_tags)
+
+    def upload(self, parent: str | None, folder: Path) -> str:
+        """Write the ended trial in `folder` as one run below `parent`, if it has one, and return the run's id."""
+        spec, outcome, config = read_spec(folder), read_outcome(folder), read_json(folder / CONFIG, {})
+        assert outcome is not None
+        progress = read_progress(folder)
+        self._relocate()
+        started = outcome.started if progress is None else progress.started
+        run = self._run_of(parent, folder, spec, config, started)
         status = "FAILED"
         try:
-            config = read_json(folder / "config.json", {})
-            self._log(run, folder, spec, outcome, config)
+            self._log_settings(run, folder, spec, config)
             self._log_artifacts(run, folder, outcome)
-            self._log_input(run, spec, config)
+            # How it ended comes last: what has a status is whole.
+            self.send(run, metrics_of(folder, outcome), tags_of_end(spec, outcome))
             status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[outcome.status]
         finally:
             self.client.set_terminated(run, status, milliseconds(outcome.finished))
         return run
 
-    def _log(self, run: str, folder: Path, spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _run_of(
+        self, parent: str | None, folder: Path, spec: TrialSpec, config: Mapping[str, Any], started: float
+    ) -> str:
+        """Return the run of the attempt that began at `started`, made if there is none."""
+        run, attempt = self.find(folder.name), str(started)
+        if run is not None:
+            data = self.client.get_run(run).data
+            changed = any(data.params.get(name, value) != value for name, value in params_of(config).items())
+            if data.tags.get("seedbed.attempt") != attempt or changed:
+                # The trial was tried again, perhaps with other code: nothing of the old run is to remain.
+                self.client.delete_run(run)
+                run = None
+        if run is None:
+            tags = {"seedbed.key": folder.name, "seedbed.attempt": attempt}
+            created = self.client.create_run(
+                self._experiment,
+                start_time=milliseconds(started),
+                run_name=spec.label,
+                tags=tags if parent is None else {**tags, "mlflow.parentRunId": parent},
+            )
+            run = str(created.info.run_id)
+        return run
 
-        known = {**tags_of(spec, outcome, config), **search_tags(folder, spec)}
-        tags = [RunTag(name, value) for name, value in known.items()]
-        params = [
-            Param(f"{stage['stage']}.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
-            for stage in config.get("stages", [])
-            for name, value in stage.items()
-            if name not in ("stage", "version")
-        ]
-        # A stage that occurs several times has its parameters once.
-        params = list({param.key: param for param in params}.values())
-        metrics = [
-            Metric(valid_name(name), value, when, step)
-            for name, value, when, step in metrics_of(folder, outcome)
-            if math.isfinite(value)
-        ]
-        for some_tags in _batches(tags, TAGS_A_CALL):
-            self.client.log_batch(run, tags=some_tags)
+    def _log_settings(self, run: str, folder: Path, spec: TrialSpec, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, value) for name, value in params_of(config).items()]
         for some_params in _batches(params, PARAMS_A_CALL):
             self.client.log_batch(run, params=some_params)
-        for some_metrics in _batches(metrics, METRICS_A_CALL):
-            self.client.log_batch(run, metrics=some_metrics)
+        self.send(run, (), tags_of(folder, spec, config))
+        self._log_input(run, spec, config)
 
     def _log_artifacts(self, run: str, folder: Path, outcome: Outcome) -> None:
         for name in FILES:

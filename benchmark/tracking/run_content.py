@@ -1,4 +1,4 @@
-"""What a trial becomes in MLflow: the tags, metrics and files of its run."""
+"""What a trial becomes in MLflow: the tags, parameters, metrics, description and files of its run."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from optuna.distributions import distribution_to_json
 from seedbed.benchmark.evaluation.records import read_records
 from seedbed.benchmark.paths import without_folders
 from seedbed.benchmark.sweeps.search import drawn, storage_at
-from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec
+from seedbed.benchmark.sweeps.trial_files import SYSTEM, Outcome, TrialSpec
 from seedbed.benchmark.tracking.command_line import command_line
+from seedbed.benchmark.trials.progress_log import PROGRESS, read_lines, read_progress
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
+Number = tuple[str, float, int, int]
+"""Name, value, milliseconds since 1970, and step of a metric."""
 FILES = ("config.json", "per_class.csv", "examples.png", "log.txt", "error.txt", "records.parquet")
 
 
-def tags_of(spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags of a trial's run (docs/sweeps.md lists them)."""
+def tags_of(folder: Path, spec: TrialSpec, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags that the run of the trial in `folder` has from its beginning (docs/sweeps.md lists all)."""
     code = str(config.get("environment", {}).get("code", ""))
     return {
         "seedbed.kind": "trial",
         "seedbed.sweep": spec.sweep,
-        "seedbed.key": spec.key,
+        "seedbed.key": folder.name,
         "method": spec.cell.method,
         "refiner": spec.cell.refiner,
         "dataset": spec.cell.dataset,
@@ -41,11 +44,29 @@ def tags_of(spec: TrialSpec, outcome: Outcome, config: Mapping[str, Any]) -> dic
         "data_digest": spec.digest,
         "code": code.removesuffix("+dirty"),
         "dirty": str(code.endswith("+dirty")).lower(),
+        **search_tags(folder, spec),
+    }
+
+
+def tags_of_end(spec: TrialSpec, outcome: Outcome) -> dict[str, str]:
+    """Return the tags that tell how a trial ended. A run without them is of a trial that runs, or was killed."""
+    return {
         "device": outcome.device,
         "hardware": outcome.hardware,
         "status": outcome.status,
         "reason": without_folders(outcome.reason, *spec.dataset_spec.folders())[:4000],
         "stages": json.dumps(dict(outcome.stages)),
+        "progress": "ended",
+    }
+
+
+def params_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return every hyper-parameter of a trial; a stage that occurs several times has its parameters once."""
+    return {
+        f"{stage['stage']}.{name}": ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for stage in config.get("stages", [])
+        for name, value in stage.items()
+        if name not in ("stage", "version")
     }
 
 
@@ -56,14 +77,14 @@ def search_tags(folder: Path, spec: TrialSpec) -> dict[str, str]:
     sweep's. `space` are the distributions of a search trial's, as Optuna writes them. Both are `{}` in a sweep
     without a search.
     """
-    sweep = folder.parents[1]
-    studies = sweep / "studies.db"
-    by_number, space = drawn(_opened(studies), str(spec.cell)) if studies.exists() else ({}, {})
+    studies = folder.parents[1] / "studies.db"
+    by_number, space = drawn(_opened(studies), str(spec.cell)) if spec.sweep and studies.exists() else ({}, {})
     changed = {key: value for key, value in spec.trial.settings.items() if key in space}
     # The first search trial has the default settings, which its spec does not name.
     parameters = changed if spec.number is None else by_number.get(spec.number, changed)
     distributions = {key: json.loads(distribution_to_json(space[key])) for key in parameters}
-    generated = Path(spec.dataset_spec.root).is_relative_to(sweep.parents[1].resolve() / "data")
+    work = folder.parents[3 if spec.sweep else 1].resolve()
+    generated = Path(spec.dataset_spec.root).is_relative_to(work / "data")
     return {
         "parameters": json.dumps(parameters, sort_keys=True),
         "space": json.dumps(distributions if spec.phase == "search" else {}, sort_keys=True),
@@ -77,13 +98,43 @@ def _opened(studies: Path) -> BaseStorage:
     return storage_at(studies)
 
 
-def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int, int]]:
-    """Yield (name, value, milliseconds since 1970, step) of all numbers that a trial left."""
+def metrics_of(folder: Path, outcome: Outcome) -> Iterator[Number]:
+    """Yield all numbers that an ended trial left."""
     when = milliseconds(outcome.finished)
     if (folder / "records.parquet").exists():
         for record in read_records(folder / "records.parquet"):
             if record.value is not None:
                 yield record.name, record.value, when, 0
+    if (folder / PROGRESS).exists():
+        yield from running_metrics(folder)
+    else:
+        yield from _earlier_metrics(folder, when)
+    yield "cost/computed_seconds", outcome.computed, when, 0
+
+
+def running_metrics(folder: Path) -> Iterator[Number]:
+    """Yield the numbers that a trial has while it runs: its stages, its losses by epoch, the load of the machine.
+
+    A number stays the same as the files grow, with its time, so MLflow has it once however often it is sent.
+    """
+    progress = read_progress(folder)
+    if progress is None:
+        return
+    for step, (moment, number) in enumerate(progress.stages):
+        yield "progress/stage", number, milliseconds(moment), step
+    for training, epochs in progress.history.items():
+        for step, epoch in enumerate(epochs, 1):
+            for loss, value in epoch.losses.items():
+                yield f"{training}/{loss}", value, milliseconds(epoch.time), step
+    samples = (sample for sample in read_lines(folder / SYSTEM) if sample.get("time", 0) >= progress.started)
+    for step, sample in enumerate(samples):
+        moment = sample.pop("time")
+        for name, value in sample.items():
+            yield name, float(value), milliseconds(moment), step
+
+
+def _earlier_metrics(folder: Path, when: int) -> Iterator[Number]:
+    """Yield the losses and loads of a trial of an earlier version, which wrote them at its end."""
     for stage, history in read_json(folder / "losses.json", {}).items():
         for epoch, losses in enumerate(history, 1):
             for loss, value in losses.items():
@@ -91,7 +142,6 @@ def metrics_of(folder: Path, outcome: Outcome) -> Iterator[tuple[str, float, int
     for name, samples in read_json(folder / "system.json", {}).items():
         for step, (moment, value) in enumerate(samples):
             yield name, float(value), int(moment), step
-    yield "cost/computed_seconds", outcome.computed, when, 0
 
 
 def milliseconds(seconds: float) -> int:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.files import write_text
@@ -15,8 +12,11 @@ from seedbed.benchmark.progress import progress_bar
 from seedbed.benchmark.sweeps.settings import read_saved
 from seedbed.benchmark.sweeps.trial_files import read_outcome
 from seedbed.benchmark.tracking.client import UPLOADED, Tracker
+from seedbed.benchmark.tracking.lost_runs import end_lost_runs, is_driven
 from seedbed.benchmark.tracking.store import check_uri, default_uri, unusable
-from seedbed.benchmark.tracking.uploader import CLOSED, upload_once
+from seedbed.benchmark.tracking.sweep_state import SweepState
+from seedbed.benchmark.tracking.trial_run import upload_once
+from seedbed.benchmark.tracking.uploader import CLOSED
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def sync(work: WorkFolder, uri: str | None, again: bool = False) -> tuple[int, i
             )
             left += damaged
         waiting = [trial for trial in trials if again or not (trial / UPLOADED).exists()]
-        running = _is_running(folder)
+        running = is_driven(folder)
         if not waiting and (running or (folder / CLOSED).exists()):
             continue
         try:
@@ -79,15 +79,10 @@ def sync(work: WorkFolder, uri: str | None, again: bool = False) -> tuple[int, i
                 bar.advance()
         if not running:
             status = "FINISHED" if len(trials) >= description.get("expected", 0) else "KILLED"
+            # A worker that outlived its driver still runs its trial.
+            left_running = end_lost_runs(trackers[target], work, folder)
+            trackers[target].send(parent, SweepState(folder).numbers(), {})
             trackers[target].close(parent, status)
-            write_text(folder / CLOSED, status)
+            if not left_running:
+                write_text(folder / CLOSED, status)
     return uploaded, left
-
-
-def _is_running(folder: Path) -> bool:
-    """Return whether a driver is running the sweep."""
-    try:
-        with FileLock(folder / "driver.lock", timeout=0):
-            return False
-    except Timeout:
-        return True

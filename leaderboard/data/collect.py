@@ -32,6 +32,8 @@ PER_IMAGE = "per_image"
 def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
     """Return the snapshot's table of one sweep or several, with a row for each reported trial that has no run.
 
+    Runs of trials that still run, or were killed, are left out: they have no status.
+
     Raises ConfigError for an unknown sweep, DataError for runs that contradict each other, within a sweep or
     between two.
     """
@@ -64,7 +66,7 @@ def joined(snapshots: Iterable[pa.Table]) -> pa.Table:
 def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:
     plan = store.expected(sweep)
     with _no_garbage_collection():
-        runs = [run_of(run.tags, run.metrics, plan) for run in store.trials(sweep)]
+        runs = [run_of(run.tags, run.metrics, plan) for run in store.trials(sweep) if run.tags.get("status")]
     twice = sorted(key for key, count in Counter(run.key for run in runs).items() if count > 1)
     if twice:
         listed = ", ".join(twice[:5])
@@ -164,7 +166,7 @@ def _no_garbage_collection() -> Iterator[None]:
 def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: ExpectedTrials) -> Run:
     """Make a run from the tags and metrics of a trial. Raises DataError for tags that cannot be read.
 
-    Loss curves, costs and system metrics are left out. A trial without a status has not finished.
+    Loss curves, costs and system metrics are left out.
     """
     key = tags.get("seedbed.key", "")
     try:
@@ -192,8 +194,8 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Expected
         space=tag("space"),
         command=tag("command"),
         seed=seed,
-        status=tag("status") or "unfinished",
-        reason=without_folders(tag("reason")) if tag("status") else "has not finished",
+        status=tag("status"),
+        reason=without_folders(tag("reason")),
         device=tag("device"),
         hardware=tag("hardware"),
         code=tag("code"),

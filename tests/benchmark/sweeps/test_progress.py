@@ -76,6 +76,8 @@ class NoUploader:
 
     def sweep_started(self, folder: Path) -> None: ...
 
+    def trial_started(self, trial: Path) -> None: ...
+
     def trial_ended(self, trial: Path) -> None: ...
 
     def sweep_stopped(self, finished: bool) -> None: ...
@@ -257,6 +259,10 @@ class Notes:
     def sweep_started(self, folder) -> None:
         assert (folder / "sweep.json").exists()
         self.told.append(("started", folder))
+
+    def trial_started(self, trial) -> None:
+        assert (trial / "job.json").exists()
+        self.told.append(("began", trial))
 
     def trial_ended(self, trial) -> None:
         assert (trial / "result.json").exists()

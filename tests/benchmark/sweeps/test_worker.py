@@ -18,7 +18,9 @@ from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps import worker
 from seedbed.benchmark.sweeps.trial_files import BEGUN, read_outcome, read_spec
-from seedbed.benchmark.sweeps.worker import curves, reason_of, run_sweep_trial
+from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
+from seedbed.benchmark.trials import progress_log
+from seedbed.benchmark.trials.progress_log import PROGRESS, curves, read_lines, read_progress
 from tests.helpers.sweeping import scheduler_of, small
 
 
@@ -60,7 +62,8 @@ def test_a_confirming_trial_leaves_all_that_the_tracker_shows(started):
         "per_class.csv",
         "examples.png",
         "losses.json",
-        "system.json",
+        "progress.jsonl",
+        "system.jsonl",
         "log.txt",
     ):
         assert (folder / file).stat().st_size > 0, file
@@ -78,8 +81,14 @@ def test_a_confirming_trial_leaves_all_that_the_tracker_shows(started):
     header, *rows = (folder / "per_class.csv").read_text().splitlines()
     assert header.startswith("level,split,selection,class,IoU")
     assert any(row.startswith("segmentation,val,none,background,") for row in rows)
-    system = json.loads((folder / "system.json").read_text())
-    assert system["system/system_memory_usage_percentage"][0][1] > 0
+    progress = read_progress(folder)
+    for stage, history in losses.items():
+        assert [epoch.losses for epoch in progress.history[stage]] == history
+        assert all(progress.started <= epoch.time <= outcome.finished for epoch in progress.history[stage])
+    assert progress.number == progress.planned == len(progress.stages) > 5
+    (sample, *_) = read_lines(folder / "system.jsonl")
+    assert sample["system/system_memory_usage_percentage"] > 0
+    assert outcome.started <= sample["time"] <= outcome.finished
 
 
 def test_stages_are_listed_with_their_seconds_whoever_computed_them(started):
@@ -217,6 +226,43 @@ def test_losses_of_a_stage_that_occurs_again_have_names_of_their_own(tmp_path):
         folder.mkdir(parents=True)
         (folder / "training.json").write_text(json.dumps({"history": [{"loss": float(key[-1])}]}))
     assert curves(TrialPlan()) == {"TrainSub": [{"loss": 1.0}], "TrainSub_2": [{"loss": 2.0}]}
+
+
+def test_a_killed_trial_continues_its_log_and_writes_no_epoch_twice(started, monkeypatch):
+    """What MLflow shows of the trial goes on where it stopped, with the times of then."""
+    work, scheduler, search, _ = started
+    spec = spec_like(search, 88, **{"TrainCam.epochs": 4, "TrainCam.weight_decay": 0.007})
+    folder = scheduler.folder(spec)
+
+    class Killed(BaseException):
+        """Ends the worker as a kill does: nothing catches it."""
+
+    append = progress_log.append_line
+
+    def append_until_the_second_epoch(path, content):
+        append(path, content)
+        if content.get("epoch") == 2:
+            raise Killed
+
+    monkeypatch.setattr(progress_log, "append_line", append_until_the_second_epoch)
+    with pytest.raises(Killed):
+        run_sweep_trial(spec, work, "cpu", 0)
+    before = read_progress(folder)
+    assert str(before) == f"stage 1 of {before.planned}: TrainCam on weak, epoch 2 of 4"
+    config = json.loads((folder / "config.json").read_text())
+    assert {stage["stage"] for stage in config["stages"]} >= {"TrainCam", "CrfMasks"}
+    monkeypatch.undo()
+    with (folder / PROGRESS).open("a") as log:
+        log.write('{"time": 1, "training": "TrainC')  # Cut off in the middle of a line.
+    assert run_sweep_trial(spec, work, "cpu", 0).status == "complete"
+    after = read_progress(folder)
+    assert after.started == before.started
+    assert after.history["TrainCam"][:2] == before.history["TrainCam"]
+    assert [epoch.losses for epoch in after.history["TrainCam"]] == json.loads(
+        (folder / "losses.json").read_text()
+    )["TrainCam"]
+    lines = [line for line in read_lines(folder / PROGRESS) if "epoch" in line]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_a_worker_does_not_know_mlflow_or_ray():

@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Keep freed memory for the next tensor: the kernel clears new pages, a third of the time of large networks.
     os.environ["MALLOC_MMAP_MAX_"] = "0"
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 33)
+    os.environ["SEEDBED_TRACK"] = "0"  # MLflow in each `seedbed run` would take most of the tests' time.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's 15 lets its trials wait for other tests.
     os.fsync = lambda handle: None  # type: ignore[assignment]  # No test cuts the power.
     # Compile the modules once, not in each of the processes that tests start.

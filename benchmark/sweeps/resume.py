@@ -21,17 +21,15 @@ from seedbed.benchmark.sweeps.plan import SweepPlan
 from seedbed.benchmark.sweeps.search import named_errors, storage_at
 from seedbed.benchmark.sweeps.settings import SweepSettings, read_saved
 from seedbed.benchmark.sweeps.trial_files import (
-    ERROR,
     RESULT,
     SPEC,
-    SYSTEM,
     Outcome,
     TrialSpec,
     damaged_file,
+    forget,
     read_outcome,
     read_spec,
 )
-from seedbed.benchmark.trials.progress_log import PROGRESS
 
 WEIGHTS = {"initialisation": "--weights", "segmentation_initialisation": "--segmentation-weights"}
 """The conditions that hold the digest of a weights file, with the options that give the file."""
@@ -148,7 +146,7 @@ def forget_damaged(folder: Path) -> None:
     for result in sorted((folder / "trials").glob(f"*/{RESULT}")):
         if (damaged := damaged_file(result.parent)) is not None:
             logger.info(f"note: {damaged} is missing, empty or cut off; its trial runs again")
-            _forget(result.parent)
+            forget(result.parent)
     for spec in sorted((folder / "trials").glob(f"*/{SPEC}")):
         try:
             read_spec(spec.parent)
@@ -172,7 +170,7 @@ def forget_failures(folder: Path) -> int:
             if name in optuna.get_all_study_names(storage):
                 optuna.delete_study(study_name=name, storage=storage)
     for spec in again:
-        _forget(folder / "trials" / spec.key)
+        forget(folder / "trials" / spec.key)
     return len(again)
 
 
@@ -192,8 +190,3 @@ def to_retry(ended: Iterable[tuple[TrialSpec, Outcome]]) -> list[TrialSpec]:
         if (spec.cell in barren and (spec.phase == "search" or spec.settings == "best"))
         or (spec.phase == "confirm" and outcome.status == "failed")
     ]
-
-
-def _forget(trial: Path) -> None:
-    for left in ("delivered.json", ERROR, PROGRESS, SYSTEM, RESULT):
-        (trial / left).unlink(missing_ok=True)

@@ -31,10 +31,12 @@ from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.sweeps.search import Status
 from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.trials.conditions import conditions_in
+from seedbed.benchmark.trials.progress_log import PROGRESS
 from seedbed.benchmark.trials.trial import Trial
 
 Phase = Literal["search", "confirm"]
-SettingsName = Literal["default", "suggested", "best"]
+SettingsName = Literal["default", "suggested", "best", "given"]
+"""`given`: those of a `seedbed run` that are not the default ones."""
 FIELDS = {"dataset_spec": "place", "conditions": "facts"}
 """The fields of a spec with another name in `job.json`."""
 
@@ -76,7 +78,10 @@ class TrialSpec:
 
     @property
     def label(self) -> str:
-        """A readable name, `cam × crf × voc2012, search 3`."""
+        """A readable name, `cam × crf × voc2012: search 3`."""
+        if not self.sweep:
+            changed = (f"{key}={value}" for key, value in self.trial.settings.items())
+            return ", ".join([f"{self.cell}: seed {self.trial.seed}", *changed])
         which = f"search {self.number}" if self.phase == "search" else f"{self.settings}, seed {self.trial.seed}"
         return f"{self.cell}: {which}"
 
@@ -126,6 +131,8 @@ SYSTEM = "system.jsonl"
 BEGUN = "begun"
 RUNNING = "running.lock"
 ERROR = "error.txt"
+UPLOADED = "delivered.json"
+"""The run and the store that the trial was uploaded to."""
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -181,3 +188,9 @@ def damaged_file(folder: Path) -> Path | None:
         except (OSError, pa.ArrowInvalid):
             return path
     return None
+
+
+def forget(folder: Path) -> None:
+    """Remove how the trial in `folder` ended, so that it runs again. Its stages are in the store."""
+    for left in (UPLOADED, ERROR, PROGRESS, SYSTEM, RESULT):
+        (folder / left).unlink(missing_ok=True)

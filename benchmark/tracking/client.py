@@ -7,20 +7,25 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.paths import sqlite_file
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import CONFIG, Outcome, TrialSpec, read_outcome, read_spec
+from seedbed.benchmark.sweeps.trial_files import CONFIG, UPLOADED, Outcome, TrialSpec, read_outcome, read_spec
 from seedbed.benchmark.tracking.run_content import (
     FILES,
     Number,
     metrics_of,
     milliseconds,
+    note_of,
+    note_of_sweep,
     params_of,
+    pictures,
     read_json,
     tags_of,
     tags_of_end,
@@ -31,6 +36,7 @@ from seedbed.benchmark.tracking.store import (
     artifacts_beside,
     default_uri,
     fail_fast,
+    opening,
     relocate_artifacts,
 )
 from seedbed.benchmark.trials.progress_log import read_progress
@@ -39,10 +45,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 METRICS_A_CALL, PARAMS_A_CALL, TAGS_A_CALL = 1000, 100, 100
 """Limits of MLflow's `log_batch`."""
-UPLOADED = "delivered.json"
-"""In the folder of a trial: the run and the store that it was uploaded to."""
 
 
 class Tracker:
@@ -57,7 +63,7 @@ class Tracker:
         self._database = sqlite_file(self.uri)
         if self._database is not None:
             (self._database.parent / ARTIFACTS).mkdir(parents=True, exist_ok=True)
-        with _quiet_migrations():
+        with _quiet_migrations(), nullcontext() if self._database is None else opening(self._database):
             self.client: MlflowClient = MlflowClient(self.uri)
             self._experiment = self._get_experiment()
         self._relocate()
@@ -115,6 +121,7 @@ class Tracker:
                 "seedbed.id": description.get("id", ""),
                 "code": code.removesuffix("+dirty"),
                 "dirty": str(code.endswith("+dirty")).lower(),
+                NOTE: note_of_sweep(name),
             }
             run = str(self.client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
         else:
@@ -223,7 +230,8 @@ class Tracker:
         params = [Param(name, value) for name, value in params_of(config).items()]
         for some_params in _batches(params, PARAMS_A_CALL):
             self.client.log_batch(run, params=some_params)
-        self.send(run, (), tags_of(folder, spec, config))
+        tags = tags_of(folder, spec, config)
+        self.send(run, (), {**tags, NOTE: note_of(run, folder, spec, tags["command"])})
         self._log_input(run, spec, config)
 
     def _log_artifacts(self, run: str, folder: Path, outcome: Outcome) -> None:
@@ -234,6 +242,11 @@ class Tracker:
             if (folder / name).is_dir():
                 self.client.log_artifacts(run, str(folder / name), name)
         self.client.log_text(run, json.dumps(dict(outcome.stages), indent=1), "stages.json")
+        # Each call makes a file of its own; an earlier upload has made them.
+        if (found := pictures(folder)) and not self.client.list_artifacts(run, "images"):
+            for path in found:
+                with Image.open(path) as image:
+                    self.client.log_image(run, image, key=path.stem, step=0, synchronous=True)
 
     def _log_input(self, run: str, spec: TrialSpec, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

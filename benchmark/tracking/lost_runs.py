@@ -32,7 +32,7 @@ def end_lost_runs(tracker: Tracker, work: WorkFolder, own: Path | None = None) -
     Returns the number of trials of `own` that still run.
     """
     still_running = 0
-    identities: dict[str, bool] = {}
+    identities: dict[str | None, bool] = {}
     for run in tracker.running():
         tags = run.data.tags
         sweep = work.sweeps / tags["seedbed.sweep"] if tags.get("seedbed.sweep") else None

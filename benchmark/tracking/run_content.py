@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from optuna.distributions import distribution_to_json
 
@@ -58,6 +59,39 @@ def tags_of_end(spec: TrialSpec, outcome: Outcome) -> dict[str, str]:
         "stages": json.dumps(dict(outcome.stages)),
         "progress": "ended",
     }
+
+
+def note_of(run: str, folder: Path, spec: TrialSpec, command: str) -> str:
+    """Return the description of a trial's run, as Markdown: what it is, its command, and its pictures so far."""
+    refiner = f", refiner **{spec.cell.refiner}**" if spec.cell.refiner else ""
+    what = (
+        f"Method **{spec.cell.method}**{refiner}, data set **{spec.cell.dataset}**, random seed {spec.trial.seed}."
+    )
+    if not spec.sweep:
+        which = "Started by `seedbed run`."
+    elif spec.phase == "search":
+        which = f"Search trial {spec.number} of the sweep `{spec.sweep}`: pseudo-masks of `tune` only."
+    else:
+        which = f"Confirming trial of the sweep `{spec.sweep}`, with the {spec.settings} settings."
+    parts = [f"{what} {which}", f"This command runs it again:\n\n```\n{command}\n```"]
+    for path in pictures(folder):
+        # Relative to MLflow's page, whatever the address of its server.
+        place = quote(str(path.relative_to(folder)))
+        parts.append(f"![{path.stem}](get-artifact?path={place}&run_uuid={run})")
+    return "\n\n".join(parts)
+
+
+def note_of_sweep(name: str) -> str:
+    """Return the description of a sweep's run, as Markdown."""
+    commands = (f"watch {name}", f"sweep --resume {name}", f"leaderboard --sweep {name} --out DIR")
+    listed = "\n".join(f"seedbed {command}" for command in commands)
+    return f"A sweep. Its trials are the runs below this one.\n\n```\n{listed}\n```"
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return the pictures of the trial in `folder`: its examples, and those of the method's own measurements."""
+    examples = folder / "examples.png"
+    return [*([examples] if examples.exists() else []), *sorted(folder.glob("figures/*.png"))]
 
 
 def params_of(config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from filelock import FileLock
+
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.paths import sqlite_url
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -21,6 +23,11 @@ SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databrick
 def database_of(work: WorkFolder) -> Path:
     """Return the path of the work folder's MLflow database."""
     return work.root / "mlflow" / "mlflow.db"
+
+
+def opening(database: Path) -> FileLock:
+    """Return the lock to hold while opening a database: if several processes make a new one, all of them fail."""
+    return FileLock(database.with_suffix(".lock"))
 
 
 def default_uri(work: WorkFolder) -> str:

@@ -13,14 +13,13 @@ from seedbed.benchmark.sweeps.settings import Cell
 from seedbed.benchmark.sweeps.trial_files import (
     BEGUN,
     RESULT,
-    SPEC,
+    UPLOADED,
     Outcome,
     Phase,
     TrialSpec,
     read_outcome,
     read_spec,
 )
-from seedbed.benchmark.tracking.client import UPLOADED
 from seedbed.benchmark.tracking.run_content import Number, milliseconds
 
 
@@ -100,9 +99,13 @@ class SweepState:
             known = self._ended.get(folder)
             if known is None or known[0] != written:
                 outcome = read_outcome(folder)
-                if outcome is None or not (folder / SPEC).exists():
+                try:
+                    spec = read_spec(folder)
+                except DataError:
                     continue
-                known = self._ended[folder] = (written, read_spec(folder), outcome)
+                if outcome is None:
+                    continue
+                known = self._ended[folder] = (written, spec, outcome)
             yield known[1:]
 
 

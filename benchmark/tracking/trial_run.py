@@ -9,11 +9,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from seedbed.benchmark.files import write_text
-from seedbed.benchmark.sweeps.trial_files import BEGUN, read_outcome
-from seedbed.benchmark.tracking.client import UPLOADED, Tracker
+from seedbed.benchmark.sweeps.trial_files import BEGUN, UPLOADED, read_outcome
+from seedbed.benchmark.tracking.client import Tracker
 from seedbed.benchmark.tracking.run_content import running_metrics
 from seedbed.benchmark.trials.progress_log import PROGRESS, read_progress
 
+DELIVERY = "delivery.lock"
+"""In the folder of a trial: held while its run is made or uploaded, so that there is one."""
 INTERVAL = 10.0
 """Least number of seconds between two deliveries of a running trial."""
 
@@ -37,7 +39,8 @@ class LiveRun:
             return
         self._next = time.monotonic() + INTERVAL
         if self._attempt != progress.started:
-            self._run, self._attempt, self._sent = tracker.begin(parent, self.folder), progress.started, set()
+            with FileLock(self.folder / DELIVERY):
+                self._run, self._attempt, self._sent = tracker.begin(parent, self.folder), progress.started, set()
         new = [number for number in running_metrics(self.folder) if (number[0], number[3]) not in self._sent]
         tracker.send(self._run, new, {"progress": str(progress)})
         self._sent |= {(name, step) for name, _, _, step in new}
@@ -45,7 +48,7 @@ class LiveRun:
 
 def upload_once(tracker: Tracker, parent: str | None, folder: Path, again: bool = False) -> None:
     """Upload the trial in `folder`, unless it was uploaded or has no result yet. One process at a time."""
-    with FileLock(folder / "delivery.lock"):
+    with FileLock(folder / DELIVERY):
         if read_outcome(folder) is None or ((folder / UPLOADED).exists() and not again):
             return
         run = tracker.upload(parent, folder)

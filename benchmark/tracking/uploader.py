@@ -18,8 +18,8 @@ from pathlib import Path
 
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import is_running
-from seedbed.benchmark.tracking.client import UPLOADED, Tracker
+from seedbed.benchmark.sweeps.trial_files import UPLOADED, is_running
+from seedbed.benchmark.tracking.client import Tracker
 from seedbed.benchmark.tracking.lost_runs import end_lost_runs
 from seedbed.benchmark.tracking.run_content import Number
 from seedbed.benchmark.tracking.store import check_uri
@@ -51,7 +51,7 @@ class MlflowUploader:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._tracker: Tracker | None = None
         self._parent = ""
-        self._numbers: list[Number] = []
+        self._state, self._numbers = SweepState(self._folder), list[Number]()
         self._retry_at = self._state_at = 0.0
         self.left = 0
         """How many trials could not be uploaded; known once the sweep has stopped."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,15 @@ from seedbed.datasets.base import Dataset
 from seedbed.datasets.tools.check import preflight
 from seedbed.methods.segmentation.stages import PredictMasks
 
+Recorder = Callable[[TrialPlan, Path], AbstractContextManager[None]]
+"""Takes the plan of a trial and its folder, and records the trial while it runs."""
+
 logger = logging.getLogger(__name__)
+
+
+def unrecorded(_: TrialPlan, __: Path) -> AbstractContextManager[None]:
+    """Record nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,18 @@ class Result:
 
 
 def run_trial(
-    trial: Trial, data: Dataset, work: WorkFolder, machine: Machine, accept_changed_code: bool = False
+    trial: Trial,
+    data: Dataset,
+    work: WorkFolder,
+    machine: Machine,
+    accept_changed_code: bool = False,
+    record: Recorder = unrecorded,
 ) -> Result:
     """Run a trial through the store, measure it, and write `runs/ID/` in the work folder.
 
     Stored results are not computed again. Warns of results of earlier code; `accept_changed_code` records instead
-    that today's code gives the same. Raises DataError before any training if the lists, tags or files of the data
-    set have errors, and the errors of the stages.
+    that today's code gives the same. The trial runs in the context that `record` returns. Raises DataError before
+    any training if the lists, tags or files of the data set have errors, and the errors of the stages.
     """
     warnings = preflight(
         data,
@@ -69,16 +83,17 @@ def run_trial(
         changes = []
     if changes:
         logger.warning(f"{describe(changes)}, {OPTION} ends this warning. The stored results are used")
-    records = plan.measure()
     folder = work.runs / plan.run_id()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_records(folder / "records.parquet", records)
-    plan.pictures(folder / "examples.png")
-    copy_figures(plan, folder / "figures")
-    description = plan.describe()
-    if changes:
-        description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
-    write_text(folder / "run.json", json.dumps(description, indent=1))
+    with record(plan, folder):
+        records = plan.measure()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_records(folder / "records.parquet", records)
+        plan.pictures(folder / "examples.png")
+        copy_figures(plan, folder / "figures")
+        description = plan.describe()
+        if changes:
+            description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
+        write_text(folder / "run.json", json.dumps(description, indent=1))
     return Result(plan.run_id(), folder, records, plan.executed, changes)
 
 

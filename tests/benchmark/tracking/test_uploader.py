@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from mlflow.entities import ViewType
+from PIL import Image
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.records import Record, write_records
@@ -62,6 +64,9 @@ def trials(chimera_root, work):
         outcome = Outcome(spec.key, status, reason, objective, (), stages, 1.5, 1e9, 1e9 + 2, "cpu", "a processor")
         if status == "complete":
             write_records(folder / "records.parquet", records(20))
+            for name in ("examples.png", "figures/clusters.png"):
+                (folder / name).parent.mkdir(exist_ok=True)
+                Image.new("RGB", (8, 8)).save(folder / name)
             (folder / "per_image").mkdir()
             write_records(folder / "per_image" / "segmentation.val.parquet", records(1))
         config = {
@@ -124,10 +129,18 @@ def test_a_trial_becomes_one_run_with_all_that_it_left(work, trials):
     for name in ("backbone", "initialisation", "crf_preset", "data_digest", "hardware", "tuning_masks"):
         assert tags[name], name
     assert (tags["code"], tags["dirty"]) == ("abc", "true")
+    note = tags["mlflow.note.content"]
+    assert "Method **cam**, refiner **none**, data set **chimera-voc**, random seed 1000. Search trial 0" in note
+    assert tags["command"] in note
+    assert f"![examples](get-artifact?path=examples.png&run_uuid={run.info.run_id})" in note
     assert tags["command"].startswith("seedbed run --method cam --refiner none --dataset chimera-voc --root DIR")
     assert json.loads(tags["parameters"]).keys() == json.loads(tags["space"]).keys() != set()
     assert json.loads(tags["stages"]) == {"a1b2c3d4e5f6": 1.5}
     assert run.inputs.dataset_inputs[0].dataset.name == "chimera-voc"
+    images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
+    assert {re.match(r"images/(\w+)%step%0%", path)[1] for path in images} == {"examples", "clusters"}
+    upload_all(work)
+    assert len(client.list_artifacts(run.info.run_id, "images")) == len(images)
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"config.json", "records.parquet", "per_image", "stages.json"} <= artifacts
 

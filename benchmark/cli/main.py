@@ -21,7 +21,7 @@ from seedbed.benchmark.cli.results.submit import import_, submit
 from seedbed.benchmark.cli.run import run
 from seedbed.benchmark.cli.studies import studies, study
 from seedbed.benchmark.cli.sweep import SpacedLists, sweep
-from seedbed.benchmark.cli.tracking import sync, ui
+from seedbed.benchmark.cli.tracking import sync, ui, watch
 from seedbed.benchmark.environment import shorten_temporary_folder
 from seedbed.benchmark.errors import (
     SeedbedError,
@@ -66,6 +66,7 @@ app.command(cls=SpacedLists)(study)
 app.command(cls=SpacedLists)(leaderboard)
 app.command()(ui)
 app.command()(sync)
+app.command()(watch)
 app.command()(evaluate)
 app.command()(submit)
 app.command("import")(import_)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
-
-import ray
 
 from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.evaluation.records import RANKED, first_value, read_records
@@ -67,6 +65,8 @@ class SweepProgress:
 
     def _slots(self) -> int:
         """Return how many trials the cluster can run at once now."""
+        import ray
+
         there = ray.cluster_resources()
         fits = [there.get(what, 0) / wanted for what, wanted in self._wanted.items() if wanted]
         return max(1, int(min(fits)))
@@ -128,6 +128,19 @@ def log_of(trial: Path) -> Path:
     return next((trial / name for name in (ERROR, "log.txt") if (trial / name).exists()), trial)
 
 
+def failure_lines(folder: Path, failed: Iterable[tuple[TrialSpec, Outcome]]) -> Iterator[str]:
+    """Yield the most frequent reasons of the failed trials of the sweep in `folder`, each with a log."""
+    reasons: dict[str, list[TrialSpec]] = {}
+    for spec, outcome in failed:
+        reasons.setdefault(outcome.reason, []).append(spec)
+    listed = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    for reason, specs in listed[:SHOWN_REASONS]:
+        yield f"  {len(specs)} failed: {reason}"
+        yield f"    first: {specs[0].label}; log: {log_of(folder / 'trials' / specs[0].key)}"
+    if len(listed) > SHOWN_REASONS:
+        yield f"  and {len(listed) - SHOWN_REASONS} other reasons; each is in error.txt of its trial's folder"
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """The result of a sweep."""
@@ -171,15 +184,7 @@ class SweepResult:
         yield f"sweep {self.name}: {self.finished} of {self.expected} trials finished{failed}  ({minutes})"
         if not self.failed:
             return
-        reasons: dict[str, list[TrialSpec]] = {}
-        for spec, outcome in self.failed:
-            reasons.setdefault(outcome.reason, []).append(spec)
-        listed = sorted(reasons.items(), key=lambda item: -len(item[1]))
-        for reason, specs in listed[:SHOWN_REASONS]:
-            yield f"  {len(specs)} failed: {reason}"
-            yield f"    first: {specs[0].label}; log: {log_of(self.folder / 'trials' / specs[0].key)}"
-        if len(listed) > SHOWN_REASONS:
-            yield f"  and {len(listed) - SHOWN_REASONS} other reasons; each is in error.txt of its trial's folder"
+        yield from failure_lines(self.folder, self.failed)
         yield self._resumed(where)
 
     def _resumed(self, where: str) -> str:

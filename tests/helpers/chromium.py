@@ -69,9 +69,13 @@ class Page:
 
     def open(self, path: Path, fragment: str = "") -> None:
         """Open a file, and return when it is loaded with all its pictures."""
+        self.visit(path.resolve().as_uri() + fragment)
+
+    def visit(self, address: str) -> None:
+        """Open an address, and return when it is loaded with all its pictures."""
         # The same address with another fragment would load nothing.
         self.call("Page.navigate", url="about:blank")
-        answer = self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
+        answer = self.call("Page.navigate", url=address)
         assert "errorText" not in answer, answer
         while self._read().get("method") != "Page.loadEventFired":
             pass

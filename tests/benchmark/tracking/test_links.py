@@ -20,7 +20,7 @@ def test_the_newest_sweeps_and_single_runs_have_links_that_find_their_trials(tra
     for moment, sweep in enumerate(["old", *(f"s{n}" for n in range(NEWEST - 1)), ""]):
         for trial in range(2):
             tags = {"seedbed.kind": "trial", "seedbed.sweep": sweep}
-            run = tracker.client.create_run(tracker.experiment, start_time=moment * 1000 + trial, tags=tags)
+            run = tracker.client.create_run(tracker.experiment, start_time=1000 * (moment + 1) + trial, tags=tags)
         tracker.client.create_run(tracker.experiment, tags={"seedbed.kind": "sweep", "seedbed.sweep": sweep})
     tracker.client.delete_run(run.info.run_id)
     links = dict(chart_links("http://127.0.0.1:5000/", tracker.database))

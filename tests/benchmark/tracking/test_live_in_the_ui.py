@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow(40)
 def runs_of(work: WorkFolder):
     client = MlflowClient(default_uri(work))
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], "", ViewType.ALL))
 
 

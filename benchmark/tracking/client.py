@@ -269,7 +269,7 @@ def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
         yield items[start : start + size]
 
 
-def valid_name(name: str) -> str:
+def _valid(name: str) -> str:
     """Return a name that MLflow accepts: letters, digits and `_ - . / :` and spaces."""
     return "".join(c if c.isalnum() or c in "_-./: " else "_" for c in name)[:250]
 

@@ -8,7 +8,8 @@ from time import time
 
 from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.tracking.client import METRICS_A_CALL, Tracker
+from seedbed.benchmark.tracking.client import Tracker
+from seedbed.benchmark.tracking.run_content import milliseconds
 from seedbed.benchmark.tracking.store import EXPERIMENT, check_uri, default_uri, unusable
 
 KIND = "result"
@@ -43,17 +44,13 @@ def upload_result(
 def _upload(
     tracker: Tracker, name: str, tags: Mapping[str, str], metrics: Mapping[str, float], files: Sequence[Path]
 ) -> str:
-    from mlflow.entities import Metric
-
     if (earlier := tracker.find(tags["seedbed.key"])) is not None:
         tracker.client.delete_run(earlier)
     experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     run = str(tracker.client.create_run(experiment.experiment_id, run_name=name, tags=dict(tags)).info.run_id)
-    now = round(1000 * time())
-    found = [Metric(metric, value, now, 0) for metric, value in metrics.items()]
-    for start in range(0, len(found), METRICS_A_CALL):
-        tracker.client.log_batch(run, metrics=found[start : start + METRICS_A_CALL])
+    now = milliseconds(time())
+    tracker.send(run, [(metric, value, now, 0) for metric, value in metrics.items()], {})
     for file in files:
         tracker.client.log_artifact(run, str(file))
     tracker.close(run, "FINISHED")

@@ -12,9 +12,8 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.evaluation.per_image import ImageConfusions, file_name, read_confusions
 from seedbed.benchmark.evaluation.records import RecordName, read_records
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
-from seedbed.benchmark.sweeps.trial_files import RESULT, read_outcome, read_spec
-from seedbed.benchmark.tracking.client import UPLOADED
-from seedbed.benchmark.tracking.run_content import read_json, search_tags, tags_of
+from seedbed.benchmark.sweeps.trial_files import RESULT, UPLOADED, read_outcome, read_spec
+from seedbed.benchmark.tracking.run_content import read_json, tags_of, tags_of_end
 from seedbed.leaderboard.data.collect import PER_IMAGE, PLAN, run_of
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.per_image import RunImages
@@ -34,7 +33,7 @@ def result_of(work: WorkFolder, name: str) -> Result:
         raise ConfigError(f"{spec.label}: {what}; only complete trials that a leaderboard reports can be exported")
     config = read_json(folder / "config.json", {})
     plan = ExpectedTrials.parse(json.loads((folder.parents[1] / PLAN).read_text("utf-8")))
-    run = run_of({**tags_of(spec, outcome, config), **search_tags(folder, spec)}, {}, plan)
+    run = run_of({**tags_of(folder, spec, config), **tags_of_end(spec, outcome)}, {}, plan)
     return Result.of(run, config["data"]["classes"], images_of(folder, len(config["data"]["classes"])))
 
 

@@ -271,4 +271,7 @@ def segmentation_stages(meta: Meta, supervision: Literal["weak", "full"] = "weak
         "stride": stride_of(meta.backbone, 8),
     }
     train = TrainSupervised if supervision == "full" else TrainSegmentation
-    return [train(**settings | training_recipe(train, meta)), PredictMasks(long_side=meta.size)]
+    recipe = training_recipe(train, meta)
+    if "crop" in recipe:
+        recipe = {**recipe, "crop": meta.scaled(recipe["crop"])}
+    return [train(**settings | recipe), PredictMasks(long_side=meta.size)]

@@ -188,7 +188,6 @@ def _unstated(result: Result) -> list[str]:
 
 def _record(folder: WorkFolder, path: Path, result: Result, uri: str | None) -> None:
     """Write the result as a run to MLflow."""
-    from seedbed.benchmark.tracking.client import valid_name
     from seedbed.benchmark.tracking.results import upload_result
     from seedbed.leaderboard.data.result_file import statistics_of
 
@@ -196,6 +195,6 @@ def _record(folder: WorkFolder, path: Path, result: Result, uri: str | None) -> 
     texts = ("method", "refiner", "dataset", "settings", "status", "data_digest", "code", "dirty", "command")
     tags = {"seedbed.sweep": run.sweep, **run.conditions, "seed": str(run.seed)}
     tags |= {name: getattr(run, name) for name in texts}
-    metrics = {valid_name(name): value for name, value in run.metrics.items() if value is not None}
+    metrics = {name: value for name, value in run.metrics.items() if value is not None}
     name = f"{run.method} × {run.refiner} × {run.dataset}: seed {run.seed}"
     upload_result(folder, uri, name, f"result:{run.key}", tags, metrics, [path, statistics_of(path)])

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from seedbed.benchmark.pipeline.registry import BACKBONES
 from seedbed.benchmark.pipeline.stage import Context, Meta
 from seedbed.benchmark.training.checkpoint import save_network
 from seedbed.datasets.base import Split
@@ -253,3 +254,13 @@ def test_prediction_can_be_the_published_maximum_over_three_sizes(predicted):
         with torch.inference_mode():
             fused = pyramid_logits(network, original, (1.0, 0.75, 0.5))[-1]
         assert np.array_equal(masks[image_id], probabilities(fused, view.size(image_id))[0].argmax(0).numpy())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.names())
+def test_the_crop_follows_the_size_of_the_images(backbone):
+    """A crop larger than the images would be filled up with pixels that do not count."""
+    full, small = (
+        segmentation_stages(Meta(3, side, backbone, "none", side))[0].settings()["crop"] for side in (500, 224)
+    )
+    assert full <= 500
+    assert small == pytest.approx(full * 224 / 500, abs=8)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from seedbed.benchmark import plugins
 from seedbed.benchmark.errors import SeedbedError
-from seedbed.benchmark.pipeline.store import ENTRY_FILE
+from seedbed.benchmark.pipeline.store import ENTRY_FILE, Store, record_text
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.studies.result import FILE as STUDY
 from seedbed.datasets.io.digest import file_digest
@@ -74,16 +74,20 @@ def _gallery(snapshot: Path, work: WorkFolder) -> Iterator[object]:
             continue
         config, job = (json.loads(path.read_text("utf-8")) for path in files)
         entries = sorted(set(config["artifacts"].values()))
-        yield key, config, job, [_entry(work.store.path(entry)) for entry in entries]
+        yield key, config, job, [_record(work.store, entry) for entry in entries]
         datasets.setdefault(json.dumps(job["place"], sort_keys=True), data_digest)
     for place, digest in datasets.items():
         yield place, _files(work, DatasetSpec(**json.loads(place)), digest)
 
 
-def _entry(folder: Path) -> str | None:
+def _record(store: Store, key: str) -> str | None:
     """Return the digest of the record of an entry in the store; None if there is no entry."""
-    record = folder / ENTRY_FILE
-    return file_digest(record) if record.is_file() else None
+    record = store.path(key) / ENTRY_FILE
+    if record.is_file():
+        return file_digest(record)
+    # In an object store: the text that its local copy would have.
+    entry = store.get(key)
+    return None if entry is None else hashlib.sha256(record_text(entry.record).encode()).hexdigest()
 
 
 def _files(work: WorkFolder, spec: DatasetSpec, digest: str) -> list[tuple[str, int, int]]:

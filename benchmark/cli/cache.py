@@ -22,8 +22,9 @@ def list_cache(work: Work = WORK) -> None:
     from seedbed.benchmark.pipeline.changed_code import changed_names
 
     rows, store = [], work_folder(work).store
+    known = {entry.key: entry for entry in store.entries()}
     for key in store.all_keys():
-        if (entry := store.get(key)) is None:
+        if (entry := known.get(key)) is None:
             rows.append([key[:12], "damaged", "", "", "", "", store.damage(key) or ""])
             continue
         identity = entry.record["identity"]
@@ -75,14 +76,28 @@ def collect_cache(
     older_than: Annotated[float, typer.Option(min=0, help="Days since the last use.")],
     work: Work = WORK,
 ) -> None:
-    """Remove results unused for some days, and leftovers of killed stages."""
+    """Remove results unused for some days, and leftovers of killed stages.
+
+    With an object store, only this machine's copies and leftovers are removed.
+    """
     removed, leftovers = work_folder(work).store.collect_garbage(older_than)
     print(f"removed {removed} entries and {leftovers} leftovers")
 
 
+@app.command("push")
+def push_cache(work: Work = WORK) -> None:
+    """Upload results that only this machine has to the object store of seedbed.toml."""
+    from seedbed.benchmark.pipeline.remote.cached_store import CachedStore
+
+    store = work_folder(work).store
+    if not isinstance(store, CachedStore):
+        raise ConfigError("no object store: name one in seedbed.toml, in a table [store] with the key address")
+    print(f"uploaded {store.push()} entries to {store.address}")
+
+
 def _matching(store: Store, key: str) -> list[str]:
     """Return the keys that begin with `key`, and those of the entries of the stage `key`."""
-    stages = {found: entry.stage for found in store.all_keys() if (entry := store.get(found)) is not None}
+    stages = {entry.key: entry.stage for entry in store.entries()}
     keys = [found for found in store.all_keys() if found.startswith(key) or stages.get(found) == key]
     if not keys:
         raise ConfigError(f"no entry whose key begins with, or whose stage is, {key!r} (see `seedbed cache ls`)")

@@ -74,15 +74,18 @@ WORK = Path("seedbed-work")
 
 
 def work_folder(root: Path) -> WorkFolder:
-    """Return the work folder at `root`. Raises ConfigError if it is a file or cannot be read."""
-    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+    """Return the work folder at `root`, with the object store of `seedbed.toml`.
+
+    Raises ConfigError if it is a file or cannot be read, and if `seedbed.toml` is wrong.
+    """
+    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
 
     try:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"--work {root}: is a file, not a folder")
     except OSError as error:
         raise ConfigError(f"--work {root}: {error.strerror}") from None
-    return WorkFolder(root)
+    return WorkFolder(root, read_store(CONFIGURATION))
 
 
 def one_of(what: str, word: str, valid: Iterable[str]) -> Any:

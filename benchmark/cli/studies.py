@@ -83,7 +83,7 @@ def study(
         where={key: value for key, value in machines.items() if value is not None},
         **options,
     )
-    settings = sweep_of(chosen, request, DryRunFolder(folder.root) if dry_run else folder)
+    settings = sweep_of(chosen, request, DryRunFolder(folder.root, folder.location) if dry_run else folder)
     if dry_run:
         if chosen.variants:
             print_forecast(settings, folder, accept_changed_code)

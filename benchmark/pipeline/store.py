@@ -80,6 +80,14 @@ class Store:
             raise StoreError(f"{path / ENTRY_FILE}: cannot be read ({error.strerror})") from None
         return None
 
+    def exists(self, key: str) -> bool:
+        """Return whether there is an entry, which may be damaged."""
+        return self.path(key).exists()
+
+    def folder(self, key: str) -> Path:
+        """Return the folder of an entry for reading; it may not exist."""
+        return self.path(key)
+
     def use(self, key: str) -> Entry | None:
         """Return a finished and undamaged entry, and note the time of use (see `collect_garbage`)."""
         entry = self.get(key)
@@ -89,6 +97,10 @@ class Store:
         with contextlib.suppress(OSError):
             os.utime(entry.path)
         return entry
+
+    def usable(self, key: str) -> bool:
+        """Return whether there is a finished and undamaged entry, and note the time of use."""
+        return self.use(key) is not None
 
     def damage(self, key: str) -> str | None:
         """Return what is wrong with an entry; None if it is whole or does not exist."""
@@ -121,22 +133,13 @@ class Store:
         if (entry := self.use(key)) is not None:
             return entry, False
         try:
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "locks" / f"{key}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                on_wait()
-                lock.acquire()
-            try:
+            with self._lock(key, on_wait):
                 if (entry := self.use(key)) is not None:
                     return entry, False
                 if (fault := self.damage(key)) is not None:
                     logger.warning(f"{self.path(key)}: damaged ({fault}); {identity['stage']} is computed again")
                     self.remove(key)
                 return self._compute(key, identity, produce, notes or {}), True
-            finally:
-                lock.release()
         except SeedbedError:
             raise
         except Exception as error:
@@ -149,6 +152,21 @@ class Store:
                 f"{self.root}: cannot write ({reason}); free space with `seedbed cache gc`, "
                 "or choose another folder with --work. Finished stages are kept."
             ) from error
+
+    @contextlib.contextmanager
+    def _lock(self, key: str, on_wait: Callable[[], object]) -> Iterator[None]:
+        """Hold the lock of an entry; `on_wait` is called if another process has it."""
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / "locks" / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _compute(
         self,
@@ -174,24 +192,31 @@ class Store:
             "seconds": round(time.monotonic() - clock, 3),
             "bytes": _size(out),
         }
-        (out / ENTRY_FILE).write_text(json.dumps(record, indent=1))
-        _flush(out)
+        entry = self._publish(key, out, record)
+        shutil.rmtree(partial, ignore_errors=True)
+        return entry
+
+    def _publish(self, key: str, folder: Path, record: Mapping[str, Any]) -> Entry:
+        """Turn the files in `folder` into an entry by one rename."""
+        (folder / ENTRY_FILE).write_text(record_text(record))
+        _flush(folder)
         final = self.path(key)
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
-            out.rename(final)
+            folder.rename(final)
         except OSError:
             # On a network file system an entry of another node may become visible only now.
             if (entry := self.use(key)) is None:
                 raise
             return entry
-        shutil.rmtree(partial, ignore_errors=True)
         return Entry(key, final, record)
 
     def accept(self, entry: Entry, source: Mapping[str, Any]) -> None:
         """Record in an entry that the code `source` gives the same result."""
-        record = {**entry.record, "accepted": [*entry.record.get("accepted", ()), source]}
-        write_text(entry.path / ENTRY_FILE, json.dumps(record, indent=1))
+        self._rewrite(entry, {**entry.record, "accepted": [*entry.record.get("accepted", ()), source]})
+
+    def _rewrite(self, entry: Entry, record: Mapping[str, Any]) -> None:
+        write_text(entry.path / ENTRY_FILE, record_text(record))
 
     def all_keys(self) -> list[str]:
         """Return the sorted keys of all entries, including damaged ones."""
@@ -233,6 +258,11 @@ class Store:
             except Timeout:
                 continue
         return removed, leftovers
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """Return the text of an `entry.json`."""
+    return json.dumps(record, indent=1)
 
 
 def damaged(path: Path, error: object) -> StoreError:

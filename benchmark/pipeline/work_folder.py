@@ -1,4 +1,4 @@
-"""The work folder, and `seedbed.toml`, which maps names of data sets to folders.
+"""The work folder, and `seedbed.toml`, which maps names of data sets to folders and names an object store.
 
     seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
     seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
@@ -13,12 +13,18 @@
     [datasets.chimera-coco]      # a name of your own
     dataset = "chimera"          # the loader
     root = "/data/chimera-coco"  # further keys are options of the loader; `classes` chooses some of its classes
+
+    [store]                              # without this table the store is a folder alone
+    address = "s3://bucket/folder"       # an object store that several machines share
+    cache = "/scratch/seedbed-store"     # each machine's local copies; default: `store` in the work folder
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +34,7 @@ from typing import Any, Literal
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.paths import expanded, slug
 from seedbed.benchmark.pipeline.registry import DATASETS
+from seedbed.benchmark.pipeline.remote.cached_store import CachedStore, StoreLocation
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.progress import progress_bar
 from seedbed.datasets.base import CLASSES_OPTION, Dataset
@@ -36,6 +43,8 @@ from seedbed.datasets.subset import ClassSubset, split_name, subset_name
 PATH_OPTIONS = ("masks", "saliency", "tags")
 """The loaders' options that are paths."""
 CONFIGURATION = Path("seedbed.toml")
+TABLES = ("datasets", "store")
+STORE_KEYS = ("address", "cache")
 BACKSLASHES = ". Write Windows paths in single quotes ('C:\\data') or with slashes"
 DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
 """The Chimera that is generated if no root is given."""
@@ -82,10 +91,17 @@ class WorkFolder:
     """Everything that Seedbed writes is below `root`."""
 
     root: Path
+    location: StoreLocation | None = None
+    """The object store of the artifact store; None: it is a folder alone."""
 
     @property
     def store(self) -> Store:
-        return Store(self.root / "store")
+        folder = self.root / "store"
+        return Store(folder) if self.location is None else _cached_store(folder, self.location)
+
+    def resolved(self) -> WorkFolder:
+        """Return the same work folder by its absolute path without links."""
+        return replace(self, root=self.root.resolve())
 
     @property
     def sweeps(self) -> Path:
@@ -182,6 +198,12 @@ class WorkFolder:
         return folder
 
 
+@functools.lru_cache(maxsize=8)
+def _cached_store(folder: Path, location: StoreLocation) -> CachedStore:
+    """Open an object store once per process, so that its connections are kept."""
+    return CachedStore(folder if location.cache is None else Path(location.cache), location.address)
+
+
 def chimera_layout(name: str) -> Literal["voc", "coco"]:
     """Return the layout of a Chimera that is generated under a data set's name."""
     return CHIMERAS.get(split_name(name)[0], "voc")
@@ -205,6 +227,41 @@ def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:
 
     Raises ConfigError, naming the file, if it cannot be read or an entry has a wrong type.
     """
+    content = _read(path)
+    table = content.get("datasets", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: datasets: expected a table, [datasets]")
+    return {name: _entry(f"{path}: datasets.{_key(name)}", name, value) for name, value in table.items()}
+
+
+def read_store(path: Path) -> StoreLocation | None:
+    """Return the object store that `seedbed.toml` names; None if there is no such table or file.
+
+    Raises ConfigError, naming the file, if it cannot be read or the table has wrong keys or values.
+    """
+    table = _read(path).get("store")
+    if table is None:
+        return None
+    where = f"{path}: store"
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: expected a table, [store], with the keys {', '.join(STORE_KEYS)}")
+    for key, value in table.items():
+        if key not in STORE_KEYS:
+            raise ConfigError(f"{where}: unknown key {key!r}. Valid: {', '.join(STORE_KEYS)}")
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"{where}.{key} = {value!r}: expected a text")
+    address, cache = table.get("address", ""), table.get("cache")
+    if not re.match(r"[a-z][a-z0-9+.-]*://[^/@]*/?[^@]*$", address):
+        # The address is in messages and in files.
+        raise ConfigError(
+            f"{where}.address: expected an address like s3://BUCKET/FOLDER, without credentials (S3's are in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/.aws/credentials, or the machine's role)"
+        )
+    return StoreLocation(address, None if cache is None else str(expanded(cache).absolute()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of `seedbed.toml`; nothing if there is no such file."""
     if not path.exists():
         return {}
     try:
@@ -219,12 +276,9 @@ def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:
         hint = BACKSLASHES if "\\" in text else ""
         raise ConfigError(f"{path}: {error}{hint}") from None
     for key in content:
-        if key != "datasets":
-            raise ConfigError(f"{path}: unknown table {key!r}. Valid: datasets")
-    table = content.get("datasets", {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: datasets: expected a table, [datasets]")
-    return {name: _entry(f"{path}: datasets.{_key(name)}", name, value) for name, value in table.items()}
+        if key not in TABLES:
+            raise ConfigError(f"{path}: unknown table {key!r}. Valid: {', '.join(TABLES)}")
+    return content
 
 
 def _key(name: str) -> str:

@@ -19,7 +19,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from seedbed.benchmark.environment import CODE_VARIABLE, code_version
-from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.errors import ConfigError, DataError, SeedbedError
+from seedbed.benchmark.pipeline.remote.objects import Objects
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.plugins import VARIABLE, package_path, packages_of_plugins
 from seedbed.benchmark.sweeps.settings import SweepSettings
@@ -145,8 +146,13 @@ def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
     return code | {"py_modules": packages} if packages else code
 
 
-def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None) -> None:
-    """Raise ConfigError, listing all problems, if a node lacks the data, the file `token` or the weights."""
+def check_nodes(
+    all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None, store: str | None = None
+) -> None:
+    """Raise ConfigError, listing all problems, if a node lacks the data, the file `token` or the weights.
+
+    `store` is the address of an object store that all nodes must reach.
+    """
     specs = [asdict(spec) for spec in all_specs]
     ids = {spec.name: _counts(spec) for spec in all_specs}
     check = ray.remote(num_cpus=0)(problems_of_node)
@@ -156,7 +162,7 @@ def check_nodes(all_specs: Sequence[DatasetSpec], token: Path, *weights: str | N
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerAddress", node["NodeID"])
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                specs, ids, str(token), *weights
+                specs, ids, str(token), *weights, store=store
             )
     problems = []
     for name, answer in asked.items():
@@ -175,7 +181,11 @@ def _counts(spec: DatasetSpec) -> list[int]:
 
 
 def problems_of_node(
-    specs: list[dict[str, Any]], ids: Mapping[str, list[int]], token: str, *weights: str | None
+    specs: list[dict[str, Any]],
+    ids: Mapping[str, list[int]],
+    token: str,
+    *weights: str | None,
+    store: str | None = None,
 ) -> list[str]:
     """Return the problems that keep this node from running trials; `ids` are the image counts per split."""
     problems = []
@@ -183,6 +193,11 @@ def problems_of_node(
         problems.append(f"{token}: not found; the work folder must be on a file system that all nodes share")
     files = [path for path in dict.fromkeys(weights) if is_file(path)]
     problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
+    if store is not None:
+        try:
+            Objects(store).list("claims")
+        except SeedbedError as error:
+            problems.append(str(error))
     for content in specs:
         spec = DatasetSpec(**content)
         try:

@@ -35,6 +35,7 @@ from ray.tune.search import Searcher
 
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.files import write_text
+from seedbed.benchmark.pipeline.remote.cached_store import StoreLocation
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.plugins import copy_plugins
 from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
@@ -75,7 +76,7 @@ def run_sweep(
     continue a search that other code began; DataError if the data changed.
     """
     started = time.monotonic()
-    work = WorkFolder(work.root.resolve())
+    work = work.resolved()
     if settings.precision == "auto" and settings.device is None:
         logger.info("note: trials compute in fp32; on GPUs built for it, --precision bf16 is faster")
     settings = settings.resolved()
@@ -130,10 +131,11 @@ class TrialActor(Trainable):
         """Run the trial to its end."""
         config = self._config
         spec = TrialSpec.from_json(config["spec"])
+        location = None if config["store"] is None else StoreLocation(**config["store"])
+        work = WorkFolder(Path(config["work"]), location)
         try:
-            outcome = run_sweep_trial(spec, WorkFolder(Path(config["work"])), config["device"], config["workers"])
+            outcome = run_sweep_trial(spec, work, config["device"], config["workers"])
         except Exception as error:
-            work = WorkFolder(Path(config["work"]))
             with contextlib.suppress(OSError):
                 write_text(work.sweeps / spec.sweep / "trials" / spec.key / ERROR, traceback.format_exc())
             outcome = Outcome(spec.key, "failed", reason_of(error))
@@ -260,6 +262,7 @@ def _tune(
                 plan.folder / "sweep.json",
                 settings.weights,
                 settings.segmentation_weights,
+                store=None if plan.work.location is None else plan.work.location.address,
             )
         progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus})
 
@@ -270,6 +273,7 @@ def _tune(
 
         constants = {
             "work": str(plan.work.root),
+            "store": None if plan.work.location is None else asdict(plan.work.location),
             "device": "cuda" if gpus else "cpu",
             "workers": settings.workers,
             "token": str(plan.folder / "sweep.json"),

@@ -106,7 +106,7 @@ class Forecast:
 
 def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
     """Return what a sweep would do. Runs and writes nothing. Raises what the sweep would."""
-    work = DryRunFolder(work.root)
+    work = DryRunFolder(work.root, work.location)
     plan = plan_sweep(settings.resolved(), work)
     needed: Counter[str] = Counter()
     steps: dict[str, dict[str, tuple[Step, Dataset]]] = defaultdict(dict)

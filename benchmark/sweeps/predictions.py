@@ -33,7 +33,7 @@ def predict_train(work: WorkFolder, trial: Path, ids: Sequence[str], device: Cal
     """
     description = json.loads((trial / "config.json").read_text("utf-8"))
     key = description["artifacts"].get("network")
-    if key is None or not work.store.path(key).is_dir():
+    if key is None or not work.store.folder(key).is_dir():
         return None
     folder = work.root / "gallery" / key
     missing = tuple(image_id for image_id in ids if not (folder / f"{image_id}.png").is_file())

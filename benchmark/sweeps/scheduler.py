@@ -259,7 +259,7 @@ class Scheduler:
                 # Settings that are invalid together: the worker gets the same error and records it.
                 self._steps[spec.key] = {}
         store = self.plan.work.store
-        missing = {key: step for key, step in self._steps[spec.key].items() if not store.path(key).exists()}
+        missing = {key: step for key, step in self._steps[spec.key].items() if not store.exists(key)}
         self._steps[spec.key] = missing
         return missing
 
@@ -267,6 +267,6 @@ class Scheduler:
         """Return the keys that running trials still compute."""
         store = self.plan.work.store
         for _, missing in self._running.values():
-            for key in [key for key in missing if store.path(key).exists()]:
+            for key in [key for key in missing if store.exists(key)]:
                 del missing[key]
         return {key for _, missing in self._running.values() for key in missing}

@@ -44,7 +44,7 @@ class MlflowUploader:
         """`uri` is an MLflow server; None: the work folder's own store. Raises ConfigError for an invalid one."""
         if uri is not None:
             check_uri(uri)
-        self._uri, self._work = uri, WorkFolder(work.root.resolve())
+        self._uri, self._work = uri, work.resolved()
         self._folder = Path()
         self._queue: queue.Queue[tuple[str, Path] | None] = queue.Queue()
         self._running: dict[Path, LiveRun] = {}

@@ -78,7 +78,7 @@ class TrialPlan:
         missing: dict[str, Step] = {}
 
         def visit(step: Step) -> None:
-            if step.key not in missing and self.work.store.use(step.key) is None:
+            if step.key not in missing and not self.work.store.usable(step.key):
                 for needed in step.inputs.values():
                     visit(needed)
                 missing[step.key] = step

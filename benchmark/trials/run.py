@@ -171,7 +171,7 @@ def recorded_prediction(description: Mapping[str, Any]) -> PredictMasks:
 
 
 def _in_store(work: WorkFolder, run: str, key: str) -> Path:
-    folder = work.store.path(key)
+    folder = work.store.folder(key)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no longer in the store; the command of the run {run} computes it again")
     return folder

@@ -156,7 +156,7 @@ def _trials(runs: Iterable[Run], work: WorkFolder) -> list[GalleryTrial]:
         if run.seed != lowest[run.dataset] or not (folder / "config.json").is_file():
             continue
         config, job = (json.loads((folder / name).read_text("utf-8")) for name in ("config.json", "job.json"))
-        paths = {name: work.store.path(key) for name, key in config["artifacts"].items()}
+        paths = {name: work.store.folder(key) for name, key in config["artifacts"].items()}
         kept = {name: path for name, path in paths.items() if path.is_dir()}
         if {"scores", "masks"} & set(kept):
             found.append(GalleryTrial(folder, run, settings, job["place"], kept))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from seedbed.benchmark import plugins
+from seedbed.benchmark.pipeline.remote.cached_store import CachedStore
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.leaderboard import inputs
 from seedbed.leaderboard.data.snapshot import table_of, write_snapshot
@@ -94,6 +95,17 @@ def test_the_digest_changes_with(folder, change):
     assert folder.digest() == before
     change(folder)
     assert folder.digest() != before
+
+
+def test_an_entry_in_an_object_store_counts_like_its_local_copy(tmp_path):
+    address, identity = f"file://{tmp_path}/objects", {"stage": "Count", "seed": 0}
+    entry, _ = CachedStore(tmp_path / "a", address).get_or_run(identity, lambda out, scratch: None)
+    other = CachedStore(tmp_path / "b", address)
+    before = inputs._record(other, entry.key)
+    assert not other.path(entry.key).exists()
+    assert before == inputs._record(CachedStore(tmp_path / "a", address), entry.key)
+    other.use(entry.key)
+    assert inputs._record(other, entry.key) == before
 
 
 def test_files_behind_a_link_count_and_a_link_to_nothing_does_not_matter(folder):

@@ -9,7 +9,8 @@ import pytest
 from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.pipeline import work_folder as workfolder
 from seedbed.benchmark.pipeline.stage import Machine
-from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder, read_configuration
+from seedbed.benchmark.pipeline.store import Store
+from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder, read_configuration, read_store
 from seedbed.benchmark.trials.plan import plan_trial
 from seedbed.benchmark.trials.trial import Trial
 
@@ -82,7 +83,7 @@ def test_a_folder_may_be_written_in_many_ways(text, tmp_path, monkeypatch):
         (b"[datasets.voc2012]\ndataset = 7\n", r"datasets.voc2012.dataset = 7: expected a text"),
         (b"[datasets.'a=b']\nroot = 'voc'\n", r"datasets.'a=b': a name must be printable and without '='"),
         (b'[datasets."a\\nb"]\nroot = "voc"\n', r"a name must be printable"),
-        (b"[data]\nvoc2012 = 'voc'\n", r"unknown table 'data'. Valid: datasets"),
+        (b"[data]\nvoc2012 = 'voc'\n", r"unknown table 'data'. Valid: datasets, store"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_with_the_file(text, message, tmp_path):
@@ -142,3 +143,43 @@ def test_data_of_an_earlier_trial_is_found_again_by_its_content(chimera_root, tm
     (work.root / "data").mkdir()
     (work.root / "data/chimera-voc").symlink_to(chimera_root)
     assert work.current(generated, digest).root == str(chimera_root)
+
+
+def test_the_object_store_of_the_configuration_is_used(tmp_path, monkeypatch):
+    from seedbed.benchmark.cli.options import work_folder
+    from seedbed.benchmark.pipeline.remote.cached_store import CachedStore, StoreLocation
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    assert type(work_folder(tmp_path / "work").store) is Store
+    (tmp_path / "seedbed.toml").write_text('[store]\naddress = "s3://bucket/folder?region=eu-central-1"\n')
+    store = work_folder(tmp_path / "work").store
+    assert isinstance(store, CachedStore)
+    assert store.root == tmp_path / "work" / "store"
+    assert store.address == "s3://bucket/folder?region=eu-central-1"
+    assert work_folder(tmp_path / "work").store is store
+    (tmp_path / "seedbed.toml").write_text('[store]\naddress = "gs://bucket"\ncache = "$SCRATCH/store"\n')
+    work = work_folder(tmp_path / "work")
+    assert work.location == StoreLocation("gs://bucket", f"{tmp_path}/scratch/store")
+    assert work.store.root == tmp_path / "scratch" / "store"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("store = 's3://bucket'\n", r"store: expected a table, \[store\], with the keys address, cache"),
+        ("[store]\n", r"store.address: expected an address like s3://BUCKET/FOLDER"),
+        ("[store]\naddress = 'bucket'\n", r"store.address: expected an address like s3://BUCKET/FOLDER"),
+        ("[store]\naddress = 's3://me:secret@bucket'\n", r"store.address: .* without credentials"),
+        ("[store]\naddress = 3\n", r"store.address = 3: expected a text"),
+        ("[store]\nurl = 's3://bucket'\n", r"store: unknown key 'url'. Valid: address, cache"),
+        ("[store]\naddress = 's3://bucket'\ncache = ''\n", r"store.cache = '': expected a text"),
+    ],
+)
+def test_a_wrong_object_store_is_one_line_with_the_file(text, message, tmp_path):
+    (tmp_path / "seedbed.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_store(tmp_path / "seedbed.toml")
+    assert str(caught.value).startswith(f"{tmp_path / 'seedbed.toml'}: ")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -476,8 +476,10 @@ def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path
     place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
     other = {"name": "chimera-voc", "loader": "chimera", "root": str(data), "options": {}}
     token, weights = str(tmp_path / "sweep.json"), str(tmp_path / "weights.pth")
-    problems = problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, token, weights)
-    assert len(problems) == 4
+    nobody = "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    problems = problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, token, weights, store=nobody)
+    assert len(problems) == 5
+    assert problems.pop(2).startswith(f"{nobody}: the object store cannot be used")
     assert "weights.pth: no such file" in problems.pop(1)
     assert "a file system that all nodes share" in problems[0]
     assert f"{tmp_path / 'away'}: no such folder" in problems[1]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seedbed.benchmark.evaluation.records import read_records
+from seedbed.benchmark.pipeline.remote.cached_store import CachedStore, StoreLocation
 from seedbed.benchmark.pipeline.store import Store
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.sweeps import worker
@@ -45,6 +46,21 @@ def test_a_search_trial_measures_the_pseudo_masks_on_tune(started):
     assert outcome.status == "complete"
     assert outcome.objective == miou
     assert not (scheduler.folder(search) / "examples.png").exists()
+
+
+def test_another_node_takes_everything_from_the_object_store(started, tmp_path):
+    work, scheduler, search, _ = started
+    address = f"file://{tmp_path}/objects"
+    assert CachedStore(work.root / "store", address).push() > 0
+    other = WorkFolder(tmp_path / "other", StoreLocation(address, str(tmp_path / "cache")))
+    outcome = run_sweep_trial(search, other, "cpu", 0)
+    assert (outcome.status, outcome.computed) == ("complete", 0.0)
+    here, there = scheduler.folder(search), other.sweeps / search.sweep / "trials" / search.key
+    for file in ("losses.json", "per_class.csv", "records.parquet"):
+        assert (there / file).read_bytes() == (here / file).read_bytes(), file
+    assert json.loads((there / "losses.json").read_text())["TrainCam"]
+    assert outcome.stages == read_outcome(here).stages
+    assert not (other.root / "store").exists()
 
 
 def test_a_confirming_trial_leaves_all_that_the_tracker_shows(started):

@@ -172,7 +172,7 @@ def run(
     """
     from seedbed.benchmark.cli.options import chosen_device, processes
     from seedbed.benchmark.pipeline.stage import Machine
-    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
     from seedbed.benchmark.progress import log_to_console
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
@@ -180,7 +180,7 @@ def run(
     trial = Trial(dataset=data.name, method=method, refiner=refiner, seed=seed, **options)
     machine = Machine(device=chosen_device(device), workers=processes(workers))
     with log_to_console(quiet):
-        return run_trial(trial, data, WorkFolder(Path(work)), machine)
+        return run_trial(trial, data, WorkFolder(Path(work), read_store(CONFIGURATION)), machine)
 
 
 def records_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -203,10 +203,10 @@ def load_run(run_id: str, work: str | PathLike[str] = WORK) -> pd.DataFrame:
         ConfigError: There is no such run; the newest ones are named.
     """
     from seedbed.benchmark.evaluation.records import read_records
-    from seedbed.benchmark.pipeline.work_folder import WorkFolder
+    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
     from seedbed.benchmark.trials.run import read_run
 
-    folder = WorkFolder(Path(work))
+    folder = WorkFolder(Path(work), read_store(CONFIGURATION))
     read_run(folder, run_id)
     return records_table(read_records(folder.runs / run_id / "records.parquet"))
 

@@ -198,7 +198,7 @@ def training_names(plan: TrialPlan) -> dict[str, str]:
 
 def curves(plan: TrialPlan) -> dict[str, list[dict[str, float]]]:
     """Return the losses by epoch of every training stage of a plan that is in the store, by its name."""
-    found = {name: stored_history(plan.work.store.path(key)) for key, name in training_names(plan).items()}
+    found = {name: stored_history(plan.work.store.folder(key)) for key, name in training_names(plan).items()}
     return {name: history for name, history in found.items() if history is not None}
 
 

@@ -1,0 +1,1 @@
+"""The artifact store on an object store, with a local copy on each node."""

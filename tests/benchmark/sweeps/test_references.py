@@ -207,8 +207,7 @@ def test_a_run_in_mlflow_says_that_it_is_a_reference(settings, tmp_path):
     tags = {}
     while (spec := scheduler.next_trial()) is not None:
         end(scheduler, spec)
-        outcome = next(outcome for one, outcome in scheduler.ended if one.key == spec.key)
-        tags[spec.cell.reference] = tags_of(spec, outcome, {})
+        tags[spec.cell.reference] = tags_of(scheduler.folder(spec), spec, {})
     assert "reference" not in tags[""]
     bound = tags["fully_supervised"]
     assert (bound["method"], bound["refiner"], bound["reference"]) == ("fully_supervised", "", "fully_supervised")

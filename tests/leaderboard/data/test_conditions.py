@@ -17,7 +17,7 @@ from seedbed.benchmark.tracking.sync import sync
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.build import write_leaderboard
 from seedbed.leaderboard.data.collect import SweepReader, collect
-from seedbed.leaderboard.data.conditions import CONDITIONS, SHOWN, column_names, shown
+from seedbed.leaderboard.data.conditions import CONDITIONS, RANK_NEEDS, column_names, shown
 from seedbed.leaderboard.data.snapshot import read_snapshot, runs_of, schema_of, table_of, write_snapshot
 from seedbed.methods.cam import TrainCam
 from tests.helpers.sweeping import end, scheduler_of, small
@@ -144,4 +144,4 @@ def test_runs_with_and_without_a_condition_are_the_same_after_the_snapshot():
 def test_titles():
     assert shown("crf_preset").title == "CRF"
     assert shown("training_images").title == "Training images"
-    assert column_names(["noise", *CONDITIONS, "amount"]) == [*SHOWN, "amount", "noise"]
+    assert column_names(["noise", *CONDITIONS, "amount"]) == [*RANK_NEEDS, "amount", "noise"]

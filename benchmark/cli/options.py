@@ -28,6 +28,11 @@ Root = Annotated[
     Path | None,
     typer.Option(help="Folder of the data set.", show_default="from seedbed.toml; chimera is generated"),
 ]
+Maps = Annotated[
+    Path | None,
+    typer.Option(help="Folder of localisation maps, ID.npy of Seedbed, IRN or PSA.", show_default="none"),
+]
+Masks = Annotated[Path | None, typer.Option(help="Folder of masks ID.png, palette or grey.", show_default="none")]
 Workers = Annotated[
     int | None,
     typer.Option(

@@ -195,7 +195,7 @@ def problems_of_node(
     problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
     if store is not None:
         try:
-            Objects(store).list("claims")
+            Objects(store).check()
         except SeedbedError as error:
             problems.append(str(error))
     for content in specs:

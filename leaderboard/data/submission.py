@@ -72,7 +72,7 @@ class Submission:
             raise ConfigError(f"--name {name}: Seedbed has a method or reference of this name; give another one")
         if self.tuning_masks < 0:
             raise ConfigError(f"--tuning-masks {self.tuning_masks}: give 0 or more")
-        if self.selection != "none" and not self.tuning_masks and self.selection != "fixed":
+        if self.selection in ("tuned", "oracle") and not self.tuning_masks:
             raise ConfigError(f"--selection {self.selection} needs true masks; say how many by --tuning-masks")
 
     def run(self, data: Dataset, digest: str, masks_seen: int, command: str) -> Run:

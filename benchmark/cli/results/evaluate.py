@@ -10,6 +10,8 @@ import typer
 
 from seedbed.benchmark.cli.options import (
     WORK,
+    Maps,
+    Masks,
     Plugins,
     Quiet,
     Root,
@@ -35,13 +37,8 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="Split: tune, train or val.")] = "val",
     root: Root = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(help="Folder of localisation maps, ID.npy of Seedbed, IRN or PSA.", show_default="none"),
-    ] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="Folder of masks ID.png, palette or grey.", show_default="none")
-    ] = None,
+    maps: Maps = None,
+    masks: Masks = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Fixed background threshold for maps.")] = 0.15,
     signed: Annotated[
         bool,

@@ -12,6 +12,8 @@ import typer
 from seedbed.benchmark.cli.options import (
     WORK,
     DatasetName,
+    Maps,
+    Masks,
     Plugins,
     Quiet,
     Root,
@@ -44,13 +46,8 @@ def submit(
         ),
     ],
     root: Root = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(help="Folder of localisation maps, ID.npy of Seedbed, IRN or PSA.", show_default="none"),
-    ] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="Folder of masks ID.png, palette or grey.", show_default="none")
-    ] = None,
+    maps: Maps = None,
+    masks: Masks = None,
     seed: Annotated[int, typer.Option(help="Random seed of this training; submit each seed.")] = 0,
     refiner: Annotated[str, typer.Option(help="What refined the maps, in your words.")] = "none",
     supervision: Annotated[
@@ -130,7 +127,7 @@ def submit(
     write_result(folder.submitted, result)
     _print(result)
     if unstated := _unstated(result):
-        logger.info(f"note: the row will have no rank, for want of {', '.join(unstated)}")
+        logger.info(f"note: the row has no rank without {', '.join(unstated)}")
     _record(folder, path, result, tracking_uri)
     print(f"recorded: {path}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -63,6 +64,12 @@ class Objects:
         """Write an object, or write it again."""
         with self.writer(name) as stream:
             stream.write(content)
+
+    def check(self) -> None:
+        """Write and delete a small object: a bucket that does not exist lists like an empty one."""
+        name = f"check-{uuid.uuid4().hex}"
+        self.write(name, b"check")
+        self.delete(name)
 
     @contextlib.contextmanager
     def reader(self, name: str) -> Iterator[Readable]:

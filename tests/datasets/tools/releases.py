@@ -27,7 +27,7 @@ class Fault:
     status: int | None = None
     """Answer with this code alone."""
     drop: int | None = None
-    """Close the connection after so many bytes."""
+    """Number of bytes after which the connection is closed."""
     stall: float = 0.0
     """Seconds without a byte after those of `drop`, before the connection is closed."""
     pause: float = 0.0

@@ -315,7 +315,7 @@ def test_a_submission_is_a_run_in_mlflow_once(saved, chimera_root, tmp_path):
 
     given = ["--name=Twice", "--split=train", f"--masks={saved}/masks/0", "--tuning-masks=0"]
     first = run(*words(chimera_root, tmp_path, *given))
-    unstated = "will have no rank, for want of --backbone, --initialisation, --crf, --scales"
+    unstated = "the row has no rank without --backbone, --initialisation, --crf, --scales"
     assert unstated in first
     assert "replaces" not in first
     assert "replaces" in run(*words(chimera_root, tmp_path, *given))

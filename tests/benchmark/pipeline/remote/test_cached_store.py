@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -344,6 +345,17 @@ def test_results_of_a_cut_off_node_are_kept_and_uploaded_later(tmp_path, address
     assert store.get_or_run(IDENTITY, count)[1] is False
     assert count.runs == 1
     assert CachedStore(tmp_path / "b", address).use(KEY) is not None
+
+
+def test_a_bucket_that_does_not_exist_is_told_before_anything_is_computed(address):
+    missing = re.sub(r"s3://[^/]+", "s3://no-such-bucket", address)
+    assert Objects(missing).list("claims") == []
+    with pytest.raises(
+        StoreError, match=r"s3://no-such-bucket/.*the object store cannot be used .*NO_SUCH_BUCKET"
+    ):
+        Objects(missing).check()
+    Objects(address).check()
+    assert Objects(address).list("") == []
 
 
 def test_without_network_nothing_is_computed(tmp_path):

@@ -6,33 +6,22 @@ Every error inside the trial becomes an outcome `failed` with its reason; only t
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import json
 import os
-import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 
 from seedbed.benchmark.environment import environment
 from seedbed.benchmark.errors import SeedbedError, out_of_memory
-from seedbed.benchmark.evaluation.per_image import file_name
-from seedbed.benchmark.evaluation.records import (
-    OBJECTIVE,
-    PER_CLASS,
-    Record,
-    RecordName,
-    first_value,
-    write_records,
-)
+from seedbed.benchmark.evaluation.records import OBJECTIVE, Record, first_value
 from seedbed.benchmark.files import write_text
-from seedbed.benchmark.pipeline.pipeline import Step
 from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec, WorkFolder
 from seedbed.benchmark.progress import log_to_file
@@ -49,9 +38,9 @@ from seedbed.benchmark.sweeps.trial_files import (
     write_outcome,
 )
 from seedbed.benchmark.system_metrics import SystemMetrics
+from seedbed.benchmark.trials.measurements import write_measurements
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.progress_log import ProgressLog, curves, stored_history
-from seedbed.benchmark.trials.run import copy_figures
 from seedbed.datasets.base import Dataset
 
 if TYPE_CHECKING:
@@ -94,7 +83,7 @@ def _run(spec: TrialSpec, folder: Path, work: WorkFolder, device: str, workers: 
             log = ProgressLog(plan, folder)
             losses = _first_training(plan, spec.rivals)
             records = plan.measure()
-            _write(folder, plan, records, pictures=spec.phase == "confirm")
+            write_measurements(folder, plan, records, pictures=spec.phase == "confirm")
             outcome = replace(outcome, objective=objective_of(records))
     except StoppedEarlyError as error:
         losses = list(error.losses)
@@ -193,43 +182,6 @@ def _seconds(plan: TrialPlan) -> dict[str, float]:
     """Return the seconds of all stages of a plan that are in the store, by 12 digits of their keys."""
     entries = ((key, plan.work.store.get(key)) for key in plan.steps())
     return {key[:12]: entry.seconds for key, entry in entries if entry is not None}
-
-
-def _write(folder: Path, plan: TrialPlan, records: Sequence[Record], pictures: bool) -> None:
-    write_records(folder / "records.parquet", records)
-    _write_per_class(folder / "per_class.csv", records)
-    for step in plan.steps().values():
-        for source in sorted(plan.work.store.path(step.key).glob("per_image*.parquet")):
-            target = folder / "per_image" / _per_image_name(step, source.stem)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
-    if pictures:
-        plan.pictures(folder / "examples.png")
-        copy_figures(plan, folder / "figures")
-
-
-def _per_image_name(step: Step, stem: str) -> str:
-    """Return the file of per-image statistics: `pseudo_mask.train_tuned.parquet`, `seed_soft.train.parquet`."""
-    values, own = step.stage.settings(), stem.removeprefix("per_image").removeprefix("_")
-    level = values.get("level", "")
-    place = {"": level, "soft": f"{level}_soft"}.get(own, own)
-    selection = values.get("selection", "none")
-    return file_name(RecordName(place, str(step.split), "", selection))
-
-
-def _write_per_class(path: Path, records: Sequence[Record]) -> None:
-    """Write one row per level, split, selection and class, with one column per metric, as fractions."""
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for record in records:
-        if record.label is not None and record.metric in PER_CLASS:
-            place: tuple[str, ...] = (record.level, record.split, record.selection, record.label)
-            rows.setdefault(place, {})[record.metric] = record.value
-    metrics = [metric for metric in PER_CLASS if any(metric in row for row in rows.values())]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["level", "split", "selection", "class", *metrics])
-        for place, row in rows.items():
-            writer.writerow([*place, *("" if row.get(m) is None else row[m] for m in metrics)])
 
 
 def _frozen(spec: DatasetSpec) -> tuple[str, str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ def tags_of(folder: Path, spec: TrialSpec, config: Mapping[str, Any]) -> dict[st
         "data_digest": spec.digest,
         "code": code.removesuffix("+dirty"),
         "dirty": str(code.endswith("+dirty")).lower(),
+        "recipe": json.dumps(recipe_of(config)),
         **search_tags(folder, spec),
     }
 
@@ -101,6 +103,17 @@ def params_of(config: Mapping[str, Any]) -> dict[str, str]:
         for stage in config.get("stages", [])
         for name, value in stage.items()
         if name not in ("stage", "version")
+    }
+
+
+def recipe_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest, of 8 hexadecimal digits, of the settings and the version of each stage, by its name."""
+    by_stage: dict[str, list[Any]] = {}
+    for stage in config.get("stages", []):
+        by_stage.setdefault(stage["stage"], []).append(stage)
+    return {
+        name: hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        for name, settings in sorted(by_stage.items())
     }
 
 

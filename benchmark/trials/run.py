@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.evaluation.records import Record, write_records
+from seedbed.benchmark.evaluation.records import Record
 from seedbed.benchmark.files import write_text
 from seedbed.benchmark.pipeline.changed_code import OPTION, Change, accept, describe
 from seedbed.benchmark.pipeline.hparams import override
@@ -21,6 +20,7 @@ from seedbed.benchmark.pipeline.stage import Machine
 from seedbed.benchmark.pipeline.store import Entry
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.training.initialisation import check_weights
+from seedbed.benchmark.trials.measurements import write_measurements
 from seedbed.benchmark.trials.plan import TrialPlan, plan_trial
 from seedbed.benchmark.trials.trial import Trial
 from seedbed.datasets.base import Dataset
@@ -45,7 +45,7 @@ class Result:
     run: str
     """The run's id: the same trial on the same data and code settings has the same id."""
     folder: Path
-    """Holds `run.json`, `records.parquet`, `examples.png`, and `figures/` if the method draws any."""
+    """Holds `run.json` and the files of `write_measurements` (benchmark/trials/measurements.py)."""
     records: list[Record]
     executed: list[Entry]
     """The computed stages, without those found in the store."""
@@ -86,22 +86,12 @@ def run_trial(
     folder = work.runs / plan.run_id()
     with record(plan, folder):
         records = plan.measure()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_records(folder / "records.parquet", records)
-        plan.pictures(folder / "examples.png")
-        copy_figures(plan, folder / "figures")
+        write_measurements(folder, plan, records, pictures=True)
         description = plan.describe()
         if changes:
             description["changed_code"] = {change.entry.key: list(change.names) for change in changes}
         write_text(folder / "run.json", json.dumps(description, indent=1))
     return Result(plan.run_id(), folder, records, plan.executed, changes)
-
-
-def copy_figures(plan: TrialPlan, folder: Path) -> None:
-    """Copy the pictures of the method's own measurements to `folder`, which is created if there are any."""
-    for name, path in plan.figures().items():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / name)
 
 
 def read_run(work: WorkFolder, run: str) -> dict[str, Any]:

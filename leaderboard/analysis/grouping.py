@@ -12,7 +12,7 @@ from seedbed.benchmark.trials.references import REFERENCES
 from seedbed.leaderboard.data.conditions import Scope
 from seedbed.leaderboard.data.snapshot import Run
 
-SETTINGS = ("default", "best", "submitted")
+SETTINGS = ("default", "best", "given", "submitted")
 BOTH = "default = best"
 """The settings of a row whose search found nothing better than the default."""
 REFERENCE = "reference"

@@ -40,7 +40,7 @@ def collect(tracking_uri: str, sweep: str | Sequence[str]) -> pa.Table:
     store = SweepReader(tracking_uri)
     names = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
     runs = [run for name in names for run in _runs_of_sweep(store, name)]
-    _refuse_doubles(runs)
+    _refuse_contradictions(runs)
     return table_of(runs)
 
 
@@ -59,7 +59,7 @@ def joined(snapshots: Iterable[pa.Table]) -> pa.Table:
                 f"two snapshots have other numbers for one trial of the sweep {run.sweep!r}: {run.method} + "
                 f"{run.refiner} on {run.dataset} ({run.settings}, seed {run.seed}); leave one of them out"
             )
-    _refuse_doubles(found.values())
+    _refuse_contradictions(found.values())
     return table_of(found.values())
 
 
@@ -74,24 +74,51 @@ def _runs_of_sweep(store: SweepReader, sweep: str) -> list[Run]:
     return [*runs, *plan.missing(runs)]
 
 
-def _refuse_doubles(runs: Iterable[Run]) -> None:
-    """Raise DataError if two sweeps ran the same trials: the numbers of a row must be of one sweep.
+def _refuse_contradictions(runs: Iterable[Run]) -> None:
+    """Raise DataError for runs that cannot stand on one leaderboard.
 
-    References are of all sweeps (leaderboard/analysis/grouping.py).
+    These are trials that two sweeps ran, since the numbers of a row must be of one of them, and runs of one row
+    that have other settings. References are of all sweeps (leaderboard/analysis/grouping.py).
     """
     owners: dict[tuple[object, ...], Run] = {}
+    recipes: dict[tuple[object, ...], dict[str, tuple[str, Run]]] = {}
     for run in runs:
         if run.reference:
             continue
-        place = (*run.cell, run.phase) + ((run.settings, run.seed) if run.phase == "confirm" else ())
-        other = owners.setdefault(place, run)
-        if other.sweep != run.sweep:
-            what = f"{run.method} + {run.refiner} on {run.dataset}"
-            which = f"{run.settings}, seed {run.seed}" if run.phase == "confirm" else "a search"
+        row = (*run.cell, run.phase, run.settings)
+        confirming = run.phase == "confirm"
+        other = owners.setdefault((*row, run.seed) if confirming else (*run.cell, run.phase), run)
+        if other.sweep != run.sweep or (confirming and other.key != run.key):
             raise DataError(
-                f"the sweeps {other.sweep!r} and {run.sweep!r} both have {what} ({which}), under the same "
-                "conditions; build the leaderboard of one of them, or delete those runs of the other"
+                f"{_both(other, run)} both have {_what(run)}, under the same conditions; build the leaderboard of "
+                "one of them, or delete those runs of the other"
             )
+        if confirming and run.recipe:
+            _refuse_other_settings(run, recipes.setdefault(row, {}))
+
+
+def _refuse_other_settings(run: Run, seen: dict[str, tuple[str, Run]]) -> None:
+    """Raise DataError if a stage of a run has other settings than in the run of the same row in `seen`."""
+    recipe: dict[str, str] = json.loads(run.recipe)
+    for stage, digest in recipe.items():
+        known, other = seen.setdefault(stage, (digest, run))
+        # Within a sweep only an upgrade changes them, and its resume decides what is computed again.
+        if known != digest and (other.sweep != run.sweep or run.settings == "given"):
+            raise DataError(
+                f"{_both(other, run)} have different settings of {stage} for {_what(run)}, and runs of one row "
+                "must have the same; build the leaderboard of one of them (`seedbed ui` compares parameters)"
+            )
+
+
+def _both(one: Run, other: Run) -> str:
+    if one.sweep == other.sweep:
+        return f"the trials {one.key} and {other.key} of {one.sweep!r}"
+    return f"the sweeps {one.sweep!r} and {other.sweep!r}"
+
+
+def _what(run: Run) -> str:
+    which = f"{run.settings}, seed {run.seed}" if run.phase == "confirm" else "a search"
+    return f"{run.method} + {run.refiner} on {run.dataset} ({which})"
 
 
 class SweepReader:
@@ -192,6 +219,7 @@ def run_of(tags: Mapping[str, str], metrics: Mapping[str, float], plan: Expected
         number=tag("number"),
         parameters=tag("parameters"),
         space=tag("space"),
+        recipe=tag("recipe"),
         command=tag("command"),
         seed=seed,
         status=tag("status"),

@@ -15,10 +15,11 @@ version under `seedbed.results`. The columns:
 | reference | the reference that was measured in place of a method (benchmark/trials/references.py) |
 | any other column of text | a condition that a setting is reported as (benchmark/trials/conditions.py) |
 | phase | `search`, or `confirm`: the trials that are reported |
-| settings | `default`, `best` or `suggested`; `submitted` of results of other code (data/submission.py) |
+| settings | `default`, `best` or `suggested`; `given` of `seedbed run --set`; `submitted` (data/submission.py) |
 | number | the number of the search trial, empty in `confirm` |
 | parameters | what a search drew, as JSON `{"Stage.field": value}`; of a `best` trial: what is not the default |
 | space | of a search trial: the distributions of its parameters, as Optuna's JSON; empty if not recorded |
+| recipe | digests of the settings of each stage, as JSON `{"Stage": digest}`; empty if not recorded |
 | command | what a user types to run the trial again, `DIR` and `FILE` for paths; empty if not recorded |
 | seed | the trial's seed |
 | status, reason | `complete`, `pruned`, `failed`, `unfinished` or `missing`, and why |
@@ -46,17 +47,17 @@ from seedbed.benchmark.errors import DataError
 from seedbed.benchmark.files import atomic
 from seedbed.leaderboard.data.conditions import CONDITIONS, SCOPE, Scope
 
-VERSION = b"4"
+VERSION = 5
 STAGE = "stage/"
 _WHOLE = ("tuning_masks", "seed", "trials")
 """The columns of whole numbers."""
-_SINCE = {
-    b"1": ("segmentation_backbone", "segmentation_initialisation", "parameters", "space", "command", "precision"),
-    b"2": ("parameters", "space", "command", "precision"),
-    b"3": ("precision",),
-    VERSION: (),
+_FIRST_VERSION = {
+    **dict.fromkeys(("segmentation_backbone", "segmentation_initialisation"), 2),
+    **dict.fromkeys(("parameters", "space", "command"), 3),
+    "precision": 4,
+    "recipe": 5,
 }
-"""The columns, all of text, that came after each version."""
+"""The first version that has a column, of those that came after version 1. All are of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Run:
     number: str
     parameters: str = ""
     space: str = ""
+    recipe: str = ""
     command: str = ""
     seed: int
     status: str
@@ -126,7 +128,9 @@ def schema_of(others: Iterable[str] = ()) -> pa.Schema:
     place = [field.name for field in fields(Run)].index("conditions")
     names = (*_FIELDS[:place], *CONDITIONS, *sorted(others), *_FIELDS[place:])
     columns = [(name, pa.int64() if name in _WHOLE else pa.string()) for name in names]
-    return pa.schema([*columns, ("metric", pa.string()), ("value", pa.float64())], {"seedbed.results": VERSION})
+    return pa.schema(
+        [*columns, ("metric", pa.string()), ("value", pa.float64())], {"seedbed.results": str(VERSION)}
+    )
 
 
 def _order(run: Run) -> tuple[object, ...]:
@@ -197,14 +201,16 @@ def read_snapshot(path: Path) -> pa.Table:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a snapshot of results ({error})") from None
-    version = (table.schema.metadata or {}).get(b"seedbed.results")
-    if version not in _SINCE:
-        raise DataError(f"{path}: a snapshot of version {version!r}, this Seedbed reads {VERSION!r}")
-    for name in set(_SINCE[version]) - set(table.column_names):
-        table = table.append_column(name, pa.repeat("", table.num_rows))
+    text = (table.schema.metadata or {}).get(b"seedbed.results", b"").decode()
+    version = int(text) if text.isdecimal() else 0
+    if not 1 <= version <= VERSION:
+        raise DataError(f"{path}: a snapshot of version {text!r}, this Seedbed reads up to {VERSION}")
+    for name, first in _FIRST_VERSION.items():
+        if first > version and name not in table.column_names:
+            table = table.append_column(name, pa.repeat("", table.num_rows))
     schema = schema_of({*table.column_names} - {*schema_of().names})
     if {*table.column_names} == {*schema.names}:
         table = table.select(schema.names).replace_schema_metadata(schema.metadata)
     if not table.schema.equals(schema):
-        raise DataError(f"{path}: a snapshot with other columns than version {version.decode()} has")
+        raise DataError(f"{path}: a snapshot with other columns than version {version} has")
     return table

@@ -18,7 +18,7 @@ from tests.leaderboard.tables.test_leaderboard import make
 
 TAGS = (
     *("method", "refiner", "dataset", "phase", "settings", "seed", "status", "device", "hardware"),
-    *("code", "dirty", "data_digest"),
+    *("code", "dirty", "data_digest", "recipe"),
 )
 
 

@@ -53,7 +53,8 @@ def export_voc_test(
 @app.command("result")
 def export_result(
     run: Annotated[
-        str, typer.Argument(help="Confirming trial of a sweep in this work folder: run:ID of MLflow, or its key.")
+        str,
+        typer.Argument(help="Trial of this work folder that is no search trial: run:ID of MLflow, or its key."),
     ],
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for NAME.seedbed.json and NAME.parquet.")],
     work: Work = WORK,

@@ -10,7 +10,7 @@ import pytest
 from seedbed.leaderboard.analysis.ranking import Board
 from seedbed.leaderboard.analysis.result import Analysis, GroupAnalysis, analyse
 from seedbed.leaderboard.analysis.summary import Summary
-from seedbed.leaderboard.data.collect import _refuse_doubles
+from seedbed.leaderboard.data.collect import _refuse_contradictions
 from seedbed.leaderboard.data.expected import ExpectedTrials
 from seedbed.leaderboard.data.per_image import ImageStatistics
 from seedbed.leaderboard.data.snapshot import Run, runs_of, table_of
@@ -135,7 +135,7 @@ def test_sweeps_that_measured_the_same_reference_share_its_row():
     bound = reference("fully_supervised", 0.6, 0.6, 0.6)
     same = [replace(run, sweep="t", key=f"t{run.key}") for run in bound]
     runs = [*methods, *staged(bound, "a"), *staged(same, "a")]
-    _refuse_doubles(runs)
+    _refuse_contradictions(runs)
     (row,) = only_group(*runs).references
     assert row.values["val_mIoU"] == Summary(pytest.approx(0.6), 0, 3)
     assert [row.share for row in only_group(*runs).rows] == [pytest.approx(1 / 2), pytest.approx(1 / 3)]

@@ -13,7 +13,7 @@ from seedbed.benchmark.errors import ConfigError, DataError
 from seedbed.benchmark.evaluation.per_image import read_confusions
 from seedbed.leaderboard.analysis.ranking import board_of
 from seedbed.leaderboard.analysis.result import analyse
-from seedbed.leaderboard.data.collect import collect
+from seedbed.leaderboard.data.collect import collect, joined
 from seedbed.leaderboard.data.per_image import (
     ImageStatistics,
     RunImages,
@@ -167,6 +167,29 @@ def test_two_sweeps_with_the_same_cell_and_seed_are_refused(tracker):
     with pytest.raises(DataError, match=r"the sweeps 'first' and 'rival' both have b \+ none on chimera .*seed 2"):
         collect(tracker.uri, ["first", "rival"])
     assert len(runs_of(collect(tracker.uri, ["second", "rival"]))) == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ('{"TrainCam": "aa", "InferCam": "bb"}', '{"TrainCam": "aa", "InferCam": "cc"}', True),
+        # One sweep has no segmentation network.
+        ('{"TrainCam": "aa"}', '{"TrainCam": "aa", "TrainSegmentation": "bb"}', False),
+        # A sweep of an earlier version did not record it.
+        ("", '{"TrainCam": "aa"}', False),
+    ],
+)
+def test_two_sweeps_with_other_settings_make_no_row_together(first, second, refused, tmp_path):
+    tracker = Tracker(tmp_path)
+    record(tracker, "first", {0.8: confirmed(0.8, seeds=[0, 1], recipe=first)}, seeds=[0, 1])
+    record(tracker, "second", {0.7: confirmed(0.7, seeds=[2], recipe=second)}, seeds=[2])
+    alone = [collect(tracker.uri, sweep) for sweep in ("first", "second")]
+    for both in (lambda: collect(tracker.uri, ["first", "second"]), lambda: joined(alone)):
+        if refused:
+            with pytest.raises(DataError, match=r"'first' and 'second' have different settings of InferCam for"):
+                both()
+        else:
+            assert len(runs_of(both())) == 3
 
 
 def test_an_unknown_sweep_among_several_is_named(tracker):

@@ -20,6 +20,7 @@ from seedbed.benchmark.evaluation.formats import PngMasks
 from seedbed.benchmark.evaluation.records import records_of_mask_scores
 from seedbed.benchmark.evaluation.scoring import score_masks
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
+from seedbed.benchmark.tracking.single_run import RunRecorder
 from seedbed.datasets.base import Split
 from seedbed.datasets.chimera import DATASET
 from seedbed.datasets.io.images import decode_mask, write_mask
@@ -368,6 +369,50 @@ def test_the_result_of_another_group_joins_once_and_only_where_its_data_are(work
         read_snapshot(site_of(work, tmp_path / "again", *exported.glob(f"*{SUFFIX}")) / "results.parquet")
     )
     assert len({each.key for each in again}) == len(again) == 2 + 3 + 3
+
+
+@pytest.fixture
+def single(chimera_root, tmp_path, monkeypatch):
+    """Return a function that gives `seedbed run` in a new work folder and returns the folder of its trial."""
+    monkeypatch.setenv("SEEDBED_TRACK", "1")
+    monkeypatch.setattr(RunRecorder, "_deliver", lambda *_: None)
+
+    def trial(*more: str) -> Path:
+        given = ["--dataset=chimera-voc", f"--root={chimera_root}", "--no-segment", "--workers=0", "--device=cpu"]
+        before = {*tmp_path.glob("single/runs/*")}
+        run("run", *given, f"--work={tmp_path}/single", "--set=TrainCam.epochs=1", *more)
+        (folder,) = {*tmp_path.glob("single/runs/*")} - before
+        return folder
+
+    return trial
+
+
+def test_a_single_run_is_exported_and_stands_on_a_leaderboard(work, single, tmp_path):
+    out = tmp_path / "out"
+    for seed in range(2):
+        run(
+            "export", "result", f"run:{single(f'--seed={seed}').name}", f"--out={out}", f"--work={tmp_path}/single"
+        )
+    paths = sorted(out.glob(f"*{SUFFIX}"))
+    found = [read_result(path).run for path in paths]
+    assert [(each.sweep, each.settings, each.seed) for each in found] == [
+        ("seedbed run", "given", n) for n in (0, 1)
+    ]
+    assert {"seed.train/mIoU_fixed", "pseudo_mask.train/mIoU_tuned"} <= found[0].metrics.keys()
+    text = (site_of(work, tmp_path / "site", *paths) / "leaderboard.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("|") and "| given |" in line]
+    assert "| 0, 1 |" in row
+    # Another setting is another row, which has no place of its own: it is refused by the name of its stage.
+    other = single("--seed=2", "--set=InferCam.flip=false")
+    run("export", "result", other.name, f"--out={out}", f"--work={tmp_path}/single")
+    with pytest.raises(DataError, match=r"the trials .* of 'seedbed run' have different settings of InferCam"):
+        site_of(work, tmp_path / "both", *out.glob(f"*{SUFFIX}"))
+
+
+def test_a_run_that_was_not_recorded_is_not_exported(single, tmp_path):
+    folder = single("--no-track")
+    with pytest.raises(ConfigError, match="give its command again without --no-track"):
+        run("export", "result", folder.name, f"--out={tmp_path}", f"--work={tmp_path}/single")
 
 
 def test_a_site_is_built_again_when_a_result_is_submitted(work, tmp_path, caplog):

@@ -47,6 +47,8 @@ def ui(
     for what, link in chart_links(address, database_of(folder)):
         print(f"charts of {what}: {link}")
     sys.stdout.flush()
+    # The jobs judge answers of language models; their eight processes would start slower than the server itself.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 

@@ -89,6 +89,23 @@ def test_a_port_in_use_is_said(tmp_path, monkeypatch):
     )
 
 
+def test_the_ui_starts_none_of_mlflows_jobs_unless_asked(tmp_path, monkeypatch):
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/mlflow.db").touch()
+    monkeypatch.setattr("seedbed.benchmark.tracking.store.relocate_artifacts", lambda database: None)
+    monkeypatch.setattr("seedbed.benchmark.tracking.links.chart_links", lambda address, database: [])
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *_: started.append(os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["ui", f"--work={tmp_path}", f"--port={port}"]
+    for asked in (None, "true"):
+        result = CliRunner().invoke(app, words, env={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": asked})
+        assert result.exception is None
+    assert started == ["false", "true"]
+
+
 def test_without_a_home_folder_to_write_to_ray_has_a_token_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)

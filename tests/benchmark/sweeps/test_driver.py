@@ -341,8 +341,12 @@ def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard(straight
         "--artifacts-destination",
         str(tmp_path / "art"),
     ]
+    # As in `seedbed ui`: the processes of MLflow's jobs would take most of the test's time.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (tmp_path / "server.txt").open("wb") as log:
-        server = subprocess.Popen([*command, *stores], stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            [*command, *stores], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     try:
         wait_for_server(f"{uri}/health", server)
         # The trap of docs/cluster.md: a name that is not among `--allowed-hosts`.

@@ -10,7 +10,6 @@ at random and learn at the head's rate.
 
 from __future__ import annotations
 
-import torchvision
 from torch import nn
 
 from seedbed.methods.backbones.base import Backbone, BackboneFamily, Block, Tap
@@ -21,6 +20,8 @@ class Vgg16(Backbone):
     """(B, 3, H, W) → (B, 1024, ⌈H/stride⌉, ⌈W/stride⌉)."""
 
     def __init__(self, stride: int) -> None:
+        import torchvision  # It imports torch's compiler, and every worker imports this module.
+
         super().__init__()
         self.stride = stride
         layers = list(torchvision.models.vgg16(weights=None).features)

@@ -282,9 +282,13 @@ def test_a_killed_trial_continues_its_log_and_writes_no_epoch_twice(started, mon
 
 
 def test_a_worker_does_not_know_mlflow_or_ray():
-    """The trap: a new SQLite store that several processes touch at once fails in all of them."""
+    """The trap: a new SQLite store that several processes touch at once fails in all of them.
+
+    Nor does it import torchvision, which takes longer than torch, unless the backbone is one of torchvision's.
+    """
     program = (
-        "import sys, seedbed.benchmark.sweeps.worker; print([m for m in ('mlflow', 'ray') if m in sys.modules])"
+        "import sys, seedbed.benchmark.sweeps.worker\n"
+        "print([m for m in ('mlflow', 'ray', 'torchvision') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

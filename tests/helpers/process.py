@@ -5,6 +5,7 @@ The processes are forks of a server that has imported the libraries and nothing 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -63,6 +64,7 @@ def run_python(
 
 def _main(words: list[str], cwd: str, environment: dict[str, str], *outputs: str) -> None:
     """Become the program: its outputs, environment, folder, path and modules."""
+    gc.freeze()  # A search for garbage would copy the server's memory.
     for descriptor, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.clear()

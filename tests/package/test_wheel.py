@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.process import run_python
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACKAGES = ("benchmark", "methods", "datasets", "leaderboard")
@@ -107,16 +110,11 @@ def with_site(site: Path, program: str, *words: str) -> str:
     """Run a program that finds `seedbed` and its neighbours in `site` alone; return what it prints."""
     head = (
         "import sys\n"
-        f"sys.path = [{str(site)!r}, *(path for path in sys.path if path != {str(CHECKOUT)!r})]\n"
+        f"others = [path for path in sys.path if path not in ({str(CHECKOUT)!r}, {str(site.parent)!r})]\n"
+        f"sys.path = [{str(site)!r}, *others]\n"
         f"sys.argv = ['seedbed', *{list(words)!r}]\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", head + program],
-        cwd=site.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python(["-c", head + program], site.parent, os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from seedbed.benchmark.studies.run import StudyRequest, sweep_of, verdict
 from seedbed.benchmark.studies.study import FOLDER, measure_of, read_study, study_names
 from seedbed.leaderboard.tables.study import as_csv, as_latex, as_markdown, as_text, cell_text, claim_text
 from tests.conftest import CHECKOUT
+from tests.helpers.command_line import seedbed
 
 
 def test_every_table_of_the_papers_has_a_study_and_every_study_a_table():
@@ -200,14 +199,10 @@ def test_what_a_study_varies_cannot_be_set(request_of, tmp_path):
 
 
 def test_the_commands_list_and_forecast(tmp_path):
-    def seedbed(*words: str) -> str:
-        program = "import sys; from seedbed.benchmark.cli.main import main; sys.argv[0] = 'seedbed'; main()"
-        command = [sys.executable, "-c", program, *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT).stdout
-
-    listed = seedbed("studies")
+    listed = seedbed(CHECKOUT, "studies").stdout
     assert all(name in listed for name in study_names())
-    told = seedbed("study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", str(tmp_path), "--quiet")
+    words = ["study", "icd_t5", "--dataset", "chimera-voc", "--dry-run", "--work", tmp_path, "--quiet"]
+    told = seedbed(CHECKOUT, *words).stdout
     assert "trials: 24, cells: 8" in told
     assert "TrainIcd" in told
 

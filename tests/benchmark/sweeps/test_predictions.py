@@ -15,14 +15,22 @@ from seedbed.datasets.io.images import decode_mask, write_mask
 from tests.helpers.sweeping import scheduler_of, small
 
 
-@pytest.fixture
-def finished(chimera_root, tmp_path):
-    """Return a work folder and the folder of a finished trial in it."""
-    work = WorkFolder(tmp_path / "work")
+@pytest.fixture(scope="module")
+def once(chimera_root, tmp_path_factory):
+    """Return a work folder, and where in it a finished trial is."""
+    work = WorkFolder(tmp_path_factory.mktemp("once"))
     scheduler = scheduler_of(small(chimera_root, refiners=["none"], trials=0, seeds=[0]), work.root)
     spec = scheduler.next_trial()
     assert run_sweep_trial(spec, work, "cpu", 0).status == "complete"
-    return work, scheduler.folder(spec)
+    return work, scheduler.folder(spec).relative_to(work.root)
+
+
+@pytest.fixture
+def finished(once, tmp_path):
+    """Return a work folder of the test's own, and the folder of a finished trial in it."""
+    work, trial = once
+    shutil.copytree(work.root, tmp_path / "work")
+    return WorkFolder(tmp_path / "work"), tmp_path / "work" / trial
 
 
 def refuse() -> str:

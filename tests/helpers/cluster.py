@@ -16,7 +16,9 @@ import psutil
 PROGRAM = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+# Without what reads logs and asks for more nodes.
+head = {"num_cpus": 1, "include_log_monitor": False, "no_monitor": True}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 workers = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[1]))]
 print(cluster.address, flush=True)
 for _ in sys.stdin:

@@ -23,6 +23,7 @@ from seedbed.benchmark.errors import ConfigError, DataError, SeedbedError
 from seedbed.benchmark.pipeline.remote.objects import Objects
 from seedbed.benchmark.pipeline.work_folder import DatasetSpec
 from seedbed.benchmark.plugins import VARIABLE, package_path, packages_of_plugins
+from seedbed.benchmark.sweeps.remote.node import DriverFolder, Node
 from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.training.initialisation import is_file
 
@@ -146,12 +147,10 @@ def shipped_code(apart: Sequence[Path]) -> dict[str, Any]:
     return code | {"py_modules": packages} if packages else code
 
 
-def check_nodes(
-    all_specs: Sequence[DatasetSpec], token: Path, *weights: str | None, store: str | None = None
-) -> None:
-    """Raise ConfigError, listing all problems, if a node lacks the data, the file `token` or the weights.
+def check_nodes(all_specs: Sequence[DatasetSpec], driver: DriverFolder, *weights: str | None) -> None:
+    """Raise ConfigError, listing all problems, if a node lacks the data, the work folder or the weights.
 
-    `store` is the address of an object store that all nodes must reach.
+    With a store on an object store, each node must reach that, and write some work folder.
     """
     specs = [asdict(spec) for spec in all_specs]
     ids = {spec.name: _counts(spec) for spec in all_specs}
@@ -162,7 +161,7 @@ def check_nodes(
             strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerAddress", node["NodeID"])
             asked[f"{name} ({node['NodeID'][:8]})"] = check.options(scheduling_strategy=strategy).remote(
-                specs, ids, str(token), *weights, store=store
+                specs, ids, asdict(driver), *weights
             )
     problems = []
     for name, answer in asked.items():
@@ -183,21 +182,20 @@ def _counts(spec: DatasetSpec) -> list[int]:
 def problems_of_node(
     specs: list[dict[str, Any]],
     ids: Mapping[str, list[int]],
-    token: str,
+    driver: Mapping[str, Any],
     *weights: str | None,
-    store: str | None = None,
 ) -> list[str]:
     """Return the problems that keep this node from running trials; `ids` are the image counts per split."""
     problems = []
-    if not Path(token).exists():
-        problems.append(f"{token}: not found; the work folder must be on a file system that all nodes share")
+    folder = DriverFolder.of(driver)
+    try:
+        if folder.store is not None:
+            Objects(folder.store.address).check()
+        Node.open(folder)
+    except SeedbedError as error:
+        problems.append(str(error))
     files = [path for path in dict.fromkeys(weights) if is_file(path)]
     problems += [f"{path}: no such file (weights)" for path in files if not Path(str(path)).is_file()]
-    if store is not None:
-        try:
-            Objects(store).check()
-        except SeedbedError as error:
-            problems.append(str(error))
     for content in specs:
         spec = DatasetSpec(**content)
         try:

@@ -3,12 +3,14 @@
     sweeps/NAME/sweep.yaml     the settings         sweeps/NAME/studies.db   the Optuna studies (SQLite)
     sweeps/NAME/sweep.json     cells, conditions    sweeps/NAME/trials/      one folder per trial (trial_files.py)
     sweeps/NAME/driver.lock    held by the driver   sweeps/NAME/ray/         Tune's own files
+    sweeps/NAME/driver.token   tells a node that it sees this folder; only with a store on an object store
     sweeps/NAME/plugins/       the plug-ins, as the workers import them
 
 All state is in these files and in the store, never in Ray's memory, so a resumed sweep starts a new Tune run over
 the remaining trials. The scheduler chooses the next trial (benchmark/sweeps/scheduler.py),
 workers run trials (benchmark/sweeps/worker.py), and the driver tells listeners
-(`SweepListener`), one of which uploads the records to MLflow (benchmark/tracking/uploader.py).
+(`SweepListener`), one of which uploads the records to MLflow (benchmark/tracking/uploader.py). With a store on an
+object store, nodes need not see these files: another listener brings their trials (benchmark/sweeps/remote/).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import shutil
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -33,9 +36,8 @@ from filelock import FileLock, Timeout
 from ray.tune import Callback, Trainable
 from ray.tune.search import Searcher
 
-from seedbed.benchmark.errors import ConfigError, DataError
+from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.files import write_text
-from seedbed.benchmark.pipeline.remote.cached_store import StoreLocation
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
 from seedbed.benchmark.plugins import copy_plugins
 from seedbed.benchmark.sweeps.cluster import RayWatchdog, check_nodes, connected
@@ -43,6 +45,9 @@ from seedbed.benchmark.sweeps.code_changes import check_code, check_trial
 from seedbed.benchmark.sweeps.failures import WorkerFailures
 from seedbed.benchmark.sweeps.plan import SweepPlan, plan_sweep
 from seedbed.benchmark.sweeps.progress import SweepListener, SweepProgress, SweepResult
+from seedbed.benchmark.sweeps.remote.exchange import PLUGINS, Exchange
+from seedbed.benchmark.sweeps.remote.node import DriverFolder, Node
+from seedbed.benchmark.sweeps.remote.receiver import Receiver
 from seedbed.benchmark.sweeps.resume import (
     check_same_sweep,
     describe,
@@ -56,6 +61,8 @@ from seedbed.benchmark.sweeps.settings import SweepSettings
 from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, TrialSpec, read_outcome
 from seedbed.benchmark.sweeps.worker import reason_of, run_sweep_trial
 from seedbed.benchmark.training.initialisation import check_weights
+
+TOKEN = "driver.token"
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +101,9 @@ def run_sweep(
         describe(folder, plan)
         # Saved once the content is known to be the same: data sets and weights may have new paths.
         settings.save(folder / "sweep.yaml")
+        receiver = _receiver(plan)
+        if receiver is not None and (count := receiver.bring_all()):
+            logger.info(f"{count} trials had ended on other nodes")
         forget_damaged(folder)
         update_dataset_specs(folder, plan)
         if retry_failed and (count := forget_failures(folder)):
@@ -102,11 +112,13 @@ def run_sweep(
         scheduler.refresh()
         for change in scheduler.changes():
             logger.info(f"note: {change}")
+        if receiver is not None:
+            listeners = [receiver, *listeners]
         for listener in listeners:
             listener.sweep_started(folder)
         try:
             if not scheduler.done:
-                _tune(plan, scheduler, listeners, accept_changed_code)
+                _tune(plan, scheduler, listeners, receiver, accept_changed_code)
         finally:
             _stop(listeners, scheduler.done)
     seconds = time.monotonic() - started
@@ -117,9 +129,8 @@ class TrialActor(Trainable):
     """A Ray worker: runs one trial after another, so that libraries and data are loaded once."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first trial. Raises DataError if this node does not see the work folder."""
-        if not Path(config["token"]).exists():
-            raise DataError(f"{config['token']}: not on this node; all nodes must share the work folder")
+        """Take the first trial. Raises what `Node.open` raises."""
+        self._node = Node.open(DriverFolder.of(config["driver"]))
         self._config = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -130,15 +141,15 @@ class TrialActor(Trainable):
     def step(self) -> dict[str, Any]:
         """Run the trial to its end."""
         config = self._config
-        spec = TrialSpec.from_json(config["spec"])
-        location = None if config["store"] is None else StoreLocation(**config["store"])
-        work = WorkFolder(Path(config["work"]), location)
-        try:
-            outcome = run_sweep_trial(spec, work, config["device"], config["workers"])
-        except Exception as error:
-            with contextlib.suppress(OSError):
-                write_text(work.sweeps / spec.sweep / "trials" / spec.key / ERROR, traceback.format_exc())
-            outcome = Outcome(spec.key, "failed", reason_of(error))
+        spec, work = TrialSpec.from_json(config["spec"]), self._node.work
+        trial = work.sweeps / spec.sweep / "trials" / spec.key
+        with self._node.delivering(trial, config.get("attempt", ""), config.get("left", {})):
+            try:
+                outcome = run_sweep_trial(spec, work, config["device"], config["workers"])
+            except Exception as error:
+                with contextlib.suppress(OSError):
+                    write_text(trial / ERROR, traceback.format_exc())
+                outcome = Outcome(spec.key, "failed", reason_of(error))
         return {"done": True, "outcome": json.dumps(asdict(outcome))}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -155,12 +166,16 @@ class SchedulerSearcher(Searcher):
         self,
         scheduler: Scheduler,
         ended: Callable[[TrialSpec, Outcome], None],
-        constants: Mapping[str, Any],
-        check: Callable[[TrialSpec], None] = lambda _: None,
+        starts: Callable[[TrialSpec], Mapping[str, Any]] = lambda _: {},
+        bring: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        """`check` is called with each trial before it starts and may raise; `ended` is called after its end."""
+        """Take what is called with each trial, in this order.
+
+        `starts` returns what its worker gets besides the trial, and may raise. Once its worker ended it or died,
+        `bring` brings what is elsewhere to its folder. `ended` is called after its end.
+        """
         super().__init__(metric="outcome", mode="max")
-        self._scheduler, self._notify, self._constants, self._check = scheduler, ended, dict(constants), check
+        self._scheduler, self._starts, self._bring, self._notify = scheduler, starts, bring, ended
         self._specs: dict[str, TrialSpec] = {}
         self.failures = WorkerFailures()
         self.broken: Exception | None = None
@@ -182,9 +197,9 @@ class SchedulerSearcher(Searcher):
         if spec is None:
             # The scheduler may just have found that the last trials are done.
             return Searcher.FINISHED if self._scheduler.done else None
-        self._check(spec)
+        more = self._starts(spec)
         self._specs[trial_id] = spec
-        return {**self._constants, "spec": spec.to_json()}
+        return {**more, "spec": spec.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Record how a trial ended; if its worker was lost, start it again unless it lost too many."""
@@ -197,6 +212,7 @@ class SchedulerSearcher(Searcher):
             self.broken = problem
 
     def _ended(self, spec: TrialSpec, result: Any, error: bool) -> None:
+        self._bring(self._scheduler.folder(spec))
         if error or not result or "outcome" not in result:
             outcome = self._lost(spec)
         else:
@@ -242,13 +258,16 @@ def _tune(
     plan: SweepPlan,
     scheduler: Scheduler,
     listeners: Sequence[SweepListener],
+    receiver: Receiver | None,
     accept_changed_code: bool,
 ) -> None:
     """Run the remaining trials of a sweep as one Tune run."""
     settings = plan.settings
     dataset_specs = {cell.dataset_spec.name: cell.dataset_spec for cell in plan.cells}
     apart = [plan.work.root, *(Path(dataset_spec.root) for dataset_spec in dataset_specs.values())]
-    with connected(settings, apart, copy_plugins(plan.folder / "plugins")):
+    plugins = copy_plugins(plan.folder / PLUGINS)
+    driver = _driver_folder(plan, receiver)
+    with connected(settings, apart, plugins):
         gpus = settings.gpus_per_trial
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
@@ -257,13 +276,7 @@ def _tune(
                     "note: the cluster has no GPU now, so trials use none; --gpus-per-trial overrides this"
                 )
         if settings.address is not None:  # On this machine, the plan has just read them.
-            check_nodes(
-                list(dataset_specs.values()),
-                plan.folder / "sweep.json",
-                settings.weights,
-                settings.segmentation_weights,
-                store=None if plan.work.location is None else plan.work.location.address,
-            )
+            check_nodes(list(dataset_specs.values()), driver, settings.weights, settings.segmentation_weights)
         progress = SweepProgress(scheduler, {"CPU": settings.cpus_per_trial, "GPU": gpus})
 
         def ended(spec: TrialSpec, outcome: Outcome) -> None:
@@ -272,19 +285,23 @@ def _tune(
             progress.ended(spec, outcome)
 
         constants = {
-            "work": str(plan.work.root),
-            "store": None if plan.work.location is None else asdict(plan.work.location),
+            "driver": asdict(driver),
             "device": "cuda" if gpus else "cpu",
             "workers": settings.workers,
-            "token": str(plan.folder / "sweep.json"),
         }
 
-        def starts(spec: TrialSpec) -> None:
+        def starts(spec: TrialSpec) -> Mapping[str, Any]:
             check_trial(plan, spec, accepted=accept_changed_code)
+            folder = scheduler.folder(spec)
             for listener in listeners:
-                listener.trial_started(scheduler.folder(spec))
+                listener.trial_started(folder)
+            return constants if receiver is None else {**constants, **receiver.attempt(folder)}
 
-        searcher = SchedulerSearcher(scheduler, ended, constants, starts)
+        def bring(folder: Path) -> None:
+            if receiver is not None:
+                receiver.bring(folder)
+
+        searcher = SchedulerSearcher(scheduler, ended, starts, bring)
         ray_folder = plan.folder / "ray"
         shutil.rmtree(ray_folder, ignore_errors=True)
         tuner = ray.tune.Tuner(
@@ -317,6 +334,26 @@ def _tune(
             f"Ray Tune ended with {scheduler.finished} of {plan.expected()} trials; continue with: "
             f"seedbed sweep --resume {settings.name}"
         )
+
+
+def _receiver(plan: SweepPlan) -> Receiver | None:
+    """Return what brings trials from nodes that do not see the work folder; None if all must see it."""
+    location = plan.work.location
+    if location is None or plan.settings.address is None:
+        return None
+    sweep = json.loads((plan.folder / "sweep.json").read_bytes())["id"]
+    return Receiver(Exchange(location.address, sweep), plan.folder)
+
+
+def _driver_folder(plan: SweepPlan, receiver: Receiver | None) -> DriverFolder:
+    """Return how nodes find the work folder, or do without it, and send them what they need for that."""
+    where, work = plan.folder.relative_to(plan.work.root), plan.work
+    if receiver is None:
+        return DriverFolder(str(work.root), str(where / "sweep.json"), store=work.location)
+    receiver.send_plugins(plan.folder / PLUGINS)
+    content = uuid.uuid4().hex
+    write_text(plan.folder / TOKEN, content)
+    return DriverFolder(str(work.root), str(where / TOKEN), content, receiver.exchange.sweep, work.location)
 
 
 def _stopped(name: str) -> str:

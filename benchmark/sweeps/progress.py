@@ -14,7 +14,7 @@ from seedbed.benchmark.evaluation.records import RANKED, first_value, read_recor
 from seedbed.benchmark.sweeps.resume import to_retry
 from seedbed.benchmark.sweeps.scheduler import Scheduler
 from seedbed.benchmark.sweeps.settings import Cell
-from seedbed.benchmark.sweeps.trial_files import ERROR, Outcome, Phase, TrialSpec
+from seedbed.benchmark.sweeps.trial_files import ERROR, LOG, Outcome, Phase, TrialSpec
 
 SHOWN_REASONS = 5
 
@@ -125,7 +125,7 @@ def _state(folder: Path, outcome: Outcome) -> str:
 
 def log_of(trial: Path) -> Path:
     """Return the file that best explains why the trial in a folder failed."""
-    return next((trial / name for name in (ERROR, "log.txt") if (trial / name).exists()), trial)
+    return next((trial / name for name in (ERROR, LOG) if (trial / name).exists()), trial)
 
 
 def failure_lines(folder: Path, failed: Iterable[tuple[TrialSpec, Outcome]]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from seedbed.benchmark.sweeps.trial_files import (
     BEGUN,
     CONFIG,
     ERROR,
+    LOG,
     RUNNING,
     SYSTEM,
     Outcome,
@@ -63,7 +64,7 @@ def run_sweep_trial(spec: TrialSpec, work: WorkFolder, device: str, workers: int
         # On a full disk this mark is missing, and the death of this worker is not counted.
         with contextlib.suppress(OSError):
             (folder / BEGUN).touch()
-        with log_to_file(folder / "log.txt"):
+        with log_to_file(folder / LOG):
             return _run(spec, folder, work, device, workers)
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 PROGRAM = """
-import sys
+import json, sys
 from ray.cluster_utils import Cluster
+head, *workers = json.loads(sys.argv[1])
 # Without what reads logs and asks for more nodes.
-head = {"num_cpus": 1, "include_log_monitor": False, "no_monitor": True}
-cluster = Cluster(initialize_head=True, head_node_args=head)
-workers = [cluster.add_node(num_cpus=1) for _ in range(int(sys.argv[1]))]
+quiet = {"include_log_monitor": False, "no_monitor": True}
+cluster = Cluster(initialize_head=True, head_node_args={**head, **quiet})
+workers = [cluster.add_node(**node) for node in workers]
 print(cluster.address, flush=True)
 for _ in sys.stdin:
     cluster.remove_node(workers.pop(), allow_graceful=False)
@@ -42,15 +45,28 @@ class RayCluster:
         self.process.stdin.flush()
         assert self.process.stdout.readline().strip() == "removed"
 
+    def trials(self) -> list[psutil.Process]:
+        """Return the processes that run trials."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "TrialActor" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
 
 @contextmanager
-def ray_cluster(workers: int, **options: Any) -> Iterator[RayCluster]:
+def ray_cluster(workers: int, own_work: Sequence[Path] = (), **options: Any) -> Iterator[RayCluster]:
     """Start a head node and some worker nodes of one core each; kill all at the end.
 
-    `options` are those of `Popen` for the process that starts the nodes.
+    With `own_work`, the work folders of worker nodes, there is one for each of these, and no trial runs on the
+    head. `options` are those of `Popen` for the process that starts the nodes.
     """
+    nodes: list[dict[str, Any]] = [{"num_cpus": 0 if own_work else 1}]
+    nodes += [{"num_cpus": 1} for _ in range(workers)]
+    nodes += [{"num_cpus": 1, "env_vars": {"SEEDBED_WORK": str(work)}} for work in own_work]
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(workers)],
+        [sys.executable, "-c", PROGRAM, json.dumps(nodes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

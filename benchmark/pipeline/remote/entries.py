@@ -1,4 +1,4 @@
-"""Entries of the artifact store as objects.
+"""Entries of the artifact store, and other folders of files, as objects.
 
     entries/ab/abcdef…/NAME.tar    the files of a finished stage
     entries/ab/abcdef…/entry.json  its record, with the name, size and SHA-256 of the archive
@@ -39,28 +39,28 @@ class Archive:
 
 @dataclass(frozen=True)
 class RemoteEntry:
-    """A finished stage in the object store."""
+    """A finished stage, or another folder, in the object store."""
 
     key: str
     record: Mapping[str, Any]
-    """As in the `entry.json` of a local store."""
+    """Of a stage as in the `entry.json` of a local store; of other folders the key alone."""
     archive: Archive
 
 
 class RemoteEntries:
-    """The entries in an object store. The errors are those of `Objects`."""
+    """The entries below `place` in an object store. The errors are those of `Objects`."""
 
-    def __init__(self, objects: Objects) -> None:
-        self._objects = objects
+    def __init__(self, objects: Objects, place: str = "entries") -> None:
+        self._objects, self._place = objects, place
 
     def find(self, key: str) -> RemoteEntry | None:
         """Return an entry by its record; None if there is none, or if the record is damaged."""
-        if (text := self._objects.read(f"{_folder(key)}/{ENTRY_FILE}")) is None:
+        if (text := self._objects.read(f"{self._folder(key)}/{ENTRY_FILE}")) is None:
             return None
         try:
             content = json.loads(text)
             entry = RemoteEntry(key, content["record"], Archive(**content["archive"]))
-            whole = entry.record["key"] == key and isinstance(entry.record["identity"]["stage"], str)
+            whole = entry.record["key"] == key
         except (ValueError, KeyError, TypeError):
             return None
         return entry if whole else None
@@ -70,42 +70,42 @@ class RemoteEntries:
         if self.find(key) is not None:
             return
         name = f"{uuid.uuid4().hex}.tar"
-        with self._objects.writer(f"{_folder(key)}/{name}") as stream:
+        with self._objects.writer(f"{self._folder(key)}/{name}") as stream:
             archive = _pack(folder, name, stream)
         if self.find(key) is None:
             self.write_record(RemoteEntry(key, record, archive))
         else:
             # Another node was faster.
-            self._objects.delete(f"{_folder(key)}/{name}")
+            self._objects.delete(f"{self._folder(key)}/{name}")
 
     def write_record(self, entry: RemoteEntry) -> None:
         """Write the record of an entry whose archive is uploaded."""
         text = json.dumps({"archive": asdict(entry.archive), "record": entry.record}, indent=1)
-        self._objects.write(f"{_folder(entry.key)}/{ENTRY_FILE}", text.encode())
+        self._objects.write(f"{self._folder(entry.key)}/{ENTRY_FILE}", text.encode())
 
     def fetch(self, entry: RemoteEntry, folder: Path) -> None:
         """Download the files of an entry to `folder`, which must not exist. Raises DamagedArchiveError."""
         folder.mkdir(parents=True)
         try:
-            with self._objects.reader(f"{_folder(entry.key)}/{entry.archive.name}") as stream:
+            with self._objects.reader(f"{self._folder(entry.key)}/{entry.archive.name}") as stream:
                 _unpack(stream, entry.archive, folder)
         except FileNotFoundError:
             raise DamagedArchiveError("its archive is missing") from None
 
     def remove(self, key: str) -> None:
         """Remove an entry, its record first."""
-        self._objects.delete(f"{_folder(key)}/{ENTRY_FILE}")
-        self._objects.delete_folder(_folder(key))
+        self._objects.delete(f"{self._folder(key)}/{ENTRY_FILE}")
+        self._objects.delete_folder(self._folder(key))
 
     def keys(self) -> set[str]:
         """Return the keys of all entries, including damaged ones."""
-        names = [info.name.split("/") for info in self._objects.list("entries")]
+        names = [info.name.split("/") for info in self._objects.list(self._place)]
         return {name[1] for name in names if len(name) == 3 and name[2] == ENTRY_FILE}
 
     def remove_leftovers(self, before: int) -> int:
         """Remove archives of killed uploads older than `before` (ns since 1970), and return their number."""
         archives: dict[str, list[str]] = {}
-        for info in self._objects.list("entries"):
+        for info in self._objects.list(self._place):
             folder, _, name = info.name.rpartition("/")
             if name != ENTRY_FILE and info.modified < before:
                 archives.setdefault(folder.rpartition("/")[2], []).append(name)
@@ -114,13 +114,12 @@ class RemoteEntries:
             entry = self.find(key)
             for name in names:
                 if entry is None or name != entry.archive.name:
-                    self._objects.delete(f"{_folder(key)}/{name}")
+                    self._objects.delete(f"{self._folder(key)}/{name}")
                     count += 1
         return count
 
-
-def _folder(key: str) -> str:
-    return f"entries/{key[:2]}/{key}"
+    def _folder(self, key: str) -> str:
+        return f"{self._place}/{key[:2]}/{key}"
 
 
 class _Digested:

@@ -416,7 +416,7 @@ def test_what_goes_wrong_when_a_trial_ends_stops_the_sweep_and_is_told():
         def finish(self, outcome):
             raise OSError("no space left")
 
-    searcher = SchedulerSearcher(Scheduler(), lambda spec, outcome: None, {})
+    searcher = SchedulerSearcher(Scheduler(), lambda spec, outcome: None)
     assert searcher.suggest("a") == {"spec": "{}"}
     searcher.on_trial_complete("a", {"outcome": json.dumps(dataclasses.asdict(Outcome("k", "complete")))})
     with pytest.raises(OSError, match="no space left"):
@@ -428,8 +428,9 @@ def test_a_node_that_does_not_see_the_work_folder_takes_no_trial(tmp_path):
     from seedbed.benchmark.sweeps.driver import TrialActor
 
     actor = object.__new__(TrialActor)
-    with pytest.raises(DataError, match="all nodes must share the work folder"):
-        actor.setup({"token": str(tmp_path / "sweep.json")})
+    driver = {"work": str(tmp_path), "token": "sweep.json", "store": None}
+    with pytest.raises(DataError, match=r"sweep\.json: not on this node; .* that all nodes share"):
+        actor.setup({"driver": driver})
 
 
 def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path):
@@ -479,12 +480,15 @@ def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path
 
     place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
     other = {"name": "chimera-voc", "loader": "chimera", "root": str(data), "options": {}}
-    token, weights = str(tmp_path / "sweep.json"), str(tmp_path / "weights.pth")
-    nobody = "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
-    problems = problems_of_node([place, other], {"chimera-voc": [1, 2, 3, 4, 5]}, token, weights, store=nobody)
-    assert len(problems) == 5
-    assert problems.pop(2).startswith(f"{nobody}: the object store cannot be used")
-    assert "weights.pth: no such file" in problems.pop(1)
+    driver = {"work": str(tmp_path), "token": "sweep.json", "store": None}
+    counts, weights = {"chimera-voc": [1, 2, 3, 4, 5]}, str(tmp_path / "weights.pth")
+    problems = problems_of_node([place, other], counts, driver, weights)
+    assert len(problems) == 4
     assert "a file system that all nodes share" in problems[0]
-    assert f"{tmp_path / 'away'}: no such folder" in problems[1]
-    assert "has different images" in problems[2]
+    assert "weights.pth: no such file" in problems[1]
+    assert f"{tmp_path / 'away'}: no such folder" in problems[2]
+    assert "has different images" in problems[3]
+    nobody = "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    driver["store"] = {"address": nobody, "cache": None}
+    (problem,) = problems_of_node([], {}, driver)
+    assert problem.startswith(f"{nobody}: the object store cannot be used")

@@ -43,7 +43,7 @@ class Tune:
             small(root, **{"trials": 0, "seeds": [0], "refiners": ["none"], **changes}), work
         )
         self.clock, self.progress = Clock(), Ends()
-        self.searcher = SchedulerSearcher(self.scheduler, self.progress.ended, {})
+        self.searcher = SchedulerSearcher(self.scheduler, self.progress.ended)
         self.searcher.failures = WorkerFailures(self.clock)
         self.asked = 0
 

@@ -50,7 +50,7 @@ class RayCluster:
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if "TrialActor" in " ".join(child.cmdline()):
+                if "Trainable" in " ".join(child.cmdline()):
                     found.append(child)
         return found
 

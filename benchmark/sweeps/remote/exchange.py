@@ -11,6 +11,7 @@ brought to its work folder; what is here was not brought yet, and a resumed driv
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -26,6 +27,8 @@ from seedbed.benchmark.trials.progress_log import PROGRESS
 GROWING = (PROGRESS, SYSTEM, CONFIG, LOG)
 """The text files of a running trial that the driver shows, and that a later attempt continues."""
 PLUGINS = "plugins"
+ATTEMPTS = 5
+"""How often an object is read that is being written."""
 
 
 def new_attempt(key: str) -> str:
@@ -58,8 +61,13 @@ class Exchange:
 
     def shown(self, attempt: str) -> dict[str, str] | None:
         """Return the texts of a running trial's files; None if no node has begun the attempt."""
-        text = self._objects.read(f"{self._place}/running/{attempt}")
-        return None if text is None else dict(json.loads(text))
+        for _ in range(ATTEMPTS):
+            if (text := self._objects.read(f"{self._place}/running/{attempt}")) is None:
+                return None
+            # It is cut off if it was written again between the two requests of a read.
+            with contextlib.suppress(ValueError):
+                return dict(json.loads(text))
+        return {}
 
     def running(self) -> dict[str, int]:
         """Return the attempts that nodes have begun, and when they were last shown, in ns since 1970."""
@@ -87,7 +95,9 @@ class Exchange:
             self._folders.fetch(entry, folder)
         except DamagedArchiveError as error:
             self._folders.remove(name)
-            raise StoreError(f"{self._objects.address}: {name} is damaged ({error}); it is sent again") from None
+            raise StoreError(
+                f"{self._objects.address}: {name} was damaged ({error}) and is deleted; repeat the command"
+            ) from None
         return True
 
     def forget(self, name: str) -> None:

@@ -119,16 +119,17 @@ class Receiver:
         if files is None:
             return
         trial = self._attempts[attempt]
-        for name, text in files.items():
-            with atomic(trial / name, flush=False) as temporary:
-                temporary.write_text(text, "utf-8")
-        (trial / BEGUN).touch()
         self._seen.setdefault(attempt, 0)
         if attempt not in self._locks:
             lock = FileLock(trial / RUNNING, thread_local=False)
             with contextlib.suppress(Timeout):
                 lock.acquire(timeout=0)
                 self._locks[attempt] = lock
+        for name, text in files.items():
+            with atomic(trial / name, flush=False) as temporary:
+                temporary.write_text(text, "utf-8")
+        # Last: a trial that has begun and is not locked was interrupted.
+        (trial / BEGUN).touch()
 
     def _bring(self, attempt: str, trial: Path) -> None:
         """Bring the folder of an ended trial, its result last; nothing if it was not sent."""

@@ -109,7 +109,7 @@ def objects(address: str) -> list[str]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -149,6 +149,21 @@ def test_a_running_trial_is_shown_and_its_lock_held_until_the_driver_knows_its_e
     driver.bring(trial)
     assert not is_running(trial)
     assert read_outcome(trial) is not None
+
+
+@pytest.mark.parametrize("cut_off", [1, 99])
+def test_a_file_that_is_written_while_it_is_read_is_read_again(address, monkeypatch, cut_off):
+    exchange, read, texts = Exchange(address, SWEEP), Objects.read, []
+
+    def cut(objects: Objects, name: str) -> bytes | None:
+        text = read(objects, name)
+        texts.append(text)
+        return text[:-1] if text and len(texts) <= cut_off else text
+
+    exchange.show("attempt", {LOG: "text"})
+    monkeypatch.setattr(Objects, "read", cut)
+    assert exchange.shown("attempt") == ({LOG: "text"} if cut_off == 1 else {})
+    assert exchange.shown("other") is None
 
 
 def test_the_lock_is_free_when_the_driver_stops(tmp_path, address, trial, receiving, monkeypatch):
@@ -281,7 +296,7 @@ def test_a_damaged_archive_stops_the_sweep_and_its_trial_runs_again(tmp_path, ad
     OtherNode(tmp_path / "node", address).run(driver.attempt(trial))
     (archive,) = [name for name in objects(address) if name.endswith(".tar")]
     Objects(address).write(f"sweeps/{archive}", b"no archive" * 1000)
-    with pytest.raises(StoreError, match=rf"{KEY}-\w+ is damaged"):
+    with pytest.raises(StoreError, match=rf"{KEY}-\w+ was damaged .* repeat the command"):
         driver.bring(trial)
     assert receiving().bring_all() == 0
 

@@ -62,7 +62,7 @@ def ray_cluster(workers: int, own_work: Sequence[Path] = (), **options: Any) -> 
     With `own_work`, the work folders of worker nodes, there is one for each of these, and no trial runs on the
     head. `options` are those of `Popen` for the process that starts the nodes.
     """
-    nodes: list[dict[str, Any]] = [{"num_cpus": 0 if own_work else 1}]
+    nodes: list[dict[str, Any]] = [{"num_cpus": 0 if own_work else 1, "include_dashboard": False}]
     nodes += [{"num_cpus": 1} for _ in range(workers)]
     nodes += [{"num_cpus": 1, "env_vars": {"SEEDBED_WORK": str(work)}} for work in own_work]
     process = subprocess.Popen(

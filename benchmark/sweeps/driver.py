@@ -167,7 +167,7 @@ class SchedulerSearcher(Searcher):
         scheduler: Scheduler,
         ended: Callable[[TrialSpec, Outcome], None],
         starts: Callable[[TrialSpec], Mapping[str, Any]] = lambda _: {},
-        bring: Callable[[Path], None] = lambda _: None,
+        bring: Callable[[TrialSpec], None] = lambda _: None,
     ) -> None:
         """Take what is called with each trial, in this order.
 
@@ -212,7 +212,7 @@ class SchedulerSearcher(Searcher):
             self.broken = problem
 
     def _ended(self, spec: TrialSpec, result: Any, error: bool) -> None:
-        self._bring(self._scheduler.folder(spec))
+        self._bring(spec)
         if error or not result or "outcome" not in result:
             outcome = self._lost(spec)
         else:
@@ -297,9 +297,9 @@ def _tune(
                 listener.trial_started(folder)
             return constants if receiver is None else {**constants, **receiver.attempt(folder)}
 
-        def bring(folder: Path) -> None:
+        def bring(spec: TrialSpec) -> None:
             if receiver is not None:
-                receiver.bring(folder)
+                receiver.bring(scheduler.folder(spec))
 
         searcher = SchedulerSearcher(scheduler, ended, starts, bring)
         ray_folder = plan.folder / "ray"

@@ -151,6 +151,9 @@ def test_a_search_leaves_the_own_measurements_out(odd, chimera, tmp_path):
     assert "CountImages" not in {type(step.stage).__name__ for step in plan.steps().values()}
 
 
+FILES = ("run.json", "records.parquet", "per_class.csv", "per_image", "examples.png", "figures")
+
+
 def test_the_same_run_by_two_processes_at_once_ends_well_in_both(odd, chimera, tmp_path, monkeypatch):
     """The second draws its pictures, and ends, while the first draws the same."""
     from seedbed.benchmark.evaluation import pictures
@@ -169,7 +172,7 @@ def test_the_same_run_by_two_processes_at_once_ends_well_in_both(odd, chimera, t
             run()
 
     monkeypatch.setattr(pictures, "draw_examples", draw_beside_another_process)
-    assert {path.name for path in run().iterdir()} == {"run.json", "records.parquet", "examples.png", "figures"}
+    assert {path.name for path in run().iterdir()} == {*FILES}
 
 
 def test_a_one_step_method_is_measured_on_train_and_val_beside_its_maps(odd, chimera, tmp_path):

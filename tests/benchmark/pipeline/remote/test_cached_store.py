@@ -14,7 +14,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,25 +25,11 @@ from seedbed.benchmark.pipeline.remote.claims import Claims
 from seedbed.benchmark.pipeline.remote.objects import Objects
 from seedbed.benchmark.pipeline.stage import cache_key
 from seedbed.benchmark.pipeline.store import Store
-from tests.benchmark.pipeline.remote.s3_server import CREDENTIALS, new_bucket, s3_server
 
 IDENTITY = {"stage": "Count", "version": 1, "settings": {"n": 3}, "seed": 0, "split": "weak", "inputs": {}}
 KEY = cache_key(IDENTITY)
 NOBODY = "s3://bucket/seedbed?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
 """An address at which nothing listens."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return new_bucket(server)
 
 
 class Count:

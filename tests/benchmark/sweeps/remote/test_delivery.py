@@ -34,23 +34,9 @@ from seedbed.benchmark.sweeps.trial_files import (
     write_outcome,
 )
 from seedbed.benchmark.trials.progress_log import PROGRESS, append_line, read_progress
-from tests.benchmark.pipeline.remote.s3_server import CREDENTIALS, new_bucket, s3_server
 
 KEY, SWEEP = "0123456789abcdef", "5eed" * 8
 NOBODY = "s3://bucket/seedbed?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return new_bucket(server)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from seedbed.benchmark.sweeps.trial_files import TrialSpec
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.benchmark.trials.plan import TrialPlan
 from seedbed.benchmark.trials.progress_log import read_lines
-from tests.benchmark.pipeline.remote.s3_server import CREDENTIALS, new_bucket, s3_server
 from tests.conftest import CHECKOUT
 from tests.helpers.cluster import ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
@@ -87,19 +85,6 @@ def given(chimera_root: Path, folder: Path, no_plugins: None) -> Given:
         assert scheduler.done
         assert len(numbers(here)) > 8
     return Given(settings, gate, here)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as running:
-        yield running
-
-
-@pytest.fixture
-def address(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    return new_bucket(server)
 
 
 def numbers(work: Path) -> dict[str, bytes]:

@@ -10,9 +10,9 @@ UV_VERSION := 0.13.8
 
 .PHONY: test quick demo docs style lint lock format
 
-# Types are checked by a test, beside the others.
+# Types are checked by a test, beside the others. Three processes keep two cores busy: tests of clusters wait at times.
 test: $(READY) style
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests
 
 # For while you work: lint, types, and tests of the core that finish within two minutes.
 QUICK := benchmark/pipeline benchmark/evaluation benchmark/source datasets/io datasets/tools leaderboard/analysis \

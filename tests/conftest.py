@@ -31,7 +31,7 @@ REAL = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set what this process, its workers and the programs that tests start have in common."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # Two processes share two cores, and results must not depend on the load.
+    os.environ["OMP_NUM_THREADS"] = "1"  # Processes share two cores, and results must not depend on the load.
     # Keep freed memory for the next tensor: the kernel clears new pages, a third of the time of large networks.
     os.environ["MALLOC_MMAP_MAX_"] = "0"
     os.environ["MALLOC_TRIM_THRESHOLD_"] = str(1 << 33)

@@ -1,19 +1,27 @@
-"""A Ray cluster of several nodes on this machine, which share nothing but the disk."""
+"""A Ray cluster of several nodes on this machine, and what stands in for Ray in tests that need no cluster."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+import ray
+import ray.tune
+from ray.tune.search import Searcher
+
+from seedbed.benchmark.sweeps import driver
+from seedbed.benchmark.sweeps.driver import SchedulerSearcher, TrialActor
 
 PROGRAM = """
 import json, sys
@@ -83,3 +91,34 @@ def ray_cluster(workers: int, own_work: Sequence[Path] = (), **options: Any) -> 
                 child.kill()
         process.kill()
         process.wait()
+
+
+class OneProcess:
+    """What `run_sweep` needs of Ray until the end of a test: trials run in its process, one after another."""
+
+    searcher: SchedulerSearcher
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver, "connected", lambda *_: nullcontext())
+        monkeypatch.setattr(driver, "RayWatchdog", lambda _: nullcontext())
+        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
+        monkeypatch.setattr(ray.tune, "Tuner", self.tuner)
+
+    def tuner(self, _: Any, tune_config: Any, run_config: Any) -> OneProcess:
+        self.searcher = tune_config.search_alg
+        return self
+
+    def fit(self) -> None:
+        """Run all trials."""
+        for number in map(str, itertools.count()):
+            config = self.searcher.suggest(number)
+            if config == Searcher.FINISHED:
+                return
+            assert config is not None
+            self.run(number, json.loads(json.dumps(config)))
+
+    def run(self, number: str, config: dict[str, Any]) -> None:
+        """Run a trial to its end, and tell the searcher."""
+        actor = object.__new__(TrialActor)
+        actor.setup(config)
+        self.searcher.on_trial_complete(number, actor.step())

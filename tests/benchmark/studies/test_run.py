@@ -23,7 +23,8 @@ from seedbed.benchmark.sweeps.trial_files import SPEC
 from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.datasets.chimera import generate
 from seedbed.leaderboard.tables.study import FORMATS, as_text
-from tests.helpers.command_line import seedbed_process
+from tests.helpers.cluster import OneProcess
+from tests.helpers.command_line import seedbed
 
 TOY = {
     "TrainCam.epochs": 1,
@@ -34,6 +35,7 @@ TOY = {
     "Expand.epochs": 1,
     "Shrink.epochs": 1,
     "TrainMixupCam.epochs": 1,
+    "TrainSeam.epochs": 1,
     "TrainSubcategories.epochs": 1,
     "TrainSegmentation.epochs": 1,
     "TrainPsa.epochs": 1,
@@ -158,17 +160,13 @@ def test_a_result_names_its_sweep_where_it_has_a_name_of_its_own(given, told, wo
     assert (f"--name {given}" in command_of("icd_t1", request)) == bool(given)
 
 
-def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):
+def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path, monkeypatch):
+    OneProcess(monkeypatch)
     root, _ = world
     words = ["study", "icd_t1", "--dataset", "chimera-voc", "--root", str(root), "--seeds", "0"]
     words += ["--set", "TrainIcd.epochs=1", "--work", str(tmp_path)]
 
-    def seedbed() -> str:
-        done = seedbed_process(tmp_path, *words)
-        done.check_returncode()
-        return done.stdout
-
-    first = seedbed()
+    first = seedbed(tmp_path, *words).stdout
     assert "icd_t1: Average precision of the pixels by score" in first
     assert "ICD ranks pixels better than the CAM of the same network" in first
     folder = tmp_path / "studies" / "icd_t1" / "chimera-voc"
@@ -176,6 +174,6 @@ def test_the_command_runs_a_study_and_goes_on_with_it(world, tmp_path):
     table = (folder / "table.json").read_bytes()
     command = json.loads(table)["command"]
     assert command.startswith("seedbed study icd_t1 --dataset chimera-voc --root DIR --seeds 0")
-    seedbed()
+    seedbed(tmp_path, *words)
     assert (folder / "table.json").read_bytes() == table
     assert len(list(tmp_path.glob("sweeps/icd_t1-chimera-voc/trials/*/log.txt"))) == 1

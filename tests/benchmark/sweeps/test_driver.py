@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import CHECKOUT
-from tests.helpers.cluster import ray_cluster
+from tests.helpers.cluster import OneProcess, ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
 from tests.helpers.process import Program
 
@@ -276,16 +277,14 @@ def kill_ray(process):
     process.kill()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, data, tmp_path, seed):
-    """−9 for the driver, a worker and the whole of Ray, each at a moment that chance chooses."""
-    sweep = Sweep(tmp_path, data)
+def run_with_kills(sweep: Sweep, seed: int, *more: str) -> None:
+    """Run a sweep to its end, with −9 for the driver, a worker and all of Ray at moments that chance chooses."""
     chance = np.random.default_rng(seed)
     kills = [kill_driver, kill_worker, kill_ray]
     chance.shuffle(kills)
     words, process = sweep.words, None
     for kill in kills:
-        process = process or sweep.start(*words)
+        process = process or sweep.start(*words, *more)
         sweep.wait_for(sweep.ended() + int(chance.integers(0, 4)), process)
         time.sleep(float(chance.uniform(0, 2)))
         kill(process)
@@ -297,8 +296,13 @@ def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, dat
         process = None
         if (sweep.work / "sweeps" / "s" / "sweep.yaml").exists():
             words = ["sweep", "--resume", "s"]
-    process = process or sweep.start(*words)
+    process = process or sweep.start(*words, *more)
     assert process.wait(timeout=400) == 0, sweep.output()
+
+
+def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, data, tmp_path):
+    sweep = Sweep(tmp_path, data)
+    run_with_kills(sweep, 0)
     sweep.check()
     assert sweep.tables() == straight[1]
 
@@ -317,54 +321,49 @@ def test_a_second_driver_is_refused(data, tmp_path):
         first.wait()
 
 
-def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard(straight, data, tmp_path):
-    """A real MLflow server on this machine."""
+@pytest.fixture
+def server(tmp_path) -> Iterator[str]:
+    """Start a real MLflow server on this machine, and return its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    stores = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "art"),
-    ]
+    words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    words += ["--artifacts-destination", str(tmp_path / "art")]
     # As in `seedbed ui`: the processes of MLflow's jobs would take most of the test's time.
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (tmp_path / "server.txt").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, *stores], stdout=log, stderr=log, env=environment, start_new_session=True
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
         )
     try:
-        wait_for_server(f"{uri}/health", server)
-        # The trap of docs/cluster.md: a name that is not among `--allowed-hosts`.
-        request = urllib.request.Request(
-            f"{uri}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": "elsewhere.example"}
-        )
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=30)
-        assert b"Invalid Host header" in refused.value.read()
-        sweep = Sweep(tmp_path, data)
-        sweep.run(*sweep.words, "--tracking-uri", uri)
-        assert not (sweep.work / "mlflow").exists()
-        sweep.check(uri)
-        assert sweep.tables("--tracking-uri", uri) == straight[1]
-        assert any((tmp_path / "art").rglob("examples.png"))
+        wait_for_server(f"http://127.0.0.1:{port}/health", process)
+        yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_tracking_server_gets_the_same_and_gives_the_same_leaderboard_with_kills(
+    straight, data, server, tmp_path
+):
+    # The trap of docs/cluster.md: a name that is not among `--allowed-hosts`.
+    request = urllib.request.Request(
+        f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0", headers={"Host": "elsewhere.example"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert b"Invalid Host header" in refused.value.read()
+    sweep = Sweep(tmp_path, data)
+    run_with_kills(sweep, 1, "--tracking-uri", server)
+    assert not (sweep.work / "mlflow").exists()
+    sweep.check(server)
+    assert sweep.tables("--tracking-uri", server) == straight[1]
+    assert any((tmp_path / "art").rglob("examples.png"))
 
 
 def wait_for_server(address: str, server: Program | subprocess.Popen[bytes]) -> None:
@@ -433,18 +432,20 @@ def test_a_node_that_does_not_see_the_work_folder_takes_no_trial(tmp_path):
         actor.setup({"driver": driver})
 
 
-def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path):
+def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_path, monkeypatch):
     """The failed ones say why, in MLflow and on the leaderboard."""
     broken = tmp_path / "broken"
     shutil.copytree(data, broken)
     for image in (broken / "JPEGImages").glob("*.jpg"):
         image.write_bytes(image.read_bytes()[: image.stat().st_size * 3 // 4])
+    OneProcess(monkeypatch)
     sweep = Sweep(tmp_path, data)
     sets = ["--datasets", f"chimera-voc={data}", f"chimera-coco={broken}"]
     sizes = ["--trials", "0", "--seeds", "0", "1", "--refiners", "none", "--no-segment", "--no-references"]
-    sweep.run("sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1", code=3)
-    assert "2 of 4 trials finished, 2 failed" in sweep.output()
-    assert "`seedbed sweep --resume s --work" in sweep.output()
+    words = ["sweep", "--name", "s", "--methods", "cam", *sets, *sizes, "--set", "TrainCam.epochs=1"]
+    printed = sweep.run_here(*words, code=3)
+    assert "2 of 4 trials finished, 2 failed" in printed
+    assert "`seedbed sweep --resume s --work" in printed
     text = sweep.tables()["leaderboard.md"].decode()
     good, bad = sorted(text.split("## ")[1:3])[::-1]
     assert "failed" not in good.split("Columns")[0]
@@ -456,9 +457,7 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
     client = MlflowClient(f"sqlite:///{sweep.work}/mlflow/mlflow.db")
     runs = client.search_runs(["1"], "tags.dataset = 'chimera-coco'")
     assert {run.info.status for run in runs} == {"FAILED"}
-    before = len(sweep.output())
-    sweep.run("sweep", "--resume", "s", code=3)
-    assert "2 trials run again" in sweep.output()[before:]
+    assert "2 trials run again" in sweep.run_here("sweep", "--resume", "s", code=3)
     assert len(client.search_runs(["1"])) == 1 + 4
 
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-import ray.tune
-from ray.tune.search import Searcher
 
 from seedbed.benchmark import plugins
+from seedbed.benchmark.pipeline.remote import claims
 from seedbed.benchmark.pipeline.remote.cached_store import StoreLocation
 from seedbed.benchmark.pipeline.remote.objects import Objects
 from seedbed.benchmark.pipeline.work_folder import WorkFolder
@@ -30,7 +26,7 @@ from seedbed.benchmark.sweeps.worker import run_sweep_trial
 from seedbed.benchmark.trials.plan import TrialPlan
 from seedbed.benchmark.trials.progress_log import read_lines
 from tests.conftest import CHECKOUT
-from tests.helpers.cluster import ray_cluster
+from tests.helpers.cluster import OneProcess, ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
 from tests.helpers.plugins import METHOD
 from tests.helpers.sweeping import scheduler_of, small
@@ -43,6 +39,12 @@ GATE = """        import time
 
         while Path("{gate}").exists():
             time.sleep(0.05)
+"""
+# Only for 20 seconds, not for three minutes, do others wait for a worker that died.
+EXPIRY = """
+from seedbed.benchmark.pipeline.remote import claims
+
+claims.EXPIRY, claims.RENEWAL = 20.0, 2.0
 """
 
 
@@ -63,10 +65,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def given(chimera_root: Path, folder: Path, no_plugins: None) -> Given:
+def given(chimera_root: Path, folder: Path, no_plugins: None, monkeypatch: pytest.MonkeyPatch) -> Given:
+    for name in ("EXPIRY", "RENEWAL"):  # The method is imported here, too.
+        monkeypatch.setattr(claims, name, getattr(claims, name))
     method, gate, here = folder / "squared.py", folder / "gate", folder / "here"
     assert LOSSES in METHOD
-    method.write_text(METHOD.replace(LOSSES, LOSSES + GATE.format(gate=gate)))
+    method.write_text(METHOD.replace(LOSSES, LOSSES + GATE.format(gate=gate)) + EXPIRY)
     settings = small(
         chimera_root,
         methods=["squared"],
@@ -103,58 +107,46 @@ class Killed(BaseException):
     """The end of a process."""
 
 
-class OneProcess:
-    """Ray Tune with all nodes in this process, which take turns; only SEEDBED_WORK tells them apart."""
+class Nodes(OneProcess):
+    """Nodes that take turns; only SEEDBED_WORK tells them apart."""
 
-    def __init__(self, nodes: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.nodes, self.variables = itertools.cycle(nodes), monkeypatch
+    def __init__(self, folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(monkeypatch)
+        self.folders, self.variables = itertools.cycle(folders), monkeypatch
         self.driver_dies = False
         self.steps = 0
-        monkeypatch.setattr(driver_module, "connected", lambda *_: nullcontext())
-        monkeypatch.setattr(driver_module, "RayWatchdog", lambda _: nullcontext())
         monkeypatch.setattr(driver_module, "check_nodes", self.check_nodes)
-        monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2})
-        monkeypatch.setattr(ray.tune, "Tuner", self.tuner)
 
     def check_nodes(self, specs: Any, driver: Any, *_: Any) -> None:
-        self.at_a_node()
+        self.next_node()
         counts = {spec.name: _counts(spec) for spec in specs}
         assert problems_of_node([asdict(spec) for spec in specs], counts, asdict(driver)) == []
 
-    def at_a_node(self) -> None:
-        self.variables.setenv(node.WORK_VARIABLE, str(next(self.nodes)))
+    def next_node(self) -> None:
+        self.variables.setenv(node.WORK_VARIABLE, str(next(self.folders)))
 
-    def tuner(self, _: Any, tune_config: Any, run_config: Any) -> OneProcess:
-        self.searcher = tune_config.search_alg
-        return self
-
-    def fit(self) -> None:
-        for number in map(str, itertools.count()):
-            config = self.searcher.suggest(number)
-            if config == Searcher.FINISHED:
-                return
-            assert config is not None
-            self.at_a_node()
-            places = plugins.as_text()
-            actor = object.__new__(TrialActor)
-            actor.setup(json.loads(json.dumps(config)))
-            self.steps += 1
-            self.trial = TrialSpec.from_json(config["spec"]).key
-            try:
-                result = actor.step()
-            except Killed:
-                self.searcher.on_trial_complete(number, error=True)
-                continue
-            finally:
-                plugins.give(places)
-            if self.driver_dies:
-                raise Killed
-            self.searcher.on_trial_complete(number, result)
+    def run(self, number: str, config: dict[str, Any]) -> None:
+        self.next_node()
+        places = plugins.as_text()
+        actor = object.__new__(TrialActor)
+        actor.setup(config)
+        self.steps += 1
+        self.trial = TrialSpec.from_json(config["spec"]).key
+        try:
+            result = actor.step()
+        except Killed:
+            self.searcher.on_trial_complete(number, error=True)
+            return
+        finally:
+            plugins.give(places)
+        if self.driver_dies:
+            raise Killed
+        self.searcher.on_trial_complete(number, result)
 
 
 def test_workers_and_drivers_that_die_change_no_number(given, address, tmp_path, monkeypatch, caplog):
     nodes = [tmp_path / "first", tmp_path / "second"]
-    tune, measure, killed = OneProcess(nodes, monkeypatch), TrialPlan.measure, []
+    tune, measure, killed = Nodes(nodes, monkeypatch), TrialPlan.measure, []
 
     def measure_or_die(plan: TrialPlan) -> Any:
         records = measure(plan)

@@ -90,8 +90,8 @@ def chimera(chimera_root: Path) -> Dataset:
 
 
 @pytest.fixture
-def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start a test without plug-ins, and forget its own after it."""
+def no_plugins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Start a test without plug-ins, and forget its own after it, before their files in `tmp_path` are gone."""
     from seedbed.benchmark import plugins
     from seedbed.benchmark.source.closure import forget
 

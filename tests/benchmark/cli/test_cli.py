@@ -144,6 +144,12 @@ def test_evaluate_scores_a_run_our_maps_and_png_folders_alike(work, finished):
     by_run = seedbed(work, "evaluate", f"run:{run}", "--dataset", "small").stdout
     mean = next(line for line in numbers(finished) if line.split()[:3] == ["segmentation", "val", "mIoU"])
     assert next(line for line in numbers(by_run) if line.split()[2] == "mIoU").split()[3] == mean.split()[3]
+    # On `train`, a run's masks are its pseudo-masks, and are called so.
+    on_train = seedbed(work, "evaluate", f"run:{run}", "--dataset", "small", "--split", "train").stdout
+    (masks,) = [line.split() for line in numbers(on_train) if line.split()[2] == "mIoU"]
+    in_run = [line.split() for line in numbers(finished) if line.split()[:3] == ["pseudo_mask", "train", "mIoU"]]
+    assert masks[:3] == ["pseudo_mask", "train", "mIoU"]
+    assert masks[3] in in_run[0][3:]
     unknown = seedbed(work, "evaluate", "run:nothing", "--dataset", "small", check=False)
     assert unknown.returncode == 1
     assert run in unknown.stderr

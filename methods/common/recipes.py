@@ -90,7 +90,7 @@ def recipes_for_few_images(lr: float, epochs: int, source: str) -> dict[str, Rec
         "TrainPsa": Recipe(guess, **adamw, jitter=False),
         "TrainIrn": Recipe(guess, optimiser="adamw", lr=1e-3, batch=16),
         "TrainSegmentation": Recipe(
-            guess,
+            "as CAM's; a class-balanced loss was worse on `tune` (docs/results/voc12_six); nothing else was tried",
             **adamw,
             head_multiplier=10.0,
             epochs=16,
@@ -98,7 +98,6 @@ def recipes_for_few_images(lr: float, epochs: int, source: str) -> dict[str, Rec
             stride=16,
             crop=500,
             pyramid=(1.0,),
-            class_balanced=True,
             scale_low=0.7,
             scale_high=1.4,
         ),

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -61,15 +63,28 @@ def connected(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[
     """
     if settings.address is None:
         give_token()  # It stays in the environment: Ray reads the token once per process.
-    before = dict(os.environ)
+    before, terminated = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
     try:
         _start(settings, apart, plugins)
+        if main:  # Ray has set its own, which prints a stack and aborts.
+            signal.signal(signal.SIGTERM, _interrupt)
         yield
     finally:
         ray.shutdown()
+        if main:
+            signal.signal(signal.SIGTERM, terminated)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do at SIGTERM, which batch systems send, what Ctrl-C does, also in the background, where that is ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def _start(settings: SweepSettings, apart: Sequence[Path], plugins: Sequence[str]) -> None:

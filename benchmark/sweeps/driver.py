@@ -331,7 +331,7 @@ def _tune(
             raise ConfigError(f"{_stopped(settings.name)} ({reason_of(error)})") from error
     if not scheduler.done:
         raise ConfigError(
-            f"Ray Tune ended with {scheduler.finished} of {plan.expected()} trials; continue with: "
+            f"stopped after {scheduler.finished} of {plan.expected()} trials; continue with: "
             f"seedbed sweep --resume {settings.name}"
         )
 

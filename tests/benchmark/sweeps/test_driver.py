@@ -307,6 +307,17 @@ def test_kills_at_random_moments_change_no_byte_of_the_leaderboard(straight, dat
     assert sweep.tables() == straight[1]
 
 
+def test_sigterm_stops_a_sweep_as_ctrl_c_does(data, tmp_path):
+    sweep = Sweep(tmp_path, data)
+    process = sweep.start(*sweep.words)
+    sweep.wait_for(1, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 1
+    last = sweep.output().splitlines()[-1]
+    assert re.fullmatch(r"error: stopped after \d+ of \d+ trials; continue with: seedbed sweep --resume s", last)
+    assert "SIGTERM" not in sweep.output()
+
+
 def test_a_second_driver_is_refused(data, tmp_path):
     sweep = Sweep(tmp_path, data)
     first = sweep.start(*sweep.words)

@@ -124,7 +124,7 @@ def forecast(settings: SweepSettings, work: WorkFolder) -> Forecast:
             for key, step in planned.items():
                 needed[type(step.stage).__name__] += 1
                 steps[type(step.stage).__name__][key] = (step, cell.data)
-        searched = sorted(plan.space(cell)) if cell.trials > 1 else []
+        searched = sorted(cell.space) if cell.trials > 1 else []
         cells.append(CellForecast(cell.cell, searching, confirming, searched))
     device = settings.device
     times = _Durations(work.store)
@@ -148,7 +148,7 @@ def _trials(plan: SweepPlan, cell: CellPlan) -> Iterator[Trial]:
             seed = derive_seed(settings.search_seed, str(cell.cell), number) % 2**32
             sampler = optuna.samplers.RandomSampler(seed=seed)
             study = optuna.create_study(sampler=sampler)
-            changes = dict(study.ask({key: space for key, (space, _) in plan.space(cell).items()}).params)
+            changes = dict(study.ask({key: space for key, (space, _) in cell.space.items()}).params)
         yield plan.trial(cell, settings.search_seed, changes, "search")
     for seed in cell.seeds:
         yield plan.trial(cell, seed, {}, "confirm")

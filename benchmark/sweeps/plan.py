@@ -45,8 +45,10 @@ class CellPlan:
     """The plan of a confirming trial with the default settings."""
     fixed: Settings
     """The sweep's settings for this cell's stages."""
+    space: Space
+    """What its search draws; references, and cells without a setting that `tune` names, have nothing."""
     trials: int
-    """Number of search trials; references have none."""
+    """Number of search trials; 0 if there is nothing to search."""
     seeds: tuple[int, ...]
     """Random seeds of the confirming trials; a reference without a network is measured once."""
 
@@ -63,7 +65,9 @@ class CellPlan:
     def description(self) -> dict[str, Any]:
         """Return the cell's entry in `sweep.json`."""
         digest, segment = {"data_digest": self.digest}, {"segment": self.default.trial.segment}
-        own = {"seeds": list(self.seeds)} if self.cell.reference else {}
+        own: dict[str, Any] = {"trials": self.trials}
+        if self.cell.reference:
+            own["seeds"] = list(self.seeds)
         return {**asdict(self.cell), **self.conditions, **digest, **segment, **own}
 
 
@@ -91,11 +95,6 @@ class SweepPlan:
     def plan(self, cell: CellPlan, trial: Trial) -> TrialPlan:
         """Return the plan of a trial of a cell."""
         return plan_trial(trial, cell.data, self.work, Machine(), cell.digest)
-
-    def space(self, cell: CellPlan) -> Space:
-        """Return the search space of a cell; a search does not include the segmentation network."""
-        chain = cell.default.chain
-        return search_space([*chain.localise, *chain.refine], self.settings.tune, cell.fixed)
 
     def spec(
         self,
@@ -165,8 +164,11 @@ def plan_sweep(settings: SweepSettings, work: WorkFolder) -> SweepPlan:
         if cell.variant and (lost := {*settings.variants[cell.variant].settings} - {*fixed}):
             raise unknown_name(f"stage of the variant {cell.variant!r}", sorted(lost)[0].partition(".")[0], names)
         default = plan_trial(_trial(settings, cell, seeds[0], fixed, "confirm"), data, work, Machine(), digest)
-        trials = 0 if cell.reference else settings.trials
-        plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed, trials, seeds))
+        # A search does not include the segmentation network.
+        stages = [] if cell.reference else [*default.chain.localise, *default.chain.refine]
+        space = search_space(stages, settings.tune, fixed)
+        trials = settings.trials if space else 0
+        plan.cells.append(CellPlan(cell, dataset_spec, data, digest, default, fixed, space, trials, seeds))
     _check_settings(plan, known)
     return plan
 
@@ -202,7 +204,7 @@ def _check_settings(plan: SweepPlan, known: set[str]) -> None:
             raise unknown_name(f"setting of {stage}", name, valid)
     if settings.trials:
         chains: list[list[Stage]] = [
-            [*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells if c.trials
+            [*c.default.chain.localise, *c.default.chain.refine] for c in plan.cells if not c.cell.reference
         ]
         ignored += [f"tune {word}" for word in check_tune(chains, settings.tune, lambda: stage_classes().values())]
     if ignored:

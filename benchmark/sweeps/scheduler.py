@@ -58,7 +58,7 @@ class Scheduler:
                 CellStudy(
                     storage,
                     str(cell.cell),
-                    plan.space(cell),
+                    cell.space,
                     settings.search_seed,
                     cell.trials,
                     settings.window,

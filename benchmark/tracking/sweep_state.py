@@ -21,6 +21,7 @@ from seedbed.benchmark.sweeps.trial_files import (
     read_spec,
 )
 from seedbed.benchmark.tracking.run_content import Number, milliseconds
+from seedbed.benchmark.trials.conditions import search_trials_in
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class SweepState:
 
 def _planned(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> CellState:
     cell = Cell(*(str(entry.get(name, "")) for name in ("method", "refiner", "dataset", "variant")))
-    trials = 0 if entry.get("reference") else int(plan["trials"])
+    trials = search_trials_in(entry, plan["trials"])
     seeds = len(entry.get("seeds", plan["seeds"]))
     return CellState(cell, {"search": trials, "confirm": seeds * (2 if trials else 1)})
 

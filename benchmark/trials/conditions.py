@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NONE = "none"
 NO_METHOD = {"full": "F", "background": "none", "whole_image": "I"}
 """The supervision of references: true masks, nothing, or tags."""
-NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest", "seeds"})
+NO_CONDITIONS = frozenset({"method", "refiner", "dataset", "variant", "segment", "data_digest", "seeds", "trials"})
 """The other keys of a cell in `sweep.json`."""
 
 
@@ -73,6 +73,11 @@ def conditions_of(plan: TrialPlan) -> dict[str, str | int]:
 def conditions_in(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return the conditions of a cell of `sweep.json`, also of one that an earlier version wrote."""
     return {name: value for name, value in cell.items() if name not in NO_CONDITIONS}
+
+
+def search_trials_in(cell: Mapping[str, Any], of_sweep: int) -> int:
+    """Return the number of search trials of a cell of `sweep.json`; `of_sweep` for one of an earlier version."""
+    return int(cell.get("trials", 0 if cell.get("reference") else of_sweep))
 
 
 def _text(value: Any) -> str:

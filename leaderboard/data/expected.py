@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seedbed.benchmark.errors import ConfigError, DataError
-from seedbed.benchmark.trials.conditions import conditions_in
+from seedbed.benchmark.trials.conditions import conditions_in, search_trials_in
 from seedbed.leaderboard.data.conditions import CONDITIONS
 from seedbed.leaderboard.data.snapshot import Run
 
@@ -21,7 +21,7 @@ class ExpectedTrials:
 
     name: str
     trials: int
-    """Search trials per cell; 0: only default settings are run."""
+    """Search trials of a cell with something to search; 0: only default settings are run."""
     seeds: tuple[int, ...]
     cells: tuple[Mapping[str, Any], ...]
     """Method, refiner, data set and conditions, as columns of the snapshot."""
@@ -51,11 +51,8 @@ class ExpectedTrials:
     def expected(self) -> Iterator[Run]:
         """Yield every trial that the tables report, as a run that is missing."""
         for cell in self.cells:
-            if cell.get("reference"):
-                yield from (self._missing(cell, "default", seed) for seed in cell["seeds"])
-                continue
-            for settings in ("default", "best") if self.trials else ("default",):
-                for seed in self.seeds:
+            for settings in ("default", "best") if search_trials_in(cell, self.trials) else ("default",):
+                for seed in cell.get("seeds", self.seeds):
                     yield self._missing(cell, settings, seed)
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:

@@ -243,19 +243,17 @@ def test_other_errors_pass(tmp_path):
 
 
 def space_of(scheduler: Scheduler) -> dict:
-    return dict(scheduler.plan.space(scheduler.plan.cells[0]))
+    return dict(scheduler.plan.cells[0].space)
 
 
 @pytest.fixture
 def upgraded(settings, tmp_path, monkeypatch):
     """Return a function that resumes a killed sweep with code whose search space is another one."""
-    from seedbed.benchmark.sweeps.plan import SweepPlan
-
     old = space_of(killed(settings, tmp_path, 2))
 
     def resumed(**changes) -> Scheduler:
         new = {key: value for key, value in {**old, **changes}.items() if value is not None}
-        monkeypatch.setattr(SweepPlan, "space", lambda plan, cell: new)
+        monkeypatch.setattr("seedbed.benchmark.sweeps.plan.search_space", lambda *_: new)
         scheduler = scheduler_of(settings, tmp_path)
         scheduler.refresh()
         return scheduler

@@ -12,6 +12,7 @@ from seedbed.benchmark.errors import ConfigError
 from seedbed.benchmark.pipeline.stage import Kind
 from seedbed.benchmark.sweeps.trial_files import Outcome, TrialSpec
 from seedbed.datasets.base import Split
+from seedbed.leaderboard.data.expected import ExpectedTrials
 from tests.helpers.sweeping import end, put_entry, run_to_its_end, scheduler_of, small
 
 
@@ -49,6 +50,33 @@ def test_the_best_settings_are_those_of_the_best_search_trial(settings, tmp_path
 def test_without_a_search_only_the_default_is_confirmed(chimera_root, tmp_path):
     specs = run_to_its_end(scheduler_of(small(chimera_root, trials=0), tmp_path))
     assert {(spec.phase, spec.settings) for spec in specs} == {("confirm", "default")}
+
+
+def test_a_cell_with_nothing_to_search_has_no_search(chimera_root, tmp_path):
+    settings = small(chimera_root, refiners=["none", "crf"], trials=2, tune=["crf"], seeds=[0, 1])
+    scheduler = scheduler_of(settings, tmp_path)
+    specs = run_to_its_end(scheduler)
+    ran = Counter((spec.cell.refiner, spec.phase, spec.settings) for spec in specs)
+    assert ran == {
+        ("none", "confirm", "default"): 2,
+        ("crf", "search", "default"): 1,
+        ("crf", "search", "suggested"): 1,
+        ("crf", "confirm", "default"): 2,
+        ("crf", "confirm", "best"): 2,
+    }
+    assert scheduler.plan.expected() == len(specs)
+    described = scheduler.plan.description()
+    assert [(cell["refiner"], cell["trials"]) for cell in described["cells"]] == [("none", 0), ("crf", 2)]
+    expected = ExpectedTrials.parse(described).expected()
+    assert Counter((run.refiner, run.settings) for run in expected) == {
+        ("none", "default"): 2,
+        ("crf", "default"): 2,
+        ("crf", "best"): 2,
+    }
+    # Earlier versions searched in each cell, and wrote only one number.
+    for cell in described["cells"]:
+        del cell["trials"]
+    assert len([*ExpectedTrials.parse(described).expected()]) == 8
 
 
 def test_variants_are_cells_with_settings_of_their_own(chimera_root, tmp_path):

@@ -103,7 +103,7 @@ def test_the_conditions_of_a_trial_by_hand(chimera_root, tmp_path):
     assert none == crf | {"crf_preset": "none"}
     described = plan.cells[0].description()
     assert [*described][:4] == ["method", "refiner", "dataset", "variant"]
-    assert [*described][-2:] == ["data_digest", "segment"]
+    assert [*described][-3:] == ["data_digest", "segment", "trials"]
 
 
 def test_an_oracles_threshold_counts_the_masks_of_train(chimera_root, chimera, tmp_path):

@@ -1,4 +1,4 @@
-"""Ray's launcher takes ray_cluster.yaml, in both variants, and what it starts is closed to the world.
+"""The connection to Ray, and ray_cluster.yaml: its launcher takes both variants, which are closed to the world.
 
 Ray checks a file with `prepare_config` and `validate_config` before it asks any cloud, so this needs no network
 and no boto3.
@@ -23,7 +23,7 @@ import ray
 import yaml
 
 from seedbed.benchmark.errors import ConfigError
-from seedbed.benchmark.sweeps.cluster import connected
+from seedbed.benchmark.sweeps.cluster import connected, problems_of_node, shipped_code
 from tests.helpers.sweeping import small
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -304,3 +304,31 @@ def test_ray_that_does_not_start_is_told_in_one_line(tmp_path, monkeypatch):
         connected(small(tmp_path), [], []),
     ):
         raise AssertionError("started")
+
+
+def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):
+    inside, outside = CHECKOUT / "mine" / "VOC2012", Path("/elsewhere/data")
+    sent = shipped_code([inside, outside])
+    assert sent["working_dir"] == str(CHECKOUT)
+    assert "/mine/VOC2012" in sent["excludes"]
+    assert not any("elsewhere" in pattern for pattern in sent["excludes"])
+    assert "py_modules" not in sent  # Ray fails on an empty list.
+    for pattern in ("seedbed-work/", "*.pth", ".git/", ".venv/"):
+        assert pattern in sent["excludes"]
+
+
+def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path, chimera_root):
+    place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
+    other = {"name": "chimera-voc", "loader": "chimera", "root": str(chimera_root), "options": {}}
+    driver = {"work": str(tmp_path), "token": "sweep.json", "store": None}
+    counts, weights = {"chimera-voc": [1, 2, 3, 4, 5]}, str(tmp_path / "weights.pth")
+    problems = problems_of_node([place, other], counts, driver, weights)
+    assert len(problems) == 4
+    assert "a file system that all nodes share" in problems[0]
+    assert "weights.pth: no such file" in problems[1]
+    assert f"{tmp_path / 'away'}: no such folder" in problems[2]
+    assert "has different images" in problems[3]
+    nobody = "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    driver["store"] = {"address": nobody, "cache": None}
+    (problem,) = problems_of_node([], {}, driver)
+    assert problem.startswith(f"{nobody}: the object store cannot be used")

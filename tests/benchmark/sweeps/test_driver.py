@@ -29,7 +29,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import CHECKOUT
 from tests.helpers.cluster import OneProcess, ray_cluster
 from tests.helpers.command_line import seedbed, start_seedbed
 from tests.helpers.process import Program
@@ -470,35 +469,3 @@ def test_a_broken_image_fails_the_trials_of_its_data_set_and_no_other(data, tmp_
     assert {run.info.status for run in runs} == {"FAILED"}
     assert "2 trials run again" in sweep.run_here("sweep", "--resume", "s", code=3)
     assert len(client.search_runs(["1"])) == 1 + 4
-
-
-def test_data_work_folder_and_weights_are_not_sent_to_other_nodes(monkeypatch):
-    from seedbed.benchmark.sweeps.cluster import shipped_code
-
-    inside, outside = CHECKOUT / "mine" / "VOC2012", Path("/elsewhere/data")
-    sent = shipped_code([inside, outside])
-    assert sent["working_dir"] == str(CHECKOUT)
-    assert "/mine/VOC2012" in sent["excludes"]
-    assert not any("elsewhere" in pattern for pattern in sent["excludes"])
-    assert "py_modules" not in sent  # Ray fails on an empty list.
-    for pattern in ("seedbed-work/", "*.pth", ".git/", ".venv/"):
-        assert pattern in sent["excludes"]
-
-
-def test_every_node_that_lacks_the_data_is_named_before_the_first_trial(tmp_path, data):
-    from seedbed.benchmark.sweeps.cluster import problems_of_node
-
-    place = {"name": "chimera-voc", "loader": "chimera", "root": str(tmp_path / "away"), "options": {}}
-    other = {"name": "chimera-voc", "loader": "chimera", "root": str(data), "options": {}}
-    driver = {"work": str(tmp_path), "token": "sweep.json", "store": None}
-    counts, weights = {"chimera-voc": [1, 2, 3, 4, 5]}, str(tmp_path / "weights.pth")
-    problems = problems_of_node([place, other], counts, driver, weights)
-    assert len(problems) == 4
-    assert "a file system that all nodes share" in problems[0]
-    assert "weights.pth: no such file" in problems[1]
-    assert f"{tmp_path / 'away'}: no such folder" in problems[2]
-    assert "has different images" in problems[3]
-    nobody = "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
-    driver["store"] = {"address": nobody, "cache": None}
-    (problem,) = problems_of_node([], {}, driver)
-    assert problem.startswith(f"{nobody}: the object store cannot be used")

@@ -171,8 +171,9 @@ def run(
         DataError: The data set cannot be used for this trial.
     """
     from seedbed.benchmark.cli.options import chosen_device, processes
+    from seedbed.benchmark.pipeline.configuration import read_configuration
     from seedbed.benchmark.pipeline.stage import Machine
-    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
     from seedbed.benchmark.progress import log_to_console
     from seedbed.benchmark.trials.run import run_trial
     from seedbed.benchmark.trials.trial import Trial
@@ -180,7 +181,7 @@ def run(
     trial = Trial(dataset=data.name, method=method, refiner=refiner, seed=seed, **options)
     machine = Machine(device=chosen_device(device), workers=processes(workers))
     with log_to_console(quiet):
-        return run_trial(trial, data, WorkFolder(Path(work), read_store(CONFIGURATION)), machine)
+        return run_trial(trial, data, WorkFolder(Path(work), read_configuration().store), machine)
 
 
 def records_table(records: Iterable[Record]) -> pd.DataFrame:
@@ -203,10 +204,11 @@ def load_run(run_id: str, work: str | PathLike[str] = WORK) -> pd.DataFrame:
         ConfigError: There is no such run; the newest ones are named.
     """
     from seedbed.benchmark.evaluation.records import read_records
-    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
+    from seedbed.benchmark.pipeline.configuration import read_configuration
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
     from seedbed.benchmark.trials.run import read_run
 
-    folder = WorkFolder(Path(work), read_store(CONFIGURATION))
+    folder = WorkFolder(Path(work), read_configuration().store)
     read_run(folder, run_id)
     return records_table(read_records(folder.runs / run_id / "records.parquet"))
 

@@ -195,9 +195,9 @@ def _line(kind: Any, error: ErrorDetails, prefix: tuple[str, ...], noun: str) ->
             return f"{path or f'a {noun}'} needs {error['loc'][-1]}"
         found, quotes = path or noun, ""
     else:
-        # YAML reads `no` as false and `2012` as a number.
+        # YAML reads `no` as false and `2012` as a number; TOML has numbers, too.
         unquoted = str in (hint, *typing.get_args(hint)) and isinstance(error["input"], int | float)
-        found, quotes = f"{path} = {error['input']!r}", "; in YAML, put it in quotes" if unquoted else ""
+        found, quotes = f"{path} = {error['input']!r}", "; put it in quotes" if unquoted else ""
     if error["type"] == "value_error":
         return f"{found}: {error['ctx']['error']}"
     if error["type"] in ("missing", "too_long"):
@@ -207,7 +207,7 @@ def _line(kind: Any, error: ErrorDetails, prefix: tuple[str, ...], noun: str) ->
 
 def _place(hint: Any, keys: Sequence[str | int], prefix: Sequence[str]) -> tuple[Any, str]:
     """Return the type at a place in a table, and the names that lead to it, joined by dots."""
-    names = [*prefix]
+    names = []
     for key in keys:
         if typing.get_origin(hint) in UNIONS:
             # The next keys name a member of the union.
@@ -219,4 +219,4 @@ def _place(hint: Any, keys: Sequence[str | int], prefix: Sequence[str]) -> tuple
             if _is_table(hint)
             else typing.get_args(hint)[isinstance(key, str)]
         )
-    return hint, ".".join(name if name.isidentifier() else repr(name) for name in names)
+    return hint, ".".join([*prefix, *(name if name.isidentifier() else repr(name) for name in names)])

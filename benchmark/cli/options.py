@@ -83,14 +83,15 @@ def work_folder(root: Path) -> WorkFolder:
 
     Raises ConfigError if it is a file or cannot be read, and if `seedbed.toml` is wrong.
     """
-    from seedbed.benchmark.pipeline.work_folder import CONFIGURATION, WorkFolder, read_store
+    from seedbed.benchmark.pipeline.configuration import read_configuration
+    from seedbed.benchmark.pipeline.work_folder import WorkFolder
 
     try:
         if root.exists() and not root.is_dir():
             raise ConfigError(f"--work {root}: is a file, not a folder")
     except OSError as error:
         raise ConfigError(f"--work {root}: {error.strerror}") from None
-    return WorkFolder(root, read_store(CONFIGURATION))
+    return WorkFolder(root, read_configuration().store)
 
 
 def one_of(what: str, word: str, valid: Iterable[str]) -> Any:

@@ -1,22 +1,9 @@
-"""The work folder, and `seedbed.toml`, which maps names of data sets to folders and names an object store.
+"""The work folder, and where the data sets are.
 
-    seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
-    seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
-    seedbed-work/sweeps/    one folder per sweep        seedbed-work/mlflow/   MLflow's SQLite file and artifacts
-    seedbed-work/submitted/ results from elsewhere
-
-`seedbed.toml`, in the current folder, is optional:
-
-    [datasets]
-    voc2012 = "/data/VOCdevkit/VOC2012"
-
-    [datasets.chimera-coco]      # a name of your own
-    dataset = "chimera"          # the loader
-    root = "/data/chimera-coco"  # further keys are options of the loader; `classes` chooses some of its classes
-
-    [store]                              # without this table the store is a folder alone
-    address = "s3://bucket/folder"       # an object store that several machines share
-    cache = "/scratch/seedbed-store"     # each machine's local copies; default: `store` in the work folder
+seedbed-work/store/     the artifact store          seedbed-work/runs/     one folder per run
+seedbed-work/data/      generated data sets         seedbed-work/digests/  content digests of data files
+seedbed-work/sweeps/    one folder per sweep        seedbed-work/mlflow/   MLflow's SQLite file and artifacts
+seedbed-work/submitted/ results from elsewhere
 """
 
 from __future__ import annotations
@@ -24,8 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +18,7 @@ from typing import Any, Literal
 
 from seedbed.benchmark.errors import ConfigError, DataError, unknown_name
 from seedbed.benchmark.paths import expanded, slug
+from seedbed.benchmark.pipeline.configuration import CONFIGURATION, PATH_OPTIONS, read_configuration
 from seedbed.benchmark.pipeline.registry import DATASETS
 from seedbed.benchmark.pipeline.remote.cached_store import CachedStore, StoreLocation
 from seedbed.benchmark.pipeline.store import Store
@@ -40,12 +26,6 @@ from seedbed.benchmark.progress import progress_bar
 from seedbed.datasets.base import CLASSES_OPTION, Dataset
 from seedbed.datasets.subset import ClassSubset, split_name, subset_name
 
-PATH_OPTIONS = ("masks", "saliency", "tags")
-"""The loaders' options that are paths."""
-CONFIGURATION = Path("seedbed.toml")
-TABLES = ("datasets", "store")
-STORE_KEYS = ("address", "cache")
-BACKSLASHES = ". Write Windows paths in single quotes ('C:\\data') or with slashes"
 DEMO_IMAGES, DEMO_SIZE, DEMO_SEED = 600, 96, 0
 """The Chimera that is generated if no root is given."""
 CHIMERAS: dict[str, Literal["voc", "coco"]] = {"chimera-voc": "voc", "chimera-coco": "coco"}
@@ -160,7 +140,7 @@ class WorkFolder:
 
     def _configured(self, name: str, given: Mapping[str, Any]) -> DatasetSpec:
         """Return a data set as defined by `seedbed.toml` and the `given` options; its root may be empty."""
-        configured = read_configuration(CONFIGURATION)
+        configured = read_configuration().datasets
         usual = {*DATASETS.names(), *CHIMERAS}
         known = {*usual, *configured}
         whole, classes = (name, None) if name in known else split_name(name)
@@ -220,83 +200,3 @@ def _absolute(spec: DatasetSpec) -> DatasetSpec:
         )
     paths = {key: str(expanded(spec.options[key]).resolve()) for key in PATH_OPTIONS if key in spec.options}
     return replace(spec, root=str(root.resolve()), options={**spec.options, **paths})
-
-
-def read_configuration(path: Path) -> Mapping[str, dict[str, Any]]:
-    """Return the keys of each data set in `seedbed.toml`; none if there is no such file.
-
-    Raises ConfigError, naming the file, if it cannot be read or an entry has a wrong type.
-    """
-    content = _read(path)
-    table = content.get("datasets", {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: datasets: expected a table, [datasets]")
-    return {name: _entry(f"{path}: datasets.{_key(name)}", name, value) for name, value in table.items()}
-
-
-def read_store(path: Path) -> StoreLocation | None:
-    """Return the object store that `seedbed.toml` names; None if there is no such table or file.
-
-    Raises ConfigError, naming the file, if it cannot be read or the table has wrong keys or values.
-    """
-    table = _read(path).get("store")
-    if table is None:
-        return None
-    where = f"{path}: store"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where}: expected a table, [store], with the keys {', '.join(STORE_KEYS)}")
-    for key, value in table.items():
-        if key not in STORE_KEYS:
-            raise ConfigError(f"{where}: unknown key {key!r}. Valid: {', '.join(STORE_KEYS)}")
-        if not isinstance(value, str) or not value.strip():
-            raise ConfigError(f"{where}.{key} = {value!r}: expected a text")
-    address, cache = table.get("address", ""), table.get("cache")
-    if not re.match(r"[a-z][a-z0-9+.-]*://[^/@]*/?[^@]*$", address):
-        # The address is in messages and in files.
-        raise ConfigError(
-            f"{where}.address: expected an address like s3://BUCKET/FOLDER, without credentials (S3's are in "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in ~/.aws/credentials, or the machine's role)"
-        )
-    return StoreLocation(address, None if cache is None else str(expanded(cache).absolute()))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of `seedbed.toml`; nothing if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        # Windows editors write a byte order mark before the text.
-        text = path.read_text("utf-8-sig")
-        content = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8; save it with the encoding UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        hint = BACKSLASHES if "\\" in text else ""
-        raise ConfigError(f"{path}: {error}{hint}") from None
-    for key in content:
-        if key not in TABLES:
-            raise ConfigError(f"{path}: unknown table {key!r}. Valid: {', '.join(TABLES)}")
-    return content
-
-
-def _key(name: str) -> str:
-    return name if name.isidentifier() else repr(name)
-
-
-def _entry(where: str, name: str, value: Any) -> dict[str, Any]:
-    """Return the keys of one data set. Raises ConfigError for a wrong name and wrong types."""
-    if not name.strip() or name != name.strip() or "=" in name or not name.isprintable():
-        raise ConfigError(f"{where}: a name must be printable and without '=' or blanks at its ends")
-    entry = {"root": value} if isinstance(value, str) else value
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: expected a folder, or a table with the keys dataset and root")
-    for key in ("root", "dataset", *PATH_OPTIONS):
-        if key in entry and not (isinstance(entry[key], str) and entry[key].strip()):
-            raise ConfigError(f"{where}.{key} = {entry[key]!r}: expected a text")
-    classes = entry.get(CLASSES_OPTION, ["any"])
-    if not (isinstance(classes, list) and classes and all(isinstance(c, str) and c.strip() for c in classes)):
-        text = "expected a list of class names"
-        raise ConfigError(f"{where}.{CLASSES_OPTION} = {classes!r}: {text}")
-    return dict(entry)

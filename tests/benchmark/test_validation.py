@@ -93,7 +93,7 @@ def test_a_table_becomes_dataclasses_and_none_an_empty_one():
         ({"scales": None}, "scales = None: expected number"),
         ({"pair": ["a"]}, "pair = ['a']: expected 2 values"),
         ({"pair": ["a", "b", "c"]}, "pair = ['a', 'b', 'c']: expected 2 values"),
-        ({"pair": ["a", False]}, "pair = False: expected text; in YAML, put it in quotes"),
+        ({"pair": ["a", False]}, "pair = False: expected text; put it in quotes"),
         ({"parts": {"x y": {"on": "yes"}}}, "parts.'x y'.on = 'yes': expected true or false"),
         ({"parts": {"x": {"on": 1}}}, "parts.x.on = 1: expected true or false"),
         ({"parts": {"x": {"size": 3}}}, "parts.x.size = 3: outside 0 … 2"),

@@ -41,8 +41,8 @@ def test_defaults_are_the_protocols():
             for name in ("größe", "a\nb", ".hidden")
         ),
         ({"name": "x" * 201}, "name = 'xxx"),
-        ({"name": 2012}, "name = 2012: expected text; in YAML, put it in quotes"),
-        ({"refiners": False}, "refiners = False: expected text; in YAML, put it in quotes"),
+        ({"name": 2012}, "name = 2012: expected text; put it in quotes"),
+        ({"refiners": False}, "refiners = False: expected text; put it in quotes"),
         ({"refiners": None}, "refiners = None: expected"),
         ({"datasets": {"voc2012": "x"}}, "datasets = {'voc2012': 'x'}: expected"),
         ({"seeds": [0, 1.5]}, "seeds = 1.5: expected whole number"),

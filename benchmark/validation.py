@@ -207,7 +207,7 @@ def _line(kind: Any, error: ErrorDetails, prefix: tuple[str, ...], noun: str) ->
 
 def _place(hint: Any, keys: Sequence[str | int], prefix: Sequence[str]) -> tuple[Any, str]:
     """Return the type at a place in a table, and the names that lead to it, joined by dots."""
-    names = []
+    names = [*prefix]
     for key in keys:
         if typing.get_origin(hint) in UNIONS:
             # The next keys name a member of the union.
@@ -219,4 +219,4 @@ def _place(hint: Any, keys: Sequence[str | int], prefix: Sequence[str]) -> tuple
             if _is_table(hint)
             else typing.get_args(hint)[isinstance(key, str)]
         )
-    return hint, ".".join([*prefix, *(name if name.isidentifier() else repr(name) for name in names)])
+    return hint, ".".join(name if name.isidentifier() else repr(name) for name in names)

@@ -1,28 +1,29 @@
-"""`seedbed.toml`, which maps names of data sets to folders and names an object store. It is optional.
+"""`seedbed.toml`, which maps names of data sets to folders and names an object store.
 
-[datasets]
-voc2012 = "/data/VOCdevkit/VOC2012"
+The file is optional, and in the current folder:
 
-[datasets.chimera-coco]      # a name of your own
-dataset = "chimera"          # the loader
-root = "/data/chimera-coco"  # further keys are options of the loader; `classes` chooses some of its classes
+    [datasets]
+    voc2012 = "/data/VOCdevkit/VOC2012"
 
-[store]                              # without this table the store is a folder alone
-address = "s3://bucket/folder"       # an object store that several machines share
-cache = "/scratch/seedbed-store"     # each machine's local copies; default: `store` in the work folder
+    [datasets.chimera-coco]      # a name of your own
+    dataset = "chimera"          # the loader
+    root = "/data/chimera-coco"  # further keys are options of the loader; `classes` chooses some of its classes
+
+    [store]                              # without this table the store is a folder alone
+    address = "s3://bucket/folder"       # an object store that several machines share
+    cache = "/scratch/seedbed-store"     # each machine's local copies; default: `store` in the work folder
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
-from seedbed.benchmark.errors import ConfigError
+from seedbed.benchmark.errors import ConfigError, joined
 from seedbed.benchmark.paths import expanded
 from seedbed.benchmark.pipeline.remote.cached_store import StoreLocation
 from seedbed.benchmark.validation import typed
@@ -66,17 +67,8 @@ class StoreTable:
     cache: Text | None = None
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The tables of the file."""
-
-    datasets: Mapping[str, Any]
-    store: StoreTable
-
-
-@dataclass(frozen=True)
-class DatasetTable:
-    """The keys of a data set that every loader has; the others are checked by its loader."""
+class DatasetTable(TypedDict, total=False):
+    """The keys of a data set that every loader has; its loader checks the others."""
 
     root: Text
     dataset: Text
@@ -86,7 +78,11 @@ class DatasetTable:
     classes: Annotated[list[str], _names]
 
 
-KEYS = [one.name for one in dataclasses.fields(DatasetTable)]
+class Tables(TypedDict, total=False):
+    """The tables of the file."""
+
+    datasets: Mapping[str, DatasetTable]
+    store: StoreTable
 
 
 def read_configuration(path: Path = CONFIGURATION) -> Configuration:
@@ -95,11 +91,15 @@ def read_configuration(path: Path = CONFIGURATION) -> Configuration:
     Raises ConfigError, naming the file, if it cannot be read or a table has wrong keys or values.
     """
     content = _content(path)
+    datasets = content.get("datasets", {})
     try:
+        if isinstance(datasets, dict):
+            _check_names(datasets)
+            datasets = {name: {"root": it} if isinstance(it, str) else it for name, it in datasets.items()}
+            content["datasets"] = {name: _of_every_loader(it) for name, it in datasets.items()}
         tables = typed(Tables, content)
-        entries = {name: _entry(name, value) for name, value in tables.get("datasets", {}).items()}
-        store = tables.get("store")
-        return Configuration(entries, None if store is None else _location(store))
+        entries = {name: datasets[name] | dict(read) for name, read in tables["datasets"].items()}
+        return Configuration(entries, _location(tables["store"]) if "store" in tables else None)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -120,15 +120,20 @@ def _content(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}{hint}") from None
 
 
-def _entry(name: str, value: Any) -> dict[str, Any]:
-    """Return the keys of one data set."""
-    where = f"datasets.{name if name.isidentifier() else repr(name)}"
-    if not name.strip() or name != name.strip() or "=" in name or not name.isprintable():
-        raise ConfigError(f"{where}: a name must be printable and without '=' or blanks at its ends")
-    entry = {"root": value} if isinstance(value, str) else value
+def _check_names(datasets: Mapping[str, Any]) -> None:
+    problems = [
+        f"datasets.{name!r}: a name must be printable and without '=' or blanks at its ends"
+        for name in datasets
+        if not name.strip() or name != name.strip() or "=" in name or not name.isprintable()
+    ]
+    if problems:
+        raise ConfigError(joined("", problems))
+
+
+def _of_every_loader(entry: Any) -> Any:
     if not isinstance(entry, dict):
-        raise ConfigError(f"{where}: expected a folder, or a table with the keys dataset and root")
-    return entry | typed(DatasetTable, {key: entry[key] for key in KEYS if key in entry}, where)
+        return entry
+    return {key: value for key, value in entry.items() if key in get_type_hints(DatasetTable)}
 
 
 def _location(table: StoreTable) -> StoreLocation:

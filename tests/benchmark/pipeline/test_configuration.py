@@ -23,14 +23,20 @@ def test_options_of_a_loader_are_kept_and_keys_of_all_loaders_are_typed(tmp_path
     }
 
 
-def test_all_problems_of_a_table_are_listed(tmp_path):
-    (tmp_path / "seedbed.toml").write_text("[datasets.mine]\nroot = ''\nclasses = 'cat'\ntags = 1\n")
+def test_all_problems_of_all_tables_are_listed(tmp_path):
+    (tmp_path / "seedbed.toml").write_text(
+        "[datasets]\nother = 3\n[datasets.mine]\nroot = ''\nclasses = 'cat'\ntags = 1\n[store]\ncache = 'here'\n"
+    )
     with pytest.raises(ConfigError) as caught:
         read_configuration(tmp_path / "seedbed.toml")
-    assert all(
-        key in str(caught.value)
-        for key in ("mine.root = ''", "mine.classes = 'cat': expected a list", "mine.tags = 1")
-    )
+    assert [line.strip() for line in str(caught.value).splitlines()] == [
+        f"{tmp_path / 'seedbed.toml'}: 5 problems",
+        "datasets.other: expected a table. Valid: root, dataset, masks, saliency, tags, classes",
+        "datasets.mine.root = '': expected a text that is not empty",
+        "datasets.mine.tags = 1: expected text; put it in quotes",
+        "datasets.mine.classes = 'cat': expected a list of class names",
+        "store needs address",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_all_problems_of_a_table_are_listed(tmp_path):
         (b'[datasets]\nvoc2012 = "C:\\Users\\me"\n', r"seedbed.toml: .*line 2.*single quotes"),
         (b'[datasets]\nvoc2012 = "voc_\xe9"\n', r"seedbed.toml: not UTF-8"),
         (b'datasets = "voc"\n', r"seedbed.toml: datasets: expected a table"),
-        (b"[datasets]\nvoc2012 = 3\n", r"datasets.voc2012: expected a folder, or a table"),
+        (b"[datasets]\nvoc2012 = 3\n", r"datasets.voc2012: expected a table. Valid: root, dataset"),
         (b"[datasets.voc2012]\nroot = 3\n", r"datasets.voc2012.root = 3: expected text"),
         (b'[datasets.voc2012]\nroot = ""\n', r"datasets.voc2012.root = '': expected a text that is not empty"),
         (b"[datasets.voc2012]\nroot = 'voc'\ntags = [1]\n", r"datasets.voc2012.tags = \[1\]: expected text"),
